@@ -1,0 +1,163 @@
+// Package attach defines what the CNI plugin and the agent say to each other over the agent's unix socket.
+//
+// The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
+//
+//	DEL, and the like:  plugin → Request      agent → Reply
+//	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
+//	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
+//
+// Between the two halves of an ADD the plugin finishes the veth pair, which it began to make while the agent worked. An agent
+// that loses the connection after its first reply does nothing: the runtime calls DEL, and the audit finds what nobody called DEL
+// for. Deadlines are the connection's: both ends set one before each turn.
+package attach
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+)
+
+// Socket is where the agent listens, on every host.
+const Socket = "/run/muslin/agent.sock"
+
+// LockDir holds a lock file for each host interface name; whoever makes or removes that interface holds its flock.
+const LockDir = "/run/muslin/attach"
+
+// Version is the protocol's. Both ends refuse another one, naming both.
+const Version = 1
+
+// Verb says what is asked for.
+type Verb string
+
+// The verbs.
+const (
+	Add Verb = "add" // allocate, write the endpoint, then wait for Linked
+	Del Verb = "del" // release, delete the endpoint
+)
+
+// Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// Request is the plugin's opening line. It is also what the plugin hands to the executable module, inside its netconf.
+type Request struct {
+	Version     int    `json:"version"`
+	Verb        Verb   `json:"verb"`
+	Network     string `json:"network"` // the netconf's name
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`           // inside the pod
+	HostIf      string `json:"hostIf,omitempty"` // the host's side
+	MAC         string `json:"mac,omitempty"`    // that the plugin proposes for the pod's side
+	Netns       string `json:"netns,omitempty"`
+	Pod         Pod    `json:"pod,omitzero"`
+
+	AssignIPv4  bool     `json:"assignIPv4,omitempty"`
+	AssignIPv6  bool     `json:"assignIPv6,omitempty"`
+	IPv4Pools   []string `json:"ipv4Pools,omitempty"` // names or CIDRs, from the netconf
+	IPv6Pools   []string `json:"ipv6Pools,omitempty"`
+	PolicyType  string   `json:"policyType,omitempty"` // "" or "k8s"
+	Labels      Strings  `json:"labels,omitempty"`     // from the netconf's args.cni.labels
+	Annotations Strings  `json:"annotations,omitempty"`
+}
+
+// Strings is a set of named strings.
+type Strings map[string]string
+
+// Linked is the plugin's second line in an ADD: the pod's side is set and the host's side is up.
+type Linked struct {
+	HostIf string `json:"hostIf"`
+	Index  int    `json:"index"` // of the host's side
+}
+
+// Reply is the agent's answer to either line. Error nil means success.
+type Reply struct {
+	Error *Error       `json:"error,omitempty"`
+	Addrs []netip.Addr `json:"addrs,omitempty"` // after an ADD's first line: at most one of each family
+	MAC   string       `json:"mac,omitempty"`   // the pod's MAC as the endpoint holds it: the proposed one, or an earlier ADD's
+}
+
+// Error is a failure as CNI reports it. Msg names the stage and the object, Details the remedy.
+type Error struct {
+	Code    uint   `json:"code"`
+	Msg     string `json:"msg"`
+	Details string `json:"details,omitempty"`
+}
+
+// Error is the message and the remedy.
+func (e *Error) Error() string {
+	if e.Details == "" {
+		return e.Msg
+	}
+	return e.Msg + ": " + e.Details
+}
+
+// CNI error codes (CNI spec 1.1, "Error"; from 100 on they are a plugin's own).
+const (
+	CodeBadVersion   = 1
+	CodeBadField     = 2
+	CodeUnknown      = 3 // container unknown
+	CodeBadEnv       = 4
+	CodeIO           = 5
+	CodeDecode       = 6
+	CodeBadConfig    = 7
+	CodeTryAgain     = 11
+	CodeNotAvailable = 50
+	CodeDatastore    = 100
+	CodeNoAddress    = 101
+	CodeKernel       = 102
+	CodeInternal     = 103
+)
+
+// maxLine bounds what either end reads: labels and annotations of one pod fit well.
+const maxLine = 1 << 20
+
+// Conn frames messages on a byte stream. Not safe for concurrent use.
+type Conn struct {
+	r *bufio.Reader
+	w io.Writer
+}
+
+// NewConn frames messages on rw.
+func NewConn(rw io.ReadWriter) *Conn { return &Conn{r: bufio.NewReader(rw), w: rw} }
+
+// Send writes one message.
+func (c *Conn) Send(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode message: %w", err)
+	}
+	if _, err := c.w.Write(append(b, '\n')); err != nil {
+		return fmt.Errorf("send message: %w", err)
+	}
+	return nil
+}
+
+// Receive reads one message into v. It returns io.EOF when the peer closed between messages.
+func (c *Conn) Receive(v any) error {
+	var line []byte
+	for {
+		part, err := c.r.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
+			break
+		}
+		if err == io.EOF && len(line) == 0 {
+			return io.EOF
+		}
+		if err != bufio.ErrBufferFull {
+			return fmt.Errorf("receive message: %w", err)
+		}
+		if len(line) > maxLine {
+			return fmt.Errorf("receive message: longer than %d bytes", maxLine)
+		}
+	}
+	if err := json.Unmarshal(line, v); err != nil {
+		return fmt.Errorf("decode message: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+// Package hostside says what a workload needs on its host: names, settings, route and neighbour of its interface.
+//
+// It is used by the plan, which is the one writer on a node with an agent, and by the plugin when it works
+// without one, so that both write the same.
+package hostside
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"net/netip"
+	"strconv"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// MAC of the host's side of every veth pair: the same on every host, so that pods never learn it anew.
+const MAC = "ee:ee:ee:ee:ee:ee"
+
+// Gateway is the next hop of every pod's default route. Nobody owns it: the host answers for it by proxy ARP.
+const Gateway = "169.254.1.1"
+
+// RouteMetric is the metric of a workload's route.
+const RouteMetric = 1024
+
+// InterfaceName is the name of the host's side of a workload's veth pair: a hash of namespace and pod, or for a
+// container that is no pod, of its ID's first characters. A pod that is made again under its name gets the same.
+func InterfaceName(namespace, pod, containerID string) string {
+	if pod == "" {
+		return kernel.WorkloadPrefix + containerID[:min(11, len(containerID))]
+	}
+	sum := sha1.Sum([]byte(namespace + "." + pod))
+	return kernel.WorkloadPrefix + hex.EncodeToString(sum[:])[:11]
+}
+
+// VTEPMAC is the MAC of a node's VXLAN device, derived from its name so that every node knows it.
+func VTEPMAC(node string, v6 bool) kernel.MAC {
+	if v6 {
+		node += "-v6"
+	}
+	sum := sha1.Sum([]byte(node))
+	m := kernel.MAC{0x66}
+	copy(m[1:], sum[:5])
+	return m
+}
+
+// Workload is a local endpoint as its host sees it.
+type Workload struct {
+	Dev   kernel.Dev // the host's side
+	MAC   kernel.MAC // of the pod's side; zero if unknown
+	Addrs []netip.Addr
+}
+
+// Add writes what the workload needs into the state.
+func (w Workload) Add(s kernel.State) {
+	var v4, v6 bool
+	for _, a := range w.Addrs {
+		key := kernel.RouteKey{Dst: netip.PrefixFrom(a, a.BitLen()), Metric: RouteMetric}
+		s.Routes[key] = kernel.Route{Scope: kernel.LinkScope, Dev: w.Dev, Protocol: kernel.RouteProtocol}
+		if w.MAC != (kernel.MAC{}) {
+			s.Neighs[kernel.NeighKey{Dev: w.Dev, Addr: a}] = w.MAC
+		}
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+	}
+	if v4 {
+		w.sysctls(s, "ipv4", "conf", map[string]int{"route_localnet": 1, "proxy_arp": 1, "forwarding": 1, "rp_filter": 1})
+		w.sysctls(s, "ipv4", "neigh", map[string]int{"proxy_delay": 0})
+	}
+	if v6 {
+		w.sysctls(s, "ipv6", "conf", map[string]int{"proxy_ndp": 1, "forwarding": 1, "accept_ra": 0})
+	}
+}
+
+func (w Workload) sysctls(s kernel.State, family, group string, values map[string]int) {
+	for name, v := range values {
+		path := "net/" + family + "/" + group + "/" + w.Dev.Name + "/" + name
+		s.Sysctls[kernel.SysctlKey{Path: path, Index: w.Dev.Index}] = strconv.Itoa(v)
+	}
+}

@@ -1,0 +1,175 @@
+// Package kernel describes the kernel objects of a node as comparable values, and the difference between two sets of them.
+//
+// The goals, and how each is met:
+//
+//  1. A state can be computed, printed and compared without a kernel: every object is a plain value, named by what it is and
+//     not by a handle that only one kernel knows. The one exception is Dev.Index, see there.
+//  2. A fresh agent finds exactly its own objects: the marks below are on every object that is written, and listing
+//     a table returns only what carries them.
+//  3. Every kind is handled alike: a table is a map from a key (what the kernel lets exist only once) to a value.
+package kernel
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Marks by which our objects are known.
+const (
+	RouteProtocol = 80 // rtm_protocol of every route of ours, as in Calico
+
+	VXLANDevice  = "vxlan.calico"
+	VXLAN6Device = "vxlan-v6.calico"
+	IPIPDevice   = "tunl0"
+
+	WorkloadPrefix = "cali"   // of the host's side of every workload's veth pair
+	SetPrefix      = "cali40" // of every IPv4 ipset
+	ChainPrefix    = "cali-"  // of every iptables chain
+	CommentPrefix  = "cali:"  // of the comment on every iptables rule; a hash follows
+)
+
+// MAC is a link-layer address.
+type MAC [6]byte
+
+// ParseMAC reads six hex pairs with colons between them.
+func ParseMAC(s string) (MAC, error) {
+	var m MAC
+	parts := strings.Split(s, ":")
+	if len(parts) != len(m) {
+		return MAC{}, fmt.Errorf("parse MAC %q: want six hex pairs with colons between them", s)
+	}
+	for i, p := range parts {
+		if len(p) != 2 {
+			return MAC{}, fmt.Errorf("parse MAC %q: want six hex pairs with colons between them", s)
+		}
+		if _, err := fmt.Sscanf(p, "%02x", &m[i]); err != nil {
+			return MAC{}, fmt.Errorf("parse MAC %q: %w", s, err)
+		}
+	}
+	return m, nil
+}
+
+// String is the usual form: 66:f9:37:c3:7e:94.
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// Dev is a network device that another object hangs on. The index takes part in comparisons: when a device is re-made
+// under its old name, the kernel has dropped what hung on the old one, and the changed index makes us write it anew.
+type Dev struct {
+	Name  string
+	Index int
+}
+
+// String is the device's name.
+func (d Dev) String() string { return d.Name }
+
+// Link is a device that we make: a VXLAN device. Up is part of it.
+type Link struct {
+	VNI    uint32
+	Port   uint16
+	Local  netip.Addr // source address of the encapsulated packets
+	Parent Dev        // device that carries Local
+	MAC    MAC
+	MTU    int
+}
+
+// AddrKey names an address on a device of ours.
+type AddrKey struct {
+	Link string
+	Addr netip.Prefix
+}
+
+// RouteKey names a route of the main table: the kernel holds one route of ours per destination and metric.
+type RouteKey struct {
+	Dst    netip.Prefix
+	Metric int // 0: the kernel's default
+}
+
+// RouteType is the kind of a route.
+type RouteType uint8
+
+// The kinds of routes.
+const (
+	Unicast RouteType = iota
+	Blackhole
+)
+
+// RouteScope is the scope of a route.
+type RouteScope uint8
+
+// The scopes of routes.
+const (
+	Universe  RouteScope = iota // via a gateway
+	LinkScope                   // directly on the device
+)
+
+// Route is what a route says. A route of another protocol never appears here, except on devices that are all ours.
+type Route struct {
+	Type     RouteType
+	Scope    RouteScope
+	Dev      Dev        // zero for a blackhole
+	Gateway  netip.Addr // zero if none
+	Src      netip.Addr // preferred source; zero if none
+	Onlink   bool
+	Protocol int
+}
+
+// NeighKey names a permanent neighbour entry.
+type NeighKey struct {
+	Dev  Dev
+	Addr netip.Addr
+}
+
+// FDBKey names a forwarding entry of a VXLAN device.
+type FDBKey struct {
+	Dev Dev
+	MAC MAC
+}
+
+// SysctlKey is the path of a setting below /proc/sys: net/ipv4/conf/calic440f455693/proxy_arp. The index of the
+// device, where there is one, tells a re-made device from the old one.
+type SysctlKey struct {
+	Path  string
+	Index int
+}
+
+// SetKey names an ipset.
+type SetKey string
+
+// Set is the content of an ipset of type hash:net, as sorted, comma-joined prefixes. (A string, so that it is comparable.)
+type Set struct{ Members string }
+
+// ChainKey names an iptables chain.
+type ChainKey struct{ Table, Chain string }
+
+// Chain is the content of a chain: one rule a line, as iptables takes it after the chain's name. For the kernel's own
+// chains (FORWARD, POSTROUTING…) it is only our rules, which stand first.
+type Chain struct{ Rules string }
+
+// State is everything of ours that a node's kernel should hold.
+type State struct {
+	Sysctls map[SysctlKey]string
+	Links   map[string]Link // by device name
+	Addrs   map[AddrKey]struct{}
+	Neighs  map[NeighKey]MAC
+	FDB     map[FDBKey]netip.Addr // the remote node's address
+	Routes  map[RouteKey]Route
+	Sets    map[SetKey]Set
+	Chains  map[ChainKey]Chain
+}
+
+// NewState returns a state in which every map is empty and ready.
+func NewState() State {
+	return State{
+		Sysctls: map[SysctlKey]string{},
+		Links:   map[string]Link{},
+		Addrs:   map[AddrKey]struct{}{},
+		Neighs:  map[NeighKey]MAC{},
+		FDB:     map[FDBKey]netip.Addr{},
+		Routes:  map[RouteKey]Route{},
+		Sets:    map[SetKey]Set{},
+		Chains:  map[ChainKey]Chain{},
+	}
+}

@@ -1,0 +1,213 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+// Value is anything that is stored under a key of its own: an enveloped resource or one of the IPAM types.
+type Value interface {
+	IPPool | Node | WorkloadEndpoint | ClusterInformation | FelixConfiguration | Profile | Tier |
+		Block | Affinity | Handle | IPAMConfig
+}
+
+// Decode reads a stored value and applies the defaults of its kind. Unknown fields are ignored: pass the same bytes to
+// Encode to keep them. An empty value is the zero value (old affinities are stored so).
+func Decode[T Value](raw []byte) (*T, error) {
+	v := new(T)
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, v); err != nil {
+			return nil, fmt.Errorf("decode %s: %w", kindName(v), err)
+		}
+	}
+	if o, ok := any(v).(Object); ok {
+		if t := o.typeMeta(); t.Kind != "" && t.Kind != o.KindOf().Name {
+			return nil, fmt.Errorf("decode %s: the stored object says it is a %s", o.KindOf().Name, t.Kind)
+		}
+	}
+	if d, ok := any(v).(interface{ Default() }); ok {
+		d.Default()
+	}
+	return v, nil
+}
+
+// Encode is the stored form of v: compact JSON, fields in the datastore's order, no resourceVersion. prior is what
+// was read before, or nil for a new value: its fields that T does not know are kept.
+func Encode[T Value](v *T, prior []byte) ([]byte, error) {
+	out := *v
+	if o, ok := any(&out).(Object); ok {
+		*o.typeMeta() = TypeMeta{Kind: o.KindOf().Name, APIVersion: Version}
+		o.Meta().ResourceVersion = ""
+	}
+	raw, err := json.Marshal(&out)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", kindName(v), err)
+	}
+	if len(prior) == 0 {
+		return raw, nil
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, prior); err != nil {
+		return nil, fmt.Errorf("encode %s over the stored value: %w", kindName(v), err)
+	}
+	kept, err := graft(raw, compact.Bytes(), reflect.TypeFor[T]())
+	if err != nil {
+		return nil, fmt.Errorf("encode %s over the stored value: %w", kindName(v), err)
+	}
+	return kept, nil
+}
+
+func kindName(v any) string { return reflect.TypeOf(v).Elem().Name() }
+
+// member is one field of a JSON object, in the order in which it stands there.
+type member struct {
+	key   string
+	value json.RawMessage
+}
+
+// graft returns the JSON of fresh plus those fields of prior that the type t does not know, at every depth.
+func graft(fresh, prior json.RawMessage, t reflect.Type) (json.RawMessage, error) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch {
+	case reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()):
+		return fresh, nil
+	case t.Kind() == reflect.Struct && isObject(fresh) && isObject(prior):
+		return graftObject(fresh, prior, t)
+	case t.Kind() == reflect.Slice && holdsStructs(t.Elem()) && isArray(fresh) && isArray(prior):
+		return graftArray(fresh, prior, t.Elem())
+	}
+	return fresh, nil
+}
+
+func graftObject(fresh, prior json.RawMessage, t reflect.Type) (json.RawMessage, error) {
+	now, err := members(fresh)
+	if err != nil {
+		return nil, err
+	}
+	old, err := members(prior)
+	if err != nil {
+		return nil, err
+	}
+	known := fields(t)
+	at := make(map[string]int, len(now))
+	for i, m := range now {
+		at[m.key] = i
+	}
+	for _, m := range old {
+		ft, ok := known[m.key]
+		i, present := at[m.key]
+		switch {
+		case !ok:
+			now = append(now, m)
+		case present:
+			if now[i].value, err = graft(now[i].value, m.value, ft); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return object(now), nil
+}
+
+// graftArray pairs each element with the first element of prior that agrees in all fields we know.
+func graftArray(fresh, prior json.RawMessage, elem reflect.Type) (json.RawMessage, error) {
+	var now, old []json.RawMessage
+	if err := json.Unmarshal(fresh, &now); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(prior, &old); err != nil {
+		return nil, err
+	}
+	used := make([]bool, len(old))
+	for i := range now {
+		for j := range old {
+			if used[j] || !bytes.Equal(now[i], knownPart(old[j], elem)) {
+				continue
+			}
+			used[j] = true
+			kept, err := graft(now[i], old[j], elem)
+			if err != nil {
+				return nil, err
+			}
+			now[i] = kept
+			break
+		}
+	}
+	return json.Marshal(now)
+}
+
+// knownPart is raw as our type would write it; nil if it cannot be read.
+func knownPart(raw json.RawMessage, t reflect.Type) []byte {
+	v := reflect.New(t)
+	if json.Unmarshal(raw, v.Interface()) != nil {
+		return nil
+	}
+	out, err := json.Marshal(v.Interface())
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// fields maps the JSON names of a struct, embedded ones included, to their types.
+func fields(t reflect.Type) map[string]reflect.Type {
+	out := make(map[string]reflect.Type, t.NumField())
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		out[name] = f.Type
+	}
+	return out
+}
+
+func holdsStructs(t reflect.Type) bool {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.Kind() == reflect.Struct && !reflect.PointerTo(t).Implements(reflect.TypeFor[interface{ UnmarshalText([]byte) error }]())
+}
+
+func isObject(raw json.RawMessage) bool { return len(raw) > 0 && raw[0] == '{' }
+func isArray(raw json.RawMessage) bool  { return len(raw) > 0 && raw[0] == '[' }
+
+func members(raw json.RawMessage) ([]member, error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	var out []member
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		m := member{key: key.(string)} // an object's keys are strings by JSON's grammar
+		if err := d.Decode(&m.value); err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func object(ms []member) json.RawMessage {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i, m := range ms {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		key, _ := json.Marshal(m.key) // a string always marshals
+		b.Write(key)
+		b.WriteByte(':')
+		b.Write(m.value)
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}

@@ -1,0 +1,339 @@
+// Package store reads, writes and watches typed values in etcd, alone or many in one transaction.
+//
+// The goals, and how each is met:
+//
+//  1. Nothing hangs: every call has a deadline (Config.Timeout at most), and etcd away is ErrUnavailable within it.
+//  2. Nothing is lost: an Entry remembers the bytes that it was read from, and writing it keeps the fields that we do not know.
+//  3. A commit's outcome is never guessed: it is done, or refused with the values that stood in its way, or ErrUnknown.
+//
+// A Client is safe for concurrent use.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// Errors that callers branch on. They are always wrapped with what was being done.
+var (
+	ErrNotFound     = errors.New("not found")
+	ErrConflict     = errors.New("changed meanwhile")                  // a compare failed; see ConflictError
+	ErrUnavailable  = errors.New("etcd cannot be reached")             // nothing was changed
+	ErrUnknown      = errors.New("etcd did not say whether it did it") // the commit may or may not have happened: read again
+	ErrUnauthorized = errors.New("etcd refused our credentials")
+	ErrCompacted    = errors.New("revision compacted") // list again
+)
+
+// KV is a key with its raw value. Rev is etcd's ModRevision; 0 means that the key does not exist.
+type KV struct {
+	Key   string
+	Value []byte
+	Rev   int64
+}
+
+// Entry is a decoded value together with what it was read from. Value is nil when Rev is 0.
+type Entry[T api.Value] struct {
+	Key   string
+	Value *T
+	Rev   int64
+	raw   []byte
+}
+
+// Exists reports whether the key held a value.
+func (e Entry[T]) Exists() bool { return e.Rev != 0 }
+
+// Raw is the stored bytes that the entry was decoded from. Do not modify them.
+func (e Entry[T]) Raw() []byte { return e.raw }
+
+// Decode turns raw data into an entry; a KV that does not exist becomes an entry without a value.
+func Decode[T api.Value](kv KV) (Entry[T], error) {
+	e := Entry[T]{Key: kv.Key, Rev: kv.Rev, raw: kv.Value}
+	if kv.Rev == 0 {
+		return e, nil
+	}
+	v, err := api.Decode[T](kv.Value)
+	if err != nil {
+		return e, fmt.Errorf("read %s: %w", kv.Key, err)
+	}
+	e.Value = v
+	return e, nil
+}
+
+// Client talks to one etcd cluster.
+type Client struct {
+	etcd    *clientv3.Client
+	timeout time.Duration
+}
+
+// Close ends all connections and watches.
+func (c *Client) Close() error { return c.etcd.Close() }
+
+// Range is one part of a Read: a key, or everything below a prefix.
+type Range struct {
+	Key    string
+	Prefix bool
+}
+
+// Read returns what the ranges hold, all at one revision, in the order of the ranges and by key within each. A single
+// key that does not exist gives an empty list. rev is the revision at which all this was true.
+func (c *Client) Read(ctx context.Context, ranges ...Range) (out [][]KV, rev int64, err error) {
+	ops := make([]clientv3.Op, len(ranges))
+	for i, r := range ranges {
+		ops[i] = clientv3.OpGet(r.Key)
+		if r.Prefix {
+			ops[i] = clientv3.OpGet(r.Key, clientv3.WithPrefix())
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	res, err := c.etcd.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), readError(err))
+	}
+	out = make([][]KV, len(ranges))
+	for i, r := range res.Responses {
+		out[i] = fromEtcd(r.GetResponseRange().Kvs)
+	}
+	return out, res.Header.Revision, nil
+}
+
+// Get reads one value. The error is ErrNotFound if the key does not exist; the entry is usable with Put all the same.
+func Get[T api.Value](ctx context.Context, c *Client, key string) (Entry[T], error) {
+	got, _, err := c.Read(ctx, Range{Key: key})
+	if err != nil {
+		return Entry[T]{Key: key}, err
+	}
+	if len(got[0]) == 0 {
+		return Entry[T]{Key: key}, fmt.Errorf("read %s: %w", key, ErrNotFound)
+	}
+	return Decode[T](got[0][0])
+}
+
+// List reads every value below a prefix. Values that cannot be decoded are left out and named in the joined error;
+// the others are returned all the same, so that one bad object does not hide the rest.
+func List[T api.Value](ctx context.Context, c *Client, prefix string) (out []Entry[T], rev int64, err error) {
+	got, rev, err := c.Read(ctx, Range{Key: prefix, Prefix: true})
+	if err != nil {
+		return nil, 0, err
+	}
+	var bad []error
+	for _, kv := range got[0] {
+		e, err := Decode[T](kv)
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, rev, errors.Join(bad...)
+}
+
+// Txn collects the compares and writes of one transaction. The zero value is empty and ready. Each key may be written once.
+type Txn struct {
+	expect map[string]int64
+	writes []write
+	err    error
+}
+
+type write struct {
+	key   string
+	value []byte // nil: delete
+}
+
+// Expect makes the transaction depend on the key's ModRevision; 0 means that the key must not exist.
+func (t *Txn) Expect(key string, rev int64) {
+	if t.expect == nil {
+		t.expect = map[string]int64{}
+	}
+	if old, ok := t.expect[key]; ok && old != rev {
+		t.fail(fmt.Errorf("%s is expected at revision %d and at %d", key, old, rev))
+	}
+	t.expect[key] = rev
+}
+
+// Delete removes the key, which must be at that ModRevision.
+func (t *Txn) Delete(key string, rev int64) {
+	t.Expect(key, rev)
+	t.add(write{key: key})
+}
+
+// PutRaw writes bytes under a key, which must be at that ModRevision.
+func (t *Txn) PutRaw(key string, value []byte, rev int64) {
+	t.Expect(key, rev)
+	t.add(write{key: key, value: value})
+}
+
+// Put writes v in the place of what e was read as: created if e does not exist, else replaced at e's revision
+// with the fields that T does not know kept.
+func Put[T api.Value](t *Txn, e Entry[T], v *T) {
+	raw, err := api.Encode(v, e.raw)
+	if err != nil {
+		t.fail(fmt.Errorf("write %s: %w", e.Key, err))
+		return
+	}
+	t.PutRaw(e.Key, raw, e.Rev)
+}
+
+// Empty reports whether the transaction would write nothing.
+func (t *Txn) Empty() bool { return len(t.writes) == 0 }
+
+func (t *Txn) add(w write) {
+	if slices.ContainsFunc(t.writes, func(o write) bool { return o.key == w.key }) {
+		t.fail(fmt.Errorf("%s is written twice in one transaction", w.key))
+		return
+	}
+	t.writes = append(t.writes, w)
+}
+
+func (t *Txn) fail(err error) { t.err = errors.Join(t.err, err) }
+
+// ConflictError says which keys were not at the expected revision, and what they hold instead (Rev 0: nothing).
+// It matches ErrConflict.
+type ConflictError struct{ Current []KV }
+
+// Error names the keys.
+func (e *ConflictError) Error() string {
+	keys := make([]string, len(e.Current))
+	for i, kv := range e.Current {
+		keys[i] = kv.Key
+	}
+	return strings.Join(keys, ", ") + " " + ErrConflict.Error()
+}
+
+// Is reports true for ErrConflict.
+func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
+
+// Commit carries the transaction out. On success it returns what was written, all at the one new revision (deleted keys with
+// a nil Value). A failed compare gives a ConflictError and changes nothing; ErrUnknown means that the outcome is not known.
+func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
+	if t.err != nil {
+		return nil, fmt.Errorf("build transaction: %w", t.err)
+	}
+	keys := make([]string, 0, len(t.expect))
+	for k := range t.expect {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	var cmps []clientv3.Cmp
+	var then, orElse []clientv3.Op
+	for _, k := range keys {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), "=", t.expect[k]))
+		orElse = append(orElse, clientv3.OpGet(k))
+	}
+	for _, w := range t.writes {
+		if w.value == nil {
+			then = append(then, clientv3.OpDelete(w.key))
+			continue
+		}
+		then = append(then, clientv3.OpPut(w.key, string(w.value)))
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	res, err := c.etcd.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("commit to etcd: %w", writeError(err))
+	}
+	if !res.Succeeded {
+		return nil, conflict(keys, t.expect, res)
+	}
+	out := make([]KV, len(t.writes))
+	for i, w := range t.writes {
+		out[i] = KV{Key: w.key, Value: w.value, Rev: res.Header.Revision}
+	}
+	return out, nil
+}
+
+func conflict(keys []string, expect map[string]int64, res *clientv3.TxnResponse) error {
+	e := &ConflictError{}
+	for i, r := range res.Responses {
+		now := KV{Key: keys[i]}
+		if kvs := fromEtcd(r.GetResponseRange().Kvs); len(kvs) > 0 {
+			now = kvs[0]
+		}
+		if now.Rev != expect[keys[i]] {
+			e.Current = append(e.Current, now)
+		}
+	}
+	return e
+}
+
+// Create writes a value that must not exist yet. The error matches ErrConflict if it does.
+func Create[T api.Value](ctx context.Context, c *Client, key string, v *T) (Entry[T], error) {
+	return Update(ctx, c, Entry[T]{Key: key}, v)
+}
+
+// Update writes v in the place of e, which must not have changed; the error matches ErrConflict if it has.
+func Update[T api.Value](ctx context.Context, c *Client, e Entry[T], v *T) (Entry[T], error) {
+	var t Txn
+	Put(&t, e, v)
+	done, err := c.Commit(ctx, &t)
+	if err != nil {
+		return e, err
+	}
+	return Decode[T](done[0])
+}
+
+func fromEtcd(kvs []*mvccpb.KeyValue) []KV {
+	out := make([]KV, len(kvs))
+	for i, kv := range kvs {
+		out[i] = KV{Key: string(kv.Key), Value: kv.Value, Rev: kv.ModRevision}
+	}
+	return out
+}
+
+func describe(ranges []Range) string {
+	names := make([]string, len(ranges))
+	for i, r := range ranges {
+		names[i] = r.Key
+	}
+	return strings.Join(names, ", ")
+}
+
+// readError sorts an error of a call that changes nothing.
+func readError(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case isUnauthorized(err):
+		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return fmt.Errorf("%w: %w", ErrCompacted, err)
+	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// writeError sorts an error of a commit. Once a request may have been sent, only the server can say whether it was carried out.
+func writeError(err error) error {
+	switch {
+	case isUnauthorized(err):
+		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
+		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded, status.Code(err) == codes.Canceled:
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return err
+}
+
+func isUnauthorized(err error) bool {
+	for _, e := range []error{rpctypes.ErrPermissionDenied, rpctypes.ErrAuthFailed, rpctypes.ErrInvalidAuthToken, rpctypes.ErrUserEmpty} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	code := status.Code(err)
+	return code == codes.PermissionDenied || code == codes.Unauthenticated
+}
