@@ -14,7 +14,7 @@ const (
 	// what it was parsed from.
 	maxDepth = 100
 
-	// maxKey is the longest label key in bytes, as in Calico; Kubernetes allows 253 + 1 + 63.
+	// maxKey is the longest label key in bytes, well above the 253 + 1 + 63 that Kubernetes allows.
 	maxKey = 512
 
 	// excerptSpan is how many bytes before and after the error a message shows.
