@@ -1,0 +1,96 @@
+package kernel
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Text is the state as the usual tools print it, one object a line, sorted: the same state gives the same text.
+func (s State) Text() string {
+	var b strings.Builder
+	section(&b, "sysctl", lines(s.Sysctls, func(k SysctlKey, v string) string { return k.Path + " = " + v }))
+	section(&b, "ip -d link", lines(s.Links, func(name string, l Link) string {
+		return fmt.Sprintf("%s mtu %d link/ether %v vxlan id %d local %v dev %v dstport %d nolearning", name, l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
+	}))
+	section(&b, "ip addr", lines(s.Addrs, func(k AddrKey, _ struct{}) string { return k.Link + " inet " + k.Addr.String() }))
+	section(&b, "ip neigh", lines(s.Neighs, func(k NeighKey, m MAC) string {
+		return fmt.Sprintf("%v dev %v lladdr %v PERMANENT", k.Addr, k.Dev, m)
+	}))
+	section(&b, "bridge fdb", lines(s.FDB, func(k FDBKey, dst netip.Addr) string {
+		return fmt.Sprintf("%v dev %v dst %v self permanent", k.MAC, k.Dev, dst)
+	}))
+	section(&b, "ip route", routeLines(s.Routes))
+	section(&b, "ipset", lines(s.Sets, func(k SetKey, v Set) string { return string(k) + ": " + strings.ReplaceAll(v.Members, ",", " ") }))
+	section(&b, "iptables", lines(s.Chains, func(k ChainKey, c Chain) string {
+		var out []string
+		for _, r := range strings.Split(c.Rules, "\n") {
+			out = append(out, "-t "+k.Table+" -A "+k.Chain+" "+r)
+		}
+		return strings.Join(out, "\n")
+	}))
+	return b.String()
+}
+
+// RouteText is a route as `ip route` prints it.
+func RouteText(k RouteKey, r Route) string {
+	dst := k.Dst.String()
+	if k.Dst.IsSingleIP() {
+		dst = k.Dst.Addr().String()
+	}
+	var b strings.Builder
+	if r.Type == Blackhole {
+		b.WriteString("blackhole ")
+	}
+	b.WriteString(dst)
+	if r.Gateway.IsValid() {
+		fmt.Fprintf(&b, " via %v", r.Gateway)
+	}
+	if r.Dev.Name != "" {
+		fmt.Fprintf(&b, " dev %v", r.Dev)
+	}
+	fmt.Fprintf(&b, " proto %d", r.Protocol)
+	if r.Scope == LinkScope {
+		b.WriteString(" scope link")
+	}
+	if r.Src.IsValid() {
+		fmt.Fprintf(&b, " src %v", r.Src)
+	}
+	if k.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", k.Metric)
+	}
+	if r.Onlink {
+		b.WriteString(" onlink")
+	}
+	return b.String()
+}
+
+func routeLines(routes map[RouteKey]Route) []string {
+	keys := slices.SortedFunc(maps.Keys(routes), func(a, b RouteKey) int {
+		return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.Metric, b.Metric))
+	})
+	out := make([]string, len(keys))
+	for i, k := range keys {
+		out[i] = RouteText(k, routes[k])
+	}
+	return out
+}
+
+func lines[K comparable, V any](m map[K]V, text func(K, V) string) []string {
+	out := make([]string, 0, len(m))
+	for k, v := range m {
+		out = append(out, text(k, v))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func section(b *strings.Builder, title string, body []string) {
+	if len(body) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "## %s\n%s\n", title, strings.Join(body, "\n"))
+}

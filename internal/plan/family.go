@@ -1,0 +1,131 @@
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// family is the part of a computation that is done once for IPv4 and once for IPv6.
+type family struct {
+	*computation
+	v6     bool
+	vxlan  bool         // some pool of the family uses VXLAN
+	mtu    int          // of the VXLAN device
+	self   netip.Prefix // this node's address with its subnet; invalid if unknown
+	parent kernel.Dev   // the device that holds it; zero if none
+	dev    kernel.Dev   // the VXLAN device, if tunnel
+	tunnel bool         // the VXLAN device is there and up, so that routes can hang on it
+}
+
+func (c *computation) family(v6 bool, hostMTU int) *family {
+	f := &family{computation: c, v6: v6}
+	for _, p := range c.Pools {
+		f.vxlan = f.vxlan || p.Spec.CIDR.Addr().Is6() == v6 && p.Spec.VXLANMode != api.Never
+	}
+	if c.VXLANEnabled != nil {
+		f.vxlan = *c.VXLANEnabled
+	}
+	configured, overhead := c.VXLANMTU, vxlanOverhead
+	if v6 {
+		configured, overhead = c.VXLANMTUV6, vxlanOverheadV6
+	}
+	f.mtu = configured
+	if f.mtu == 0 {
+		f.mtu = hostMTU - overhead
+	}
+	f.locate()
+	return f
+}
+
+// locate finds this node's own address and the device that holds it.
+func (f *family) locate() {
+	me := f.nodes[f.Node]
+	if me == nil {
+		f.problem("Node("+f.Node+")", "is not in the datastore; the agent writes it at start")
+		return
+	}
+	addr, ok := me.Address(f.v6)
+	if !ok {
+		return
+	}
+	f.self = addr
+	if f.parent, ok = f.host.Holder(addr.Addr()); !ok {
+		f.problem("Node("+f.Node+")", "no device that is up holds its address %v; correct IP or IP_AUTODETECTION_METHOD", addr.Addr())
+	}
+}
+
+// deviceName is the name of the family's VXLAN device.
+func (f *family) deviceName() string {
+	if f.v6 {
+		return kernel.VXLAN6Device
+	}
+	return kernel.VXLANDevice
+}
+
+// device adds the VXLAN device, its address, and how to reach every other node's.
+func (f *family) device() {
+	if !f.vxlan || f.parent == (kernel.Dev{}) {
+		return
+	}
+	name := f.deviceName()
+	me := f.nodes[f.Node]
+	mac, ok := f.vtepMAC(me)
+	if !ok {
+		return
+	}
+	f.out.Links[name] = kernel.Link{
+		VNI: f.VXLANVNI, Port: f.VXLANPort, Local: f.self.Addr(), Parent: f.parent, MAC: mac, MTU: f.mtu,
+	}
+	if a := tunnelAddr(me, f.v6); a.IsValid() {
+		f.out.Addrs[kernel.AddrKey{Link: name, Addr: netip.PrefixFrom(a, a.BitLen())}] = struct{}{}
+	} else {
+		f.problem("Node("+f.Node+")", "has no VXLAN tunnel address yet; it is allocated once a pool with VXLAN selects the node")
+	}
+	f.dev, f.tunnel = f.host.Dev(name)
+	if !f.tunnel {
+		return
+	}
+	for _, n := range f.Nodes {
+		f.vtep(n)
+	}
+}
+
+// vtep adds the permanent neighbour and forwarding entry for another node's VXLAN device.
+func (f *family) vtep(n *api.Node) {
+	addr, known := n.Address(f.v6)
+	tunnel := tunnelAddr(n, f.v6)
+	if n.Metadata.Name == f.Node || !known || !tunnel.IsValid() {
+		return
+	}
+	mac, ok := f.vtepMAC(n)
+	if !ok {
+		return
+	}
+	f.out.Neighs[kernel.NeighKey{Dev: f.dev, Addr: tunnel}] = mac
+	f.out.FDB[kernel.FDBKey{Dev: f.dev, MAC: mac}] = addr.Addr()
+}
+
+func (f *family) vtepMAC(n *api.Node) (kernel.MAC, bool) {
+	set := n.Spec.VXLANTunnelMACAddr
+	if f.v6 {
+		set = n.Spec.VXLANTunnelMACAddr6
+	}
+	if set == "" {
+		return hostside.VTEPMAC(n.Metadata.Name, f.v6), true
+	}
+	mac, err := kernel.ParseMAC(set)
+	if err != nil {
+		f.problem("Node("+n.Metadata.Name+")", "spec.vxlanTunnelMACAddr: %v; correct or remove it", err)
+	}
+	return mac, err == nil
+}
+
+func tunnelAddr(n *api.Node, v6 bool) netip.Addr {
+	if v6 {
+		return n.Spec.IPv6VXLANTunnelAddr
+	}
+	return n.Spec.IPv4VXLANTunnelAddr
+}

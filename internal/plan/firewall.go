@@ -1,0 +1,110 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// Names of the ipsets, as on a Calico host.
+const (
+	setPools = kernel.SetPrefix + "network-ip-pools" // what is never masqueraded when it is the destination
+	setMasq  = kernel.SetPrefix + "masq-ipam-pools"  // what is masqueraded when it is the source
+	setHosts = kernel.SetPrefix + "all-hosts-net"
+	setVXLAN = kernel.SetPrefix + "all-vxlan-net" // who may send us VXLAN packets
+)
+
+// firewall adds the IPv4 sets and chains: masquerading, accepted forwarding, and who may send tunnel packets.
+func (f *family) firewall() {
+	masq := f.poolSet(setPools, setMasq)
+	f.chain("filter", "FORWARD", "-j cali-FORWARD")
+	f.chain("filter", "cali-FORWARD", "-i cali+ -j ACCEPT", "-o cali+ -j ACCEPT")
+	var post []string
+	if masq {
+		f.chain("nat", "cali-nat-outgoing", f.masquerade())
+		post = append(post, "-j cali-nat-outgoing")
+	}
+	if f.vxlan {
+		// A host that opens a connection to a pod by an address of another device would get the answer past the tunnel.
+		post = append(post, "-o "+kernel.VXLANDevice+" -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE --random-fully")
+		f.tunnelPackets()
+	}
+	if len(post) > 0 {
+		f.chain("nat", "POSTROUTING", "-j cali-POSTROUTING")
+		f.chain("nat", "cali-POSTROUTING", post...)
+	}
+}
+
+// poolSet fills the sets of all pools and of the masqueraded ones. Disabled pools count: their pods live on.
+func (f *family) poolSet(all, masq string) (any bool) {
+	var every, out []netip.Prefix
+	for _, p := range f.Pools {
+		if p.Spec.CIDR.Addr().Is6() != f.v6 || slices.Equal(p.Spec.AllowedUses, []api.Use{api.UseLoadBalancer}) {
+			continue
+		}
+		every = append(every, p.Spec.CIDR)
+		if p.Spec.NATOutgoing {
+			out = append(out, p.Spec.CIDR)
+		}
+	}
+	if len(out) == 0 {
+		return false
+	}
+	f.set(all, every)
+	f.set(masq, out)
+	return true
+}
+
+func (f *family) masquerade() string {
+	rule := "-m set --match-set " + setMasq + " src -m set ! --match-set " + setPools + " dst "
+	if f.NATKeepHosts {
+		f.set(setHosts, f.addresses(true))
+		rule += "-m set ! --match-set " + setHosts + " dst "
+	}
+	return rule + "-j MASQUERADE --random-fully"
+}
+
+// tunnelPackets accepts VXLAN packets from and to other nodes, refuses those of strangers, and keeps both out of conntrack.
+func (f *family) tunnelPackets() {
+	f.set(setVXLAN, f.addresses(false))
+	port := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
+	f.chain("filter", "INPUT", "-j cali-INPUT")
+	f.chain("filter", "cali-INPUT",
+		port+"-m set --match-set "+setVXLAN+" src -m addrtype --dst-type LOCAL -j ACCEPT",
+		port+"-m addrtype --dst-type LOCAL -j DROP")
+	f.chain("filter", "OUTPUT", "-j cali-OUTPUT")
+	f.chain("filter", "cali-OUTPUT", port+"-m addrtype --src-type LOCAL -m set --match-set "+setVXLAN+" dst -j ACCEPT")
+	f.chain("raw", "PREROUTING", "-j cali-PREROUTING")
+	f.chain("raw", "cali-PREROUTING", port+"-j NOTRACK")
+	f.chain("raw", "OUTPUT", "-j cali-OUTPUT")
+	f.chain("raw", "cali-OUTPUT", port+"-j NOTRACK")
+}
+
+// addresses lists the nodes' addresses of the family, with or without our own.
+func (f *family) addresses(own bool) []netip.Prefix {
+	var out []netip.Prefix
+	for _, n := range f.Nodes {
+		if a, ok := n.Address(f.v6); ok && (own || n.Metadata.Name != f.Node) {
+			out = append(out, netip.PrefixFrom(a.Addr(), a.Addr().BitLen()))
+		}
+	}
+	return out
+}
+
+func (f *family) set(name string, members []netip.Prefix) {
+	slices.SortFunc(members, netip.Prefix.Compare)
+	members = slices.Compact(members)
+	text := make([]string, len(members))
+	for i, m := range members {
+		text[i] = m.String()
+	}
+	f.out.Sets[kernel.SetKey(name)] = kernel.Set{Members: strings.Join(text, ",")}
+}
+
+func (f *family) chain(table, name string, rules ...string) {
+	f.out.Chains[kernel.ChainKey{Table: table, Chain: name}] = kernel.Chain{Rules: strings.Join(rules, "\n")}
+}

@@ -1,0 +1,175 @@
+// Package plan computes the kernel state that a node should have.
+//
+// Compute is a pure function of what the datastore says, of what the kernel says about the host, and of the settings: the same
+// inputs give the same state, and nothing else writes kernel objects. Bad input never stops good input: what cannot be
+// used is left out and named in a Problem.
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// Model is what the datastore says, as far as one node's kernel depends on it. Every list is sorted by key.
+type Model struct {
+	Pools     []*api.IPPool
+	Nodes     []*api.Node
+	Blocks    []*api.Block
+	Endpoints []*api.WorkloadEndpoint // this node's only
+}
+
+// Settings are the effective settings of this node.
+type Settings struct {
+	Node         string
+	IPv6         bool
+	VXLANEnabled *bool          // nil: when a pool uses VXLAN
+	VXLANPort    uint16         // UDP
+	VXLANVNI     uint32         // VXLAN network identifier
+	VXLANMTU     int            // 0: from the host's devices
+	VXLANMTUV6   int            // 0: from the host's devices
+	MTUIface     *regexp.Regexp // devices whose MTU counts
+	NATKeepHosts bool           // traffic from pods to other hosts is not masqueraded
+}
+
+// Problem is input that could not be used. It is data, not an error: everything else is in the state.
+type Problem struct {
+	Object string // Node(node-2)
+	Text   string // what is wrong and what to do
+}
+
+// String is the object and the text.
+func (p Problem) String() string { return p.Object + ": " + p.Text }
+
+// Result is what Compute returns.
+type Result struct {
+	State    kernel.State
+	PodMTU   int // for new pods, in bytes
+	Problems []Problem
+}
+
+// Overheads of the encapsulations, in bytes (RFC 7348 over IPv4 and IPv6).
+const (
+	vxlanOverhead   = 50
+	vxlanOverheadV6 = 70
+	fallbackMTU     = 1460 // where no device matches
+)
+
+// Compute returns the state that the node's kernel should have. Inputs are not modified.
+func Compute(m Model, s Settings, h kernel.Host) Result {
+	c := &computation{Model: m, Settings: s, host: h, nodes: map[string]*api.Node{}, out: kernel.NewState(), said: map[Problem]struct{}{}}
+	for _, n := range m.Nodes {
+		c.nodes[n.Metadata.Name] = n
+	}
+	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
+	c.workloads()
+	families := []bool{false}
+	if s.IPv6 {
+		c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv6/conf/all/forwarding"}] = "1"
+		families = append(families, true)
+	}
+	mtu := c.hostMTU()
+	podMTU := mtu
+	for _, v6 := range families {
+		f := c.family(v6, mtu)
+		if f.vxlan {
+			podMTU = min(podMTU, f.mtu)
+		}
+		f.device()
+		f.blocks()
+		if !v6 {
+			f.firewall()
+		}
+	}
+	return Result{State: c.out, PodMTU: podMTU, Problems: c.problems}
+}
+
+// computation is the working state of one Compute.
+type computation struct {
+	Model
+	Settings
+	host     kernel.Host
+	nodes    map[string]*api.Node
+	out      kernel.State
+	problems []Problem
+	said     map[Problem]struct{}
+}
+
+func (c *computation) problem(object, format string, args ...any) {
+	p := Problem{Object: object, Text: fmt.Sprintf(format, args...)}
+	if _, said := c.said[p]; said {
+		return
+	}
+	c.said[p] = struct{}{}
+	c.problems = append(c.problems, p)
+}
+
+// workloads adds what the local endpoints need. An endpoint whose device is not there or not up yet waits for it.
+func (c *computation) workloads() {
+	holder := map[netip.Addr]string{}
+	for _, e := range c.Endpoints {
+		name := "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
+		w := hostside.Workload{}
+		for _, p := range e.Spec.IPNetworks {
+			if !p.IsValid() || !p.IsSingleIP() {
+				c.problem(name, "spec.ipNetworks: %v is not a single address; re-create the pod", p)
+				continue
+			}
+			if !c.IPv6 && p.Addr().Is6() {
+				continue
+			}
+			if first, taken := holder[p.Addr()]; taken {
+				c.problem(name, "address %v belongs to %s too, which keeps it; re-create this pod", p.Addr(), first)
+				continue
+			}
+			holder[p.Addr()] = name
+			w.Addrs = append(w.Addrs, p.Addr())
+		}
+		if e.Spec.MAC != "" {
+			mac, err := kernel.ParseMAC(e.Spec.MAC)
+			if err != nil {
+				c.problem(name, "spec.mac: %v", err)
+			}
+			w.MAC = mac
+		}
+		if !strings.HasPrefix(e.Spec.InterfaceName, kernel.WorkloadPrefix) {
+			c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, kernel.WorkloadPrefix)
+			continue
+		}
+		dev, up := c.host.Dev(e.Spec.InterfaceName)
+		if !up {
+			continue
+		}
+		w.Dev = dev
+		w.Add(c.out)
+	}
+}
+
+// hostMTU is the smallest MTU of the devices that may carry traffic between nodes.
+func (c *computation) hostMTU() int {
+	mtu := 0
+	for name, l := range c.host.Links {
+		if l.Up && c.MTUIface.MatchString(name) && (mtu == 0 || l.MTU < mtu) {
+			mtu = l.MTU
+		}
+	}
+	if mtu == 0 {
+		return fallbackMTU
+	}
+	return mtu
+}
+
+// poolOf returns the pool that holds a prefix, or nil: blocks outlive a deleted pool.
+func (c *computation) poolOf(p netip.Prefix) *api.IPPool {
+	for _, pool := range c.Pools {
+		if pool.Spec.CIDR.Overlaps(p) && pool.Spec.CIDR.Bits() <= p.Bits() {
+			return pool
+		}
+	}
+	return nil
+}

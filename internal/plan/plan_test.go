@@ -1,0 +1,201 @@
+package plan
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	"sigs.k8s.io/yaml"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestGolden computes the plan of node-1 in every scenario and compares it with what stands in the scenario's file.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := computed(t, ar)
+			want := part(ar, "want")
+			if *update {
+				setPart(ar, "want", got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("plan differs (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func computed(t *testing.T, ar *txtar.Archive) string {
+	t.Helper()
+	m, h := model(t, part(ar, "resources")+blocksYAML(part(ar, "blocks"))), host(t, part(ar, "host"))
+	r := Compute(m, settings(), h)
+	if again := Compute(m, settings(), h); again.State.Text() != r.State.Text() {
+		t.Error("the same inputs gave another state")
+	}
+	var b strings.Builder
+	b.WriteString(r.State.Text())
+	fmt.Fprintf(&b, "## pod mtu\n%d\n", r.PodMTU)
+	for i, p := range r.Problems {
+		if i == 0 {
+			b.WriteString("## problems\n")
+		}
+		fmt.Fprintln(&b, p)
+	}
+	return b.String()
+}
+
+func settings() Settings {
+	return Settings{Node: "node-1", VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
+}
+
+// model reads YAML documents of stored resources.
+func model(t *testing.T, docs string) Model {
+	t.Helper()
+	var m Model
+	for _, doc := range strings.Split(docs, "\n---\n") {
+		if strings.TrimSpace(doc) == "" {
+			continue
+		}
+		raw, err := yaml.YAMLToJSON([]byte(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kind api.TypeMeta
+		if err := json.Unmarshal(raw, &kind); err != nil {
+			t.Fatal(err)
+		}
+		switch kind.Kind {
+		case "IPPool":
+			m.Pools = append(m.Pools, decode[api.IPPool](t, raw))
+		case "Node":
+			m.Nodes = append(m.Nodes, decode[api.Node](t, raw))
+		case "WorkloadEndpoint":
+			m.Endpoints = append(m.Endpoints, decode[api.WorkloadEndpoint](t, raw))
+		case "":
+			m.Blocks = append(m.Blocks, decode[api.Block](t, raw))
+		default:
+			t.Fatalf("unexpected kind %q", kind.Kind)
+		}
+	}
+	return m
+}
+
+func decode[T api.Value](t *testing.T, raw []byte) *T {
+	t.Helper()
+	v, err := api.Decode[T](raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// blocksYAML reads lines of "cidr owner [ordinal=node]…"; owner "-" is nobody.
+func blocksYAML(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n---\ncidr: %s\n", f[0])
+		if f[1] != "-" {
+			fmt.Fprintf(&b, "affinity: host:%s\n", f[1])
+		}
+		var at, attrs []string
+		for _, a := range f[2:] {
+			var ordinal int
+			var node string
+			if _, err := fmt.Sscanf(a, "%d=%s", &ordinal, &node); err != nil {
+				panic(err)
+			}
+			for len(at) <= ordinal {
+				at = append(at, "null")
+			}
+			at[ordinal] = fmt.Sprint(len(attrs))
+			attrs = append(attrs, fmt.Sprintf("{secondary: {node: %s}}", node))
+		}
+		fmt.Fprintf(&b, "allocations: [%s]\nattributes: [%s]\n", strings.Join(at, ", "), strings.Join(attrs, ", "))
+	}
+	return b.String()
+}
+
+// host reads lines of "name index mtu up|down [address]…".
+func host(t *testing.T, text string) kernel.Host {
+	t.Helper()
+	h := kernel.Host{Links: map[string]kernel.HostLink{}}
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		var l kernel.HostLink
+		if _, err := fmt.Sscan(f[1]+" "+f[2], &l.Index, &l.MTU); err != nil {
+			t.Fatal(err)
+		}
+		l.Up = f[3] == "up"
+		h.Links[f[0]] = l
+		for _, a := range f[4:] {
+			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: f[0], Addr: netip.MustParsePrefix(a)})
+		}
+	}
+	return h
+}
+
+func part(ar *txtar.Archive, name string) string {
+	for _, f := range ar.Files {
+		if f.Name == name {
+			return string(f.Data)
+		}
+	}
+	return ""
+}
+
+func setPart(ar *txtar.Archive, name, data string) {
+	for i := range ar.Files {
+		if ar.Files[i].Name == name {
+			ar.Files[i].Data = []byte(data)
+			return
+		}
+	}
+	ar.Files = append(ar.Files, txtar.File{Name: name, Data: []byte(data)})
+}
+
+func TestNthCountsAcrossBytes(t *testing.T) {
+	for _, c := range []struct {
+		from, want string
+		n          int
+	}{
+		{"10.0.0.0", "10.0.0.0", 0},
+		{"10.0.0.250", "10.0.1.4", 10},
+		{"10.0.255.255", "10.1.0.0", 1},
+		{"fd00::ff", "fd00::1ff", 256},
+	} {
+		if got := nth(netip.MustParseAddr(c.from), c.n); got != netip.MustParseAddr(c.want) {
+			t.Errorf("nth(%s, %d) = %v, want %s", c.from, c.n, got, c.want)
+		}
+	}
+}
