@@ -1,0 +1,209 @@
+// Package startup prepares a node and the cluster before the agent's loop begins: the node's name and addresses, and the
+// objects that every cluster must hold.
+//
+// Everything here can be done twice, by several nodes at once, and after having been interrupted anywhere.
+package startup
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// CalicoVersion is written where no version is known yet, so that calicoctl of that version agrees to work.
+const CalicoVersion = "v3.32.1"
+
+// Deps is what startup works with.
+type Deps struct {
+	Store *store.Client
+	Host  kernel.Host
+	Now   func() time.Time
+	UUID  func() string // random, with dashes
+	Log   *slog.Logger
+}
+
+// Run writes what the cluster and the node need, in the order in which other components rely on it. Any error is final for this
+// attempt; it names the object and what to do.
+func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
+	s := starter{Deps: d, cfg: cfg, node: node}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"write the cluster's own objects", s.cluster},
+		{"write the address-management settings", s.ipamConfig},
+		{"register the node", s.register},
+		{"write the default settings", s.felix},
+		{"write the default pool", s.pool},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+type starter struct {
+	Deps
+	cfg  config.Node
+	node string
+}
+
+// ensure creates an object that does not exist, or lets change edit the one that does.
+func ensure[T api.Value, P interface {
+	*T
+	api.Object
+}](ctx context.Context, s *starter, name string, change func(v P, exists bool) bool) error {
+	key := P(new(T)).KindOf().Key("", name)
+	_, err := store.Mutate(ctx, s.Store, key, func(v *T, exists bool) (bool, error) {
+		p := P(v)
+		if !exists {
+			p.Meta().Name = name
+			api.Created(p, s.UUID(), s.Now())
+		}
+		return change(p, exists) || !exists, nil
+	})
+	return err
+}
+
+func (s *starter) cluster(ctx context.Context) error {
+	err := ensure(ctx, s, "default", func(c *api.ClusterInformation, _ bool) bool {
+		before := c.Spec
+		if c.Spec.ClusterGUID == "" {
+			c.Spec.ClusterGUID = strings.ReplaceAll(s.UUID(), "-", "")
+		}
+		if c.Spec.CalicoVersion == "" {
+			c.Spec.CalicoVersion = CalicoVersion
+		}
+		if c.Spec.DatastoreReady == nil {
+			ready := true
+			c.Spec.DatastoreReady = &ready
+		}
+		c.Spec.ClusterType = merge(c.Spec.ClusterType, s.cfg.ClusterType)
+		return c.Spec != before
+	})
+	if err != nil {
+		return err
+	}
+	for _, t := range []struct {
+		name   string
+		order  float64
+		action string
+	}{{"default", 1e6, "Deny"}, {"kube-admin", 1e3, "Pass"}, {"kube-baseline", 1e7, "Pass"}} {
+		err := ensure(ctx, s, t.name, func(v *api.Tier, exists bool) bool {
+			if !exists {
+				v.Spec = api.TierSpec{Order: &t.order, DefaultAction: t.action}
+			}
+			return false
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge adds the words of one comma-separated set to another, in order.
+func merge(have, more string) string {
+	var words []string
+	for _, w := range append(strings.Split(have, ","), strings.Split(more, ",")...) {
+		if w != "" && !slices.Contains(words, w) {
+			words = append(words, w)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+func (s *starter) ipamConfig(ctx context.Context) error {
+	_, err := store.Mutate(ctx, s.Store, api.IPAMConfigKey, func(c *api.IPAMConfig, exists bool) (bool, error) {
+		if !exists {
+			*c = api.DefaultIPAMConfig()
+		}
+		return !exists, nil
+	})
+	return err
+}
+
+func (s *starter) felix(ctx context.Context) error {
+	err := ensure(ctx, s, "default", func(f *api.FelixConfiguration, _ bool) bool {
+		before := f.Spec
+		if f.Spec.ReportingInterval == nil {
+			off := "0s"
+			f.Spec.ReportingInterval = &off
+		}
+		if f.Spec.LogSeverityScreen == "" {
+			f.Spec.LogSeverityScreen = "Info"
+		}
+		f.Default()
+		return f.Spec != before
+	})
+	if err != nil {
+		return err
+	}
+	return ensure(ctx, s, "node."+s.node, func(f *api.FelixConfiguration, _ bool) bool {
+		before := f.Spec
+		if f.Spec.DefaultEndpointToHostAction == "" {
+			f.Spec.DefaultEndpointToHostAction = "Return"
+		}
+		f.Default()
+		return f.Spec != before
+	})
+}
+
+// pool writes the default IPv4 pool if there is none of that family at all, not even a disabled one.
+func (s *starter) pool(ctx context.Context) error {
+	if s.cfg.NoDefault || s.cfg.Pool.None {
+		return nil
+	}
+	pools, _, err := store.List[api.IPPool](ctx, s.Store, (*api.IPPool)(nil).KindOf().Prefix())
+	if err != nil {
+		return err
+	}
+	for _, p := range pools {
+		if p.Value.Spec.CIDR.Addr().Is4() {
+			return nil
+		}
+	}
+	c := s.cfg.Pool
+	p := &api.IPPool{Spec: api.IPPoolSpec{
+		CIDR: c.CIDR, VXLANMode: c.VXLAN, IPIPMode: c.IPIP, NATOutgoing: c.NATOutgoing, DisableBGPExport: c.DisableBGPExport,
+		BlockSize: c.BlockSize, NodeSelector: c.NodeSelector,
+	}}
+	if !p.Spec.CIDR.IsValid() {
+		p.Spec.CIDR = freeRange(s.Host)
+	}
+	p.Default()
+	if err := p.Check(); err != nil {
+		return fmt.Errorf("IPPool(default-ipv4-ippool): %w; correct CALICO_IPV4POOL_CIDR or CALICO_IPV4POOL_BLOCK_SIZE", err)
+	}
+	return ensure(ctx, s, "default-ipv4-ippool", func(v *api.IPPool, exists bool) bool {
+		if !exists {
+			v.Spec = p.Spec
+			s.Log.Info("made the default pool", "pool", v.Metadata.Name, "cidr", p.Spec.CIDR, "vxlan_mode", p.Spec.VXLANMode, "nat_outgoing", p.Spec.NATOutgoing)
+		}
+		return false
+	})
+}
+
+// freeRange is the first of the usual ranges that overlaps none of the host's own subnets.
+func freeRange(h kernel.Host) netip.Prefix {
+	candidates := []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
+	for i := byte(16); i < 32; i++ {
+		candidates = append(candidates, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16))
+	}
+	for _, c := range candidates {
+		if !slices.ContainsFunc(h.Addrs, func(a kernel.HostAddr) bool { return c.Overlaps(a.Addr) }) {
+			return c
+		}
+	}
+	return candidates[0]
+}
