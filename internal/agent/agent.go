@@ -1,0 +1,162 @@
+// Package agent runs a node: it wires the datastore's feed, the kernel's events and the plan together and answers the plugins.
+//
+// The loop is the whole of it (loop.go): snapshot and host facts in, plan, difference, apply. Everything else is start-up,
+// the plugins' socket, and telling the operator.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/rtnl"
+	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Agent is one node's agent.
+type Agent struct {
+	cfg   config.Node
+	env   config.Env
+	log   *slog.Logger
+	level *slog.LevelVar
+	node  string
+	ipv6  bool // the kernel has IPv6
+
+	store      *store.Client
+	feed       *feed.Feed
+	monitor    *rtnl.Monitor
+	kernel     *reconcile.Reconciler
+	tunnels    *tunnels
+	programmed *programmed
+
+	first sync.Once     // the first complete apply
+	isUp  chan struct{} // closed by it
+
+	// Owned by the loop.
+	said map[string]struct{} // problems that were logged and are still there
+	mtu  int                 // as published; 0: not yet
+}
+
+// Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
+func Main(ctx context.Context, env config.Env, out *os.File) error {
+	level := &slog.LevelVar{}
+	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	cfg, err := config.FromEnv(env)
+	if err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	a := &Agent{cfg: cfg, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
+	return a.run(ctx)
+}
+
+func (a *Agent) run(ctx context.Context) error {
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	defer a.close()
+	if err := a.start(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	a.log.Info("agent started", "node", a.node)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.feed.Run(ctx) })
+	g.Go(func() error { return a.tunnels.run(ctx) })
+	g.Go(func() error { return a.loop(ctx) })
+	g.Go(func() error { return a.servePlugins(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	a.log.Info("agent stopped; what it programmed stays", "node", a.node)
+	return err
+}
+
+// open connects to etcd and the kernel.
+func (a *Agent) open(ctx context.Context) (err error) {
+	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
+		return err
+	}
+	endpoints, err := store.ParseEndpoints(a.cfg.EtcdEndpoints)
+	if err != nil {
+		return err
+	}
+	if a.store, err = store.New(store.Config{Endpoints: endpoints}); err != nil {
+		return err
+	}
+	if a.monitor, err = rtnl.Watch(ctx, a.log); err != nil {
+		return err
+	}
+	if a.kernel, err = reconcile.Open(a.log); err != nil {
+		return err
+	}
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	a.ipv6 = err == nil
+	a.feed = feed.New(a.store, a.log)
+	a.tunnels = newTunnels(a.store, a.node, a.log)
+	return nil
+}
+
+func (a *Agent) close() {
+	a.kernel.Close()
+	if err := a.store.Close(); err != nil {
+		a.log.Debug("close etcd's client", "error", err)
+	}
+}
+
+// start does what has to be done before the loop, and waits for etcd as long as it takes.
+func (a *Agent) start(ctx context.Context) error {
+	deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Now: time.Now, UUID: uuid.NewString, Log: a.log}
+	waiting := false
+	for {
+		err := startup.Run(ctx, a.node, a.cfg, deps)
+		if err == nil {
+			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUnknown) {
+			return fmt.Errorf("start node %s: %w", a.node, err)
+		}
+		if !waiting {
+			a.log.Warn("waiting for etcd", "endpoints", a.cfg.EtcdEndpoints, "error", err)
+		}
+		waiting = true
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// ready is called after each complete apply.
+func (a *Agent) ready() { a.first.Do(func() { close(a.isUp) }) }
+
+// servePlugins opens the socket once the kernel is as it should be, so that whoever can connect will be served.
+func (a *Agent) servePlugins(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.isUp:
+	}
+	l, err := listen(attach.Socket)
+	if err != nil {
+		return err
+	}
+	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
+	s := &server{handler: a.handler(), commit: a.feed.Commit, programmed: a.programmed.wait, log: a.log}
+	return s.serve(ctx, l)
+}

@@ -1,0 +1,194 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/plan"
+	"github.com/muslin-cni/muslin/internal/startup"
+)
+
+// How often the loop looks again without being told to.
+const (
+	refreshInterval = 90 * time.Second // lists every table anew
+	firstRetry      = 100 * time.Millisecond
+	lastRetry       = 10 * time.Second
+)
+
+// loop makes the kernel equal to the plan, again and again, until ctx ends. An event only says "look again".
+func (a *Agent) loop(ctx context.Context) error {
+	refresh := time.NewTimer(refreshInterval)
+	defer refresh.Stop()
+	retry := backoff{}
+	for {
+		if err := a.round(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("round failed; it is tried again", "error", err, "after", retry.next())
+		} else {
+			retry.reset()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.feed.Changed():
+		case <-a.monitor.Changed():
+		case <-retry.due():
+		case <-refresh.C:
+			a.kernel.MarkAllDirty()
+			refresh.Reset(refreshInterval + rand.N(refreshInterval/10))
+		}
+	}
+}
+
+// round is one pass through the picture: list what is in doubt, compute, apply.
+func (a *Agent) round(ctx context.Context) error {
+	if _, ok := a.feed.Snapshot(); !ok {
+		return nil // nothing is written before the first complete snapshot
+	}
+	listed, err := a.kernel.Refresh(ctx)
+	if err != nil {
+		return fmt.Errorf("list the kernel: %w", err)
+	}
+	if listed {
+		// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen.
+		if err := a.catchUp(ctx); err != nil {
+			a.kernel.MarkAllDirty()
+			return err
+		}
+	}
+	snap, _ := a.feed.Snapshot()
+	settings, problems := a.settings(snap)
+	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
+	a.say(problems, result.Problems, snap.Bad())
+	if err := a.publishMTU(result.PodMTU); err != nil {
+		a.log.Warn("write the pods' MTU", "error", err)
+	}
+	changed, err := a.kernel.Apply(ctx, result.State)
+	a.programmed.publish(a.kernel.Confirmed())
+	if changed > 0 {
+		a.log.Debug("applied", "revision", snap.Rev, "changes", changed)
+	}
+	a.tunnels.consider(snap)
+	if err != nil {
+		return fmt.Errorf("apply: %w", err)
+	}
+	a.ready()
+	return nil
+}
+
+// catchUp waits until the feed has seen everything that etcd holds now.
+func (a *Agent) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	rev, err := a.store.Revision(ctx)
+	if err != nil {
+		return fmt.Errorf("ask etcd for its revision: %w", err)
+	}
+	if err := a.feed.WaitFor(ctx, rev); err != nil {
+		return fmt.Errorf("wait for revision %d: %w", rev, err)
+	}
+	return nil
+}
+
+const catchUpTimeout = 5 * time.Second
+
+// settings are the effective dataplane settings as the snapshot and the environment say.
+func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
+	d, problems := config.Effective(a.env, snap.FelixConfig("default").Value, snap.FelixConfig("node."+a.node).Value)
+	a.level.Set(logLevel(d.LogLevel))
+	return plan.Settings{
+		Node: a.node, IPv6: d.IPv6Support && a.ipv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
+		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",
+	}, problems
+}
+
+func logLevel(name string) slog.Level {
+	switch name {
+	case "TRACE", "DEBUG":
+		return slog.LevelDebug
+	case "WARNING", "WARN":
+		return slog.LevelWarn
+	case "ERROR", "FATAL", "NONE":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// model is the part of a snapshot that the plan of this node is computed from.
+func model(snap feed.Snapshot, node string) plan.Model {
+	var m plan.Model
+	for _, e := range snap.Pools() {
+		if e.Value.Check() == nil {
+			m.Pools = append(m.Pools, e.Value)
+		}
+	}
+	for _, e := range snap.Nodes() {
+		m.Nodes = append(m.Nodes, e.Value)
+	}
+	for _, e := range snap.Blocks() {
+		m.Blocks = append(m.Blocks, e.Value)
+	}
+	for _, e := range snap.EndpointsOn(node) {
+		m.Endpoints = append(m.Endpoints, e.Value)
+	}
+	return m
+}
+
+// say logs each problem once when it appears and once when it is gone.
+func (a *Agent) say(settings []string, planned []plan.Problem, bad []feed.Bad) {
+	now := make(map[string]struct{})
+	for _, s := range settings {
+		now[s] = struct{}{}
+	}
+	for _, p := range planned {
+		now[p.String()] = struct{}{}
+	}
+	for _, b := range bad {
+		now[b.Key+": "+b.Err.Error()] = struct{}{}
+	}
+	for p := range now {
+		if _, old := a.said[p]; !old {
+			a.log.Warn("problem", "what", p)
+		}
+	}
+	for p := range a.said {
+		if _, still := now[p]; !still {
+			a.log.Info("problem gone", "what", p)
+		}
+	}
+	a.said = now
+}
+
+// publishMTU writes the MTU of new pods where the plugin looks for it.
+func (a *Agent) publishMTU(mtu int) error {
+	if mtu == a.mtu {
+		return nil
+	}
+	if err := startup.WriteFile(a.cfg.MTUFile, strconv.Itoa(mtu)); err != nil {
+		return err
+	}
+	a.mtu = mtu
+	return nil
+}
+
+// backoff spaces retries. The zero value has nothing to retry.
+type backoff struct {
+	wait  time.Duration
+	timer <-chan time.Time
+}
+
+func (b *backoff) next() time.Duration {
+	b.wait = min(max(2*b.wait, firstRetry), lastRetry)
+	b.timer = time.After(b.wait)
+	return b.wait
+}
+
+func (b *backoff) reset() { *b = backoff{} }
+
+// due is nil, and so never ready, when there is nothing to retry.
+func (b *backoff) due() <-chan time.Time { return b.timer }
