@@ -48,7 +48,7 @@ lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
 bench: need-root deps build ## Measure ADD and DEL against a floor (root)
-	$(GO) run ./test/bench
+	$(GO) run -buildvcs=false ./test/bench
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
 golden: need-go ## Rewrite golden files and the package table; read the diff as the change of behaviour
