@@ -47,8 +47,11 @@ var Layers = []Row{
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
 
+	{Level: 2, Path: "internal/attachlock", Sentence: "the lock of a host interface while its pod is attached or detached"},
 	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},
+	{Level: 2, Path: "internal/cni/netconf", Sentence: "reads CNI network configurations and makes attach requests of them"},
 	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
+	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
 	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, rules, neighbours and the FDB"},
@@ -67,6 +70,7 @@ var Layers = []Row{
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs"},
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
+	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
 	{Level: Test, Path: "test/bench", Sentence: "measures ADD and DEL against a floor"},
