@@ -1,0 +1,85 @@
+# `make` lists the targets. `sudo make lab` and `sudo make test` work on a fresh Debian 12 machine with Go.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# sudo drops PATH, and with it the place where Go's own instructions put it.
+GO ?= $(shell PATH="$$PATH:/usr/local/go/bin" command -v go 2>/dev/null)
+export PATH := $(if $(GO),$(dir $(GO)):)$(PATH):/usr/sbin:/sbin
+
+# Every folder of cmd/ that holds Go files is a program.
+PROGRAMS := $(sort $(dir $(wildcard cmd/*/*.go)))
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+
+# Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
+PURE := internal/attach internal/hostside internal/kernel internal/plan internal/policy pkg/api pkg/ipam/block pkg/selector
+PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
+
+GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
+TEST_TIMEOUT ?= 25m
+
+.PHONY: help build lab test check lint bench golden clean deps need-go need-root need-cc
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: need-go ## Build every program of cmd/ into bin/
+	@mkdir -p bin
+	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
+
+lab: need-root deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
+	bin/muslin-lab demo
+
+test: need-root need-go deps build ## Run every test (root: most of them make network namespaces)
+	NETTEST=require $(GO) test -count=1 -p 2 -timeout $(TEST_TIMEOUT) ./...
+
+check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the race detector: before every commit
+	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $(wildcard cmd internal pkg test)); \
+	  [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; } >&2
+	$(GO) vet ./...
+	$(GOLANGCI_LINT) run
+	$(GO) test -count=1 ./test/arch
+	$(if $(PURE_PRESENT),$(GO) test -race $(PURE_PRESENT:%/=./%))
+
+lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
+	$(GOLANGCI_LINT) run
+
+bench: need-root deps build ## Measure ADD and DEL against a floor (root)
+	$(GO) run -buildvcs=false ./test/bench
+
+# A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
+golden: need-go ## Rewrite golden files and the package table; read the diff as the change of behaviour
+	@packages=$$(grep -rlE --include='*_test.go' 'flag\.Bool(Var)?\(.*"update"' . | xargs -r -n1 dirname | sort -u); \
+	  set -x; $(GO) test -count=1 $$packages -run Golden -update
+
+clean: ## Remove what the other targets made in this folder
+	rm -rf bin dist
+
+# program:package of what labs and tests call, or a file:package.
+DEPS := iptables:iptables ip:iproute2 nsenter:util-linux ipset:ipset git:git /etc/ssl/certs/ca-certificates.crt:ca-certificates
+
+deps: ## Install by apt what labs and tests need and this machine lacks (root)
+	@missing=(); \
+	for dep in $(DEPS); do \
+	  what=$${dep%%:*}; \
+	  [ -e "$$what" ] || command -v "$$what" >/dev/null || missing+=("$${dep##*:}"); \
+	done; \
+	[ $${#missing[@]} -gt 0 ] || exit 0; \
+	command -v apt-get >/dev/null || { echo "missing: $${missing[*]}; this machine has no apt-get to install them with" >&2; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "missing: $${missing[*]}; installing them needs root: sudo make deps" >&2; exit 1; }; \
+	echo "installing: $${missing[*]}"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq; \
+	apt-get install -y -qq --no-install-recommends "$${missing[@]}"
+
+need-go:
+	@[ -n "$(GO)" ] || { echo "no go in PATH or /usr/local/go/bin: install Go 1.26 or newer, https://go.dev/doc/install" >&2; exit 1; }
+
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root, for it makes network namespaces: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+
+need-cc:
+	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }

@@ -1,0 +1,133 @@
+// Package arch holds the source tree to its rules: which package may import which, what pure packages stay away
+// from, what the plugin does not link, one package comment each, and a package table in ARCHITECTURE.md that is the
+// generated one. The rules are data (Layers, Pure, LinkRules); the checks return one line per violation.
+package arch
+
+import "strings"
+
+// Module is the import path that every package of this repository starts with.
+const Module = "github.com/muslin-cni/muslin"
+
+// Level is a package's height. Production code imports only lower levels.
+type Level int
+
+// Test is the level of packages that exist for tests: only tests and other packages of this level import them.
+const Test Level = -1
+
+// Row is one package of the layer table.
+type Row struct {
+	Level    Level
+	Path     string   // import path below Module
+	Sentence string   // what the package does, as a clause without a full stop
+	Beside   []string // packages of the same level that it may import all the same
+}
+
+// Layers is the layer table, highest first. A new package gets its row here before it gets its second file.
+//
+// plan stands beside hostside rather than above it because the network plugin, far from plan, writes the same
+// host state when it is told not to wait for the agent.
+var Layers = []Row{
+	{Level: 6, Path: "cmd/muslin", Sentence: "the CNI network plugin"},
+	{Level: 6, Path: "cmd/muslin-controllers", Sentence: "the cluster's controllers, one per cluster"},
+	{Level: 6, Path: "cmd/muslin-ipam", Sentence: "the CNI IPAM module, straight against etcd"},
+	{Level: 6, Path: "cmd/muslin-lab", Sentence: "a cluster of nodes on one machine, for people and scripts"},
+	{Level: 6, Path: "cmd/muslin-node", Sentence: "the agent, one per node"},
+	{Level: 6, Path: "cmd/muslinctl", Sentence: "the operator's command"},
+
+	{Level: 5, Path: "internal/agent", Sentence: "wires one node's inputs, plan and reconcilers and runs the loop"},
+	{Level: 5, Path: "internal/cni", Sentence: "answers CNI commands as network plugin"},
+	{Level: 5, Path: "internal/controllers", Sentence: "mirrors Kubernetes objects into etcd and audits addresses"},
+	{Level: 5, Path: "internal/ctl", Sentence: "the operator's verbs"},
+	{Level: 5, Path: "internal/lab", Sentence: "many nodes on one machine, one network namespace each, with embedded etcd"},
+
+	{Level: 4, Path: "internal/reconcile", Sentence: "makes the kernel equal a desired state"},
+	{Level: 4, Path: "internal/register", Sentence: "the IPAM handler: pod facts, pools, one transaction"},
+	{Level: 4, Path: "internal/startup", Sentence: "a node's identity, addresses, default pool and tunnel addresses, before the loop"},
+
+	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
+	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
+
+	{Level: 2, Path: "internal/attachlock", Sentence: "the lock of a host interface while its pod is attached or detached"},
+	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},
+	{Level: 2, Path: "internal/cni/netconf", Sentence: "reads CNI network configurations and makes attach requests of them"},
+	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
+	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
+	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
+	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
+	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, rules, neighbours and the FDB"},
+	{Level: 2, Path: "internal/sysctl", Sentence: "the doorway to kernel settings"},
+	{Level: 2, Path: "internal/xtables", Sentence: "the doorway to iptables and ipset"},
+	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},
+
+	{Level: 1, Path: "internal/attach", Sentence: "what plugin and agent say to each other over the socket"},
+	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
+	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
+	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},
+	{Level: 1, Path: "internal/policy", Sentence: "resolves policies and selectors into rules and sets, incrementally"},
+	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
+
+	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
+	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs"},
+	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
+
+	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
+	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
+	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
+	{Level: Test, Path: "test/bench", Sentence: "measures ADD and DEL against a floor"},
+	{Level: Test, Path: "test/calicowriter", Sentence: "replays the step sequences of Calico's own writers against ours"},
+	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
+	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},
+	{Level: Test, Path: "test/vm", Sentence: "boots one virtual machine"},
+}
+
+// Pure lists the packages that compute and do nothing else. The race detector runs over them in `make check`.
+var Pure = []string{
+	"internal/attach",
+	"internal/hostside",
+	"internal/kernel",
+	"internal/plan",
+	"internal/policy",
+	"pkg/api",
+	"pkg/ipam/block",
+	"pkg/selector",
+}
+
+// Impure lists what a pure package does not import; an entry covers what lies below it, except what Harmless names.
+var Impure = []string{"context", "log", "net", "os", "sync", "syscall"}
+
+// Harmless lists packages below an Impure one that only compute.
+var Harmless = []string{"net/netip", "net/url"}
+
+// LinkRule says what must not be linked into a program.
+type LinkRule struct {
+	Program string   // path below Module
+	Without []string // import paths; each covers what lies below it
+	Why     string
+}
+
+// LinkRules holds for programs whose size and start-up time are promised.
+var LinkRules = []LinkRule{{
+	Program: "cmd/muslin",
+	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http"},
+	Why:     "the plugin starts once per pod and must start in a millisecond or two",
+}}
+
+// find returns the row of the package at path, which is below Module.
+func find(table []Row, path string) (Row, bool) {
+	for _, row := range table {
+		if row.Path == path {
+			return row, true
+		}
+	}
+	return Row{}, false
+}
+
+// within reports whether an import path is one of roots or lies below one.
+func within(path string, roots []string) bool {
+	for _, root := range roots {
+		if path == root || strings.HasPrefix(path, root+"/") {
+			return true
+		}
+	}
+	return false
+}
