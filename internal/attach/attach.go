@@ -14,6 +14,7 @@ package attach
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -149,7 +150,7 @@ func (c *Conn) Receive(v any) error {
 		if err == io.EOF && len(line) == 0 {
 			return io.EOF
 		}
-		if err != bufio.ErrBufferFull {
+		if !errors.Is(err, bufio.ErrBufferFull) {
 			return fmt.Errorf("receive message: %w", err)
 		}
 		if len(line) > maxLine {

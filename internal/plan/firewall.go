@@ -40,7 +40,7 @@ func (f *family) firewall() {
 }
 
 // poolSet fills the sets of all pools and of the masqueraded ones. Disabled pools count: their pods live on.
-func (f *family) poolSet(all, masq string) (any bool) {
+func (f *family) poolSet(all, masq string) (masquerades bool) {
 	var every, out []netip.Prefix
 	for _, p := range f.Pools {
 		if p.Spec.CIDR.Addr().Is6() != f.v6 || slices.Equal(p.Spec.AllowedUses, []api.Use{api.UseLoadBalancer}) {
