@@ -104,7 +104,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	_, err = os.Stat("/proc/sys/net/ipv6")
 	a.ipv6 = err == nil
 	a.feed = feed.New(a.store, a.log)
-	a.tunnels = newTunnels(a.store, a.node, a.log)
+	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	return nil
 }
 

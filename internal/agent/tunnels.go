@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// tunnels keeps the node's tunnel address as the pools say. It works beside the loop, since it waits for etcd.
+type tunnels struct {
+	store  *store.Client
+	node   string
+	commit func([]store.KV) // shows a commit to the feed at once
+	log    *slog.Logger
+
+	look chan struct{} // cap 1: look again
+	seen string        // what the last look was about; owned by the loop
+}
+
+func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog.Logger) *tunnels {
+	return &tunnels{store: c, node: node, commit: commit, log: log, look: make(chan struct{}, 1)}
+}
+
+// consider asks for another look if the pools or our own Node changed since the last time. The loop calls it.
+func (t *tunnels) consider(snap feed.Snapshot) {
+	var b strings.Builder
+	for key, e := range snap.Pools() {
+		b.WriteString(key + "@" + revision(e.Rev))
+	}
+	if n := snap.Node(t.node); n.Exists() {
+		b.WriteString(n.Key + "@" + revision(n.Rev))
+	}
+	if b.String() == t.seen {
+		return
+	}
+	t.seen = b.String()
+	select {
+	case t.look <- struct{}{}:
+	default:
+	}
+}
+
+// run looks whenever it is asked to, and again until it succeeds, until ctx ends.
+func (t *tunnels) run(ctx context.Context) error {
+	retry := backoff{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.look:
+		case <-retry.due():
+		}
+		addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, false, time.Now)
+		t.commit(changed)
+		if err != nil {
+			t.log.Warn("tunnel address", "error", err, "again_in", retry.next())
+			continue
+		}
+		retry.reset()
+		if len(changed) > 0 {
+			t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
+		}
+	}
+}
+
+// shown is the address, or "none".
+func shown(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
+}
+
+func revision(rev int64) string { return strconv.FormatInt(rev, 10) }
