@@ -3,6 +3,7 @@
 //
 //	floor add NETNS HOSTIF ADDRESS
 //	floor del NETNS
+//	floor noop
 package main
 
 import (
@@ -30,8 +31,10 @@ func run(args []string) error {
 		return add(args[1], args[2], args[3])
 	case len(args) == 2 && args[0] == "del":
 		return del(args[1])
+	case len(args) == 1 && args[0] == "noop":
+		return nil
 	}
-	return errors.New("usage: floor add NETNS HOSTIF ADDRESS | floor del NETNS")
+	return errors.New("usage: floor add NETNS HOSTIF ADDRESS | floor del NETNS | floor noop")
 }
 
 func add(path, hostIf, address string) error {

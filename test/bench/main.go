@@ -1,0 +1,97 @@
+// Command bench measures what a pod's ADD and DEL cost against the least that they could cost.
+//
+// The floor is a process of its own that sends the netlink messages of an attach and nothing else, plus one etcd transaction
+// of three keys with values as large as those of a real ADD. Floor and plugin run in alternation on one lab node with an embedded
+// etcd; the ratio is the median of the rounds' own ratios. Absolute times belong to the machine, ratios are what to keep.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
+	bin := flag.String("bin", "bin", "folder of the built programs")
+	flag.Parse()
+	if *inner != "" {
+		return runInner(ctx, *inner)
+	}
+	return outer(ctx, *bin)
+}
+
+// outer brings a lab of one node up, measures inside it and takes it down again.
+func outer(ctx context.Context, bin string) (err error) {
+	work, err := os.MkdirTemp("", "muslin-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	if err := collect(ctx, bin, work); err != nil {
+		return err
+	}
+	o := lab.Defaults()
+	o.Nodes = 1
+	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join("/run", filepath.Base(work)), Bin: work, Options: o})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, l.Down(ctx))
+	}()
+	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
+	return l.Exec(ctx, "node-1", lab.Command{
+		Args: []string{filepath.Join(work, "bench"), "-inner", work}, Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+}
+
+// collect puts the programs, the floor and this very program into one folder, which every node of the lab sees.
+func collect(ctx context.Context, bin, work string) error {
+	for _, p := range []string{"muslin", "muslin-ipam", "muslin-node", "muslin-lab"} {
+		if err := copyFile(filepath.Join(bin, p), filepath.Join(work, p)); err != nil {
+			return fmt.Errorf("%w (build first: make build)", err)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := copyFile(self, filepath.Join(work, "bench")); err != nil {
+		return err
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(work, "floor"), "./test/bench/floor")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the floor: %w: %s", err, out)
+	}
+	return nil
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
+}

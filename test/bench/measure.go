@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"text/tabwriter"
+	"time"
+)
+
+// Comparison is one floor and one subject, measured in alternation.
+type comparison struct {
+	name    string
+	floor   []time.Duration // by round, per operation
+	subject []time.Duration
+}
+
+// ratio is the median of the rounds' own ratios: what else the machine did in a round weighs on both sides of it.
+func (c comparison) ratio() float64 {
+	var rs []float64
+	for i := range c.floor {
+		rs = append(rs, float64(c.subject[i])/float64(c.floor[i]))
+	}
+	return median(rs)
+}
+
+func median[T float64 | time.Duration](xs []T) T {
+	s := slices.Sorted(slices.Values(xs))
+	if len(s) == 0 {
+		return 0
+	}
+	return s[len(s)/2]
+}
+
+// side is one way to do a thing n times.
+type side func(round, i int) error
+
+// alternate runs floor and subject round by round, the one that begins changing each time. setUp and tearDown run untimed
+// before and after each side with what it measures taken away again.
+func alternate(name string, rounds, n, parallel int, floor, subject pair) (do, undo comparison, err error) {
+	do, undo = comparison{name: "ADD " + name}, comparison{name: "DEL " + name}
+	for r := range rounds {
+		sides := []struct {
+			pair
+			do, undo *[]time.Duration
+		}{{floor, &do.floor, &undo.floor}, {subject, &do.subject, &undo.subject}}
+		if r%2 == 1 {
+			slices.Reverse(sides)
+		}
+		for _, s := range sides {
+			d, err := timed(r, n, parallel, s.pair.do)
+			if err != nil {
+				return do, undo, fmt.Errorf("%s, round %d: %w", do.name, r, err)
+			}
+			u, err := timed(r, n, parallel, s.pair.undo)
+			if err != nil {
+				return do, undo, fmt.Errorf("%s, round %d: %w", undo.name, r, err)
+			}
+			*s.do, *s.undo = append(*s.do, d), append(*s.undo, u)
+		}
+	}
+	return do, undo, nil
+}
+
+// pair is an operation and its inverse.
+type pair struct{ do, undo side }
+
+// timed runs f for 0 to n-1 by so many workers and returns the wall time per operation.
+func timed(round, n, workers int, f side) (time.Duration, error) {
+	work := make(chan int)
+	errs := make(chan error, n)
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range workers {
+		wg.Go(func() {
+			for i := range work {
+				errs <- f(round, i)
+			}
+		})
+	}
+	for i := range n {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	took := time.Since(start) / time.Duration(n)
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return 0, err
+		}
+	}
+	return took, nil
+}
+
+// print writes the comparisons as a table.
+func printTable(out io.Writer, cs []comparison) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	if _, err := fmt.Fprintln(w, "\tfloor\tmuslin\tratio\t"); err != nil {
+		return err
+	}
+	for _, c := range cs {
+		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t\n", c.name, ms(median(c.floor)), ms(median(c.subject)), c.ratio()); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond)) }
