@@ -40,7 +40,7 @@ type Plan struct {
 	claims  map[netip.Prefix]change[api.Affinity]
 	handles map[string]change[api.Handle]
 	expect  map[string]int64
-	more    []func(*store.Txn)
+	more    map[string]func(*store.Txn)
 }
 
 // change is a value as it was read, and as it shall be: nil means absent. Values are replaced, never modified.
@@ -70,6 +70,7 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 		claims:  map[netip.Prefix]change[api.Affinity]{},
 		handles: map[string]change[api.Handle]{},
 		expect:  map[string]int64{},
+		more:    map[string]func(*store.Txn){},
 	}
 	for _, e := range facts.Affinities {
 		if _, cidr, err := api.ParseAffinityKey(e.Key); err == nil {
@@ -83,12 +84,12 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 func (p *Plan) Clone() *Plan {
 	c := *p
 	c.blocks, c.claims, c.handles, c.expect = maps.Clone(p.blocks), maps.Clone(p.claims), maps.Clone(p.handles), maps.Clone(p.expect)
-	c.more = slices.Clone(p.more)
+	c.more = maps.Clone(p.more)
 	return &c
 }
 
-// Then adds the caller's own compares and writes to the transaction.
-func (p *Plan) Then(f func(*store.Txn)) { p.more = append(p.more, f) }
+// Then adds the caller's own compares and writes to the transaction, in the place of what was added under the same name.
+func (p *Plan) Then(name string, f func(*store.Txn)) { p.more[name] = f }
 
 // Txn is the transaction as planned so far. It is Empty if everything is as it should be already.
 func (p *Plan) Txn() *store.Txn {
@@ -105,8 +106,8 @@ func (p *Plan) Txn() *store.Txn {
 	for _, cidr := range slices.SortedFunc(maps.Keys(p.blocks), netip.Prefix.Compare) {
 		p.blocks[cidr].write(t)
 	}
-	for _, f := range p.more {
-		f(t)
+	for _, name := range slices.Sorted(maps.Keys(p.more)) {
+		p.more[name](t)
 	}
 	return t
 }

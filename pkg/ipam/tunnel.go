@@ -89,7 +89,7 @@ func (t tunnel) ensure(ctx context.Context) (netip.Addr, error) {
 	if want != has {
 		next := *node.Value
 		*t.field(&next) = want
-		t.plan.Then(func(txn *store.Txn) { store.Put(txn, node, &next) })
+		t.plan.Then(node.Key, func(txn *store.Txn) { store.Put(txn, node, &next) })
 	}
 	return want, nil
 }
