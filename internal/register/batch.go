@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -83,9 +82,10 @@ func (h *Handler) next() []*job {
 	return batch
 }
 
-// run carries a batch out and closes its jobs.
+// run carries a batch out and closes its jobs. It does not stop when callers leave: a commit whose outcome nobody waited for
+// could take effect after the DEL that follows.
 func (h *Handler) run(batch []*job) {
-	ctx, cancel := together(batch)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWork)
 	defer cancel()
 	err := ipam.Retry(ctx, func(attempt int) error { return h.attempt(ctx, batch, attempt > 0) })
 	if err != nil && len(batch) > 1 && !hopeless(err) {
@@ -99,27 +99,6 @@ func (h *Handler) run(batch []*job) {
 			j.err = err
 		}
 		close(j.done)
-	}
-}
-
-// together is a context that ends when all callers have left, and after maxWork.
-func together(batch []*job) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.Background(), maxWork)
-	var left atomic.Int64
-	left.Store(int64(len(batch)))
-	stops := make([]func() bool, len(batch))
-	for i, j := range batch {
-		stops[i] = context.AfterFunc(j.ctx, func() {
-			if left.Add(-1) == 0 {
-				cancel()
-			}
-		})
-	}
-	return ctx, func() {
-		for _, stop := range stops {
-			stop()
-		}
-		cancel()
 	}
 }
 
@@ -150,6 +129,9 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 	}
 	plan := ipam.NewPlan(src, h.cfg.Node, facts, h.cfg.Now())
 	for i, j := range batch {
+		if j.err = j.ctx.Err(); j.err != nil {
+			continue // the caller has left
+		}
 		trial := plan.Clone()
 		j.err = ipam.Ready(facts.Cluster)
 		if j.err == nil {

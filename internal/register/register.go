@@ -60,8 +60,8 @@ type Config struct {
 }
 
 // Handler registers workloads of one node. All methods may be called concurrently. They return when their ctx ends, or up to
-// 10 seconds later if they are carrying out others' commands together with their own. An error of a command that may have been
-// done all the same says so, and matches store.ErrUnknown.
+// 10 seconds later: a transaction that is under way is seen through, often with others' commands in it. The error of a command
+// that may have been done all the same says so, and matches store.ErrUnknown.
 type Handler struct {
 	cfg Config
 

@@ -31,7 +31,7 @@ type Source interface {
 	AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error)
 }
 
-// Etcd is the Source that reads etcd itself each time. Each call is one request, at one revision.
+// Etcd is the Source that reads etcd itself each time. Each call sees one revision.
 type Etcd struct{ Client *store.Client }
 
 // ClusterKey is the key of the ClusterInformation.
@@ -83,14 +83,17 @@ func (s Etcd) Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[
 	return out, nil
 }
 
+// blocksPage is how many blocks are read at a time: 200 of the largest are below 256 MB, of the usual ones 4 MB.
+const blocksPage = 200
+
 // AllBlocks implements Source.
 func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error) {
-	got, _, err := s.Client.Read(ctx, store.Range{Key: api.BlocksPrefix(v6), Prefix: true})
+	got, _, err := s.Client.ReadAll(ctx, blocksPage, store.Range{Key: api.BlocksPrefix(v6), Prefix: true})
 	if err != nil {
 		return nil, err
 	}
-	out := make([]store.Entry[api.Block], len(got[0]))
-	for i, kv := range got[0] {
+	out := make([]store.Entry[api.Block], len(got))
+	for i, kv := range got {
 		out[i], _ = store.Decode[api.Block](kv) // as above
 	}
 	return out, nil
