@@ -20,8 +20,11 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/sysctl"
+	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -36,6 +39,7 @@ type Agent struct {
 
 	store      *store.Client
 	feed       *feed.Feed
+	rtnl       *rtnl.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	tunnels    *tunnels
@@ -71,6 +75,7 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	a.log.Info("agent started", "node", a.node)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
@@ -95,12 +100,17 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.store, err = store.New(store.Config{Endpoints: endpoints}); err != nil {
 		return err
 	}
-	if a.monitor, err = rtnl.Watch(ctx, a.log); err != nil {
+	if a.rtnl, err = rtnl.Open(); err != nil {
 		return err
 	}
-	if a.kernel, err = reconcile.Open(a.log); err != nil {
+	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
+	tables, err := a.tables()
+	if err != nil {
+		return err
+	}
+	a.kernel = reconcile.New(tables, a.log)
 	_, err = os.Stat("/proc/sys/net/ipv6")
 	a.ipv6 = err == nil
 	a.feed = feed.New(a.store, a.log)
@@ -109,7 +119,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 }
 
 func (a *Agent) close() {
-	a.kernel.Close()
+	a.rtnl.Close()
 	if err := a.store.Close(); err != nil {
 		a.log.Debug("close etcd's client", "error", err)
 	}
@@ -157,6 +167,23 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	s := &server{handler: a.handler(), commit: a.feed.Commit, programmed: a.programmed.wait, log: a.log}
+	h := register.New(register.Config{Client: a.store, Source: memory{a.feed}, Node: a.node, Log: a.log, Committed: a.feed.Commit})
+	s := &server{handler: h, programmed: a.programmed.wait, log: a.log}
 	return s.serve(ctx, l)
+}
+
+// tables opens every kernel table.
+func (a *Agent) tables() (reconcile.Tables, error) {
+	sysctls, err := sysctl.Open("/proc/sys")
+	if err != nil {
+		return reconcile.Tables{}, err
+	}
+	sets, err := xtables.OpenSets()
+	if err != nil {
+		return reconcile.Tables{}, err
+	}
+	return reconcile.Tables{
+		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
+		Sets: sets, Routes: a.rtnl.Routes(),
+	}, nil
 }

@@ -39,7 +39,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.monitor.Changed():
 		case <-retry.due():
 		case <-refresh.C:
-			a.kernel.MarkAllDirty()
+			a.kernel.MarkDirty()
 			refresh.Reset(refreshInterval + rand.N(refreshInterval/10))
 		}
 	}
@@ -50,6 +50,7 @@ func (a *Agent) round(ctx context.Context) error {
 	if _, ok := a.feed.Snapshot(); !ok {
 		return nil // nothing is written before the first complete snapshot
 	}
+	a.kernel.Observe(a.monitor.Events())
 	listed, err := a.kernel.Refresh(ctx)
 	if err != nil {
 		return fmt.Errorf("list the kernel: %w", err)
@@ -57,7 +58,7 @@ func (a *Agent) round(ctx context.Context) error {
 	if listed {
 		// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen.
 		if err := a.catchUp(ctx); err != nil {
-			a.kernel.MarkAllDirty()
+			a.kernel.MarkDirty()
 			return err
 		}
 	}
@@ -68,11 +69,8 @@ func (a *Agent) round(ctx context.Context) error {
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
-	changed, err := a.kernel.Apply(ctx, result.State)
-	a.programmed.publish(a.kernel.Confirmed())
-	if changed > 0 {
-		a.log.Debug("applied", "revision", snap.Rev, "changes", changed)
-	}
+	_, err = a.kernel.Apply(ctx, result.State)
+	a.programmed.publish(a.kernel.Routes())
 	a.tunnels.consider(snap)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)

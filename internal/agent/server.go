@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,15 +29,11 @@ type handler interface {
 	Del(context.Context, attach.Request) ([]store.KV, error)
 }
 
-// server answers the plugins on the unix socket. Commits go one after the other, so that each sees the one before through
-// the feed and none fails on a compare.
+// server answers the plugins on the unix socket.
 type server struct {
 	handler    handler
-	commit     func([]store.KV)                         // shows a commit to the feed at once
-	programmed func(context.Context, string, int) error // waits until that device's endpoint is in the kernel
+	programmed func(ctx context.Context, dev string, index int) error // waits until that device's endpoint is in the kernel
 	log        *slog.Logger
-
-	commits sync.Mutex
 }
 
 // listen opens the socket at path, in the place of one that a killed agent left behind.
@@ -119,7 +114,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 }
 
 func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
-	reply, err := s.allocate(ctx, req)
+	reply, _, err := s.handler.Add(ctx, req)
 	if err != nil {
 		return refuse(conn, err)
 	}
@@ -139,20 +134,8 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	return conn.Send(attach.Reply{})
 }
 
-func (s *server) allocate(ctx context.Context, req attach.Request) (attach.Reply, error) {
-	s.commits.Lock()
-	defer s.commits.Unlock()
-	reply, changed, err := s.handler.Add(ctx, req)
-	s.commit(changed)
-	return reply, err
-}
-
 func (s *server) del(ctx context.Context, conn *attach.Conn, req attach.Request) error {
-	s.commits.Lock()
-	changed, err := s.handler.Del(ctx, req)
-	s.commit(changed)
-	s.commits.Unlock()
-	if err != nil {
+	if _, err := s.handler.Del(ctx, req); err != nil {
 		return refuse(conn, err)
 	}
 	return conn.Send(attach.Reply{})
