@@ -1,0 +1,327 @@
+// Package e2e proves on the real kernel and a real etcd what no single package can: whole nodes in a lab, with real packets.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/muslin-cni/muslin/internal/lab"
+	"github.com/muslin-cni/muslin/internal/nettest"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVar); role != "" {
+		os.Exit(play(role))
+	}
+	os.Exit(m.Run())
+}
+
+// up brings a lab up with two pods on every node, and takes it down with the test.
+func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
+	t.Helper()
+	nettest.Need(t, "root")
+	o := lab.Defaults()
+	change(&o)
+	dir, err := os.MkdirTemp("/run", "muslin-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join(dir, "lab"), Bin: programs(t), Options: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if t.Failed() {
+			logs(t, l, o.Nodes)
+		}
+		if err := l.Down(ctx); err != nil {
+			t.Errorf("take the lab down: %v", err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for n := range o.Nodes {
+		for _, p := range []string{"a", "b"} {
+			addPod(t, l, fmt.Sprintf("%s%d", p, n+1), fmt.Sprintf("node-%d", n+1))
+		}
+	}
+	return l
+}
+
+func addPod(t *testing.T, l *lab.Lab, name, node string) lab.Pod {
+	t.Helper()
+	pod, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: node})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pod
+}
+
+// programs is the folder of the built programs: `make build` comes before the tests.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "muslin-node")); err != nil {
+		t.Fatalf("the programs are not built: %v; run make build", err)
+	}
+	return dir
+}
+
+func logs(t *testing.T, l *lab.Lab, nodes int) {
+	for n := range nodes {
+		var b bytes.Buffer
+		name := fmt.Sprintf("node-%d", n+1)
+		if err := l.Log(name, &b); err != nil {
+			t.Logf("log of %s: %v", name, err)
+		}
+		t.Logf("log of %s:\n%s", name, b.String())
+	}
+}
+
+func run(t *testing.T, l *lab.Lab, where string, args ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if err := l.Exec(t.Context(), where, lab.Command{Args: args, Stdout: &out, Stderr: &errs}); err != nil {
+		t.Fatalf("%s: %s: %v: %s", where, strings.Join(args, " "), err, errs.String())
+	}
+	return out.String()
+}
+
+func check(t *testing.T, l *lab.Lab) lab.Report {
+	t.Helper()
+	r, err := l.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// failing lists the pairs that do not work.
+func failing(r lab.Report) []string {
+	var out []string
+	for _, p := range r.Pairs {
+		if !p.OK {
+			out = append(out, fmt.Sprintf("%s -> %s: %s", p.From, p.To, p.Problem))
+		}
+	}
+	return out
+}
+
+func TestEveryWayWorksInEveryMode(t *testing.T) {
+	for _, c := range []struct {
+		mode    lab.Mode
+		subnets int
+	}{{lab.Direct, 1}, {lab.VXLAN, 1}, {lab.VXLAN, 2}, {lab.CrossSubnet, 2}} {
+		t.Run(fmt.Sprintf("%s over %d subnets", c.mode, c.subnets), func(t *testing.T) {
+			l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = c.mode, c.subnets })
+			r := check(t, l)
+			if !r.OK {
+				t.Errorf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+			}
+			if want := 10*9 - 3; len(r.Pairs) < want-6 { // six pods, three nodes, one outside host that asks nothing of pods
+				t.Errorf("only %d ways were tried", len(r.Pairs))
+			}
+		})
+	}
+}
+
+func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = lab.Direct, 2 })
+	r := check(t, l)
+	subnet, isPod := map[string]int{}, map[string]bool{}
+	nodes, err := l.Nodes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		subnet[n.Name] = n.Subnet
+	}
+	pods, err := l.Pods()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pods {
+		subnet[p.Name], isPod[p.Name] = subnet[p.Node], true
+	}
+	var wrong []string
+	for _, p := range r.Pairs {
+		// The way to a pod needs a route to it, and so does the answer to one; to nodes and beyond pods are masqueraded.
+		across := isPod[p.To] && subnet[p.From] != subnet[p.To]
+		if p.OK == across {
+			wrong = append(wrong, fmt.Sprintf("%s -> %s: ok %t, across subnets %t: %s", p.From, p.To, p.OK, across, p.Problem))
+		}
+	}
+	if len(wrong) > 0 {
+		t.Errorf("not as it should be:\n%s", strings.Join(wrong, "\n"))
+	}
+}
+
+// kernelState is what the agent has programmed on a node, as the usual tools print it.
+func kernelState(t *testing.T, l *lab.Lab, node string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, cmd := range []string{"ip route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show dev vxlan.calico", "iptables-save", "ipset list"} {
+		out := run(t, l, node, strings.Fields(cmd)...)
+		lines := slices.DeleteFunc(strings.Split(out, "\n"), func(s string) bool { return strings.HasPrefix(s, "#") })
+		b.WriteString("$ " + cmd + "\n" + counters.ReplaceAllString(strings.Join(lines, "\n"), "") + "\n")
+	}
+	return b.String()
+}
+
+func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = lab.CrossSubnet, 2 })
+	if r := check(t, l); !r.OK {
+		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	before := kernelState(t, l, "node-1")
+	far := startStream(t, l, "a1", "a2")  // through the tunnel
+	near := startStream(t, l, "b1", "a3") // on the same subnet
+	for range 3 {
+		if err := l.KillAgent(t.Context(), "node-1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.StartAgent(t.Context(), "node-1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, s := range map[string]*stream{"through the tunnel": far, "on the subnet": near} {
+		if got := s.stop(t); got.sent < 100 || got.lost != 0 {
+			t.Errorf("%s: %d of %d packets were lost", name, got.lost, got.sent)
+		}
+	}
+	if d := cmp.Diff(before, kernelState(t, l, "node-1")); d != "" {
+		t.Errorf("the kernel differs (-before +after):\n%s", d)
+	}
+	var log bytes.Buffer
+	if err := l.Log("node-1", &log); err != nil {
+		t.Fatal(err)
+	}
+	after := log.String()[strings.LastIndex(log.String(), "agent started"):]
+	if strings.Contains(after, "kernel changed") {
+		t.Errorf("the agent wrote to a kernel that was right:\n%s", after)
+	}
+}
+
+func TestForwardingGoesOnWithoutEtcdAndAddsFailClearly(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	if r := check(t, l); !r.OK {
+		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	s := startStream(t, l, "a1", "a2")
+	if err := l.StopEtcd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := kernelState(t, l, "node-1")
+	start := time.Now()
+	_, err := l.AddPod(t.Context(), lab.PodSpec{Name: "late", Node: "node-1"})
+	if err == nil || !strings.Contains(err.Error(), "etcd") {
+		t.Errorf("an ADD without etcd: error %v after %v, want one that names etcd", err, time.Since(start))
+	}
+	if err := l.KillAgent(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(before, kernelState(t, l, "node-1")); d != "" {
+		t.Errorf("the kernel changed while etcd was away (-before +after):\n%s", d)
+	}
+	if err := l.StartEtcd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartAgent(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.stop(t); got.sent < 100 || got.lost != 0 {
+		t.Errorf("%d of %d packets were lost while etcd was away", got.lost, got.sent)
+	}
+	addPod(t, l, "late", "node-1")
+	if r := check(t, l); !r.OK {
+		t.Errorf("with etcd back these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+}
+
+func TestRemovedPodsLeaveNothing(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.Direct })
+	for _, p := range []string{"a1", "b1"} {
+		if err := l.RemovePod(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nettest.Eventually(t, func() error {
+		if out := run(t, l, "node-1", "ip", "route"); strings.Contains(out, "cali") {
+			return fmt.Errorf("routes are left: %s", out)
+		}
+		if out := run(t, l, "node-1", "ip", "-o", "link"); strings.Contains(out, "cali") {
+			return fmt.Errorf("devices are left: %s", out)
+		}
+		return nil
+	})
+	if out := keys(t, l, "/calico/ipam/v2/handle/"); len(out) > 0 {
+		t.Errorf("handles are left: %v", out)
+	}
+	if out := keys(t, l, "/calico/resources/v3/projectcalico.org/workloadendpoints/"); len(out) > 0 {
+		t.Errorf("endpoints are left: %v", out)
+	}
+}
+
+func TestWhatSomebodyTookAwayComesBack(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	if r := check(t, l); !r.OK {
+		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	before := kernelState(t, l, "node-1")
+	routes := func() string { return run(t, l, "node-1", "ip", "route") }
+	want := routes()
+	run(t, l, "node-1", "ip", "route", "flush", "proto", "80")
+	nettest.Eventually(t, func() error {
+		if d := cmp.Diff(want, routes()); d != "" {
+			return fmt.Errorf("routes differ: %s", d)
+		}
+		return nil
+	})
+	run(t, l, "node-1", "ip", "link", "del", "vxlan.calico")
+	nettest.Eventually(t, func() error {
+		if d := cmp.Diff(normal(before), normal(kernelState(t, l, "node-1"))); d != "" {
+			return fmt.Errorf("the kernel differs: %s", d)
+		}
+		return nil
+	})
+	if r := check(t, l); !r.OK {
+		t.Errorf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+}
+
+// keys lists what etcd holds below a prefix.
+func keys(t *testing.T, l *lab.Lab, prefix string) []string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := lab.Command{Args: []string{self(t)}, Env: []string{roleVar + "=keys", targetVar + "=" + prefix}, Stdout: &out, Stderr: &errs}
+	if err := l.Exec(t.Context(), "fabric", c); err != nil {
+		t.Fatalf("list keys: %v: %s", err, errs.String())
+	}
+	return strings.Fields(out.String())
+}
+
+func self(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
