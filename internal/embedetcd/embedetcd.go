@@ -140,7 +140,9 @@ func (s *Server) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
 // seconds. Calls after the first do nothing.
 func (s *Server) Close() {
 	s.once.Do(func() {
-		if s.grpc != nil {
+		if s.grpc == nil {
+			s.etcd.Server.HardStop() // etcd's own Close would wait for it to become ready
+		} else {
 			s.grpc.Stop() // etcd's own Close would first give open watches seven seconds
 		}
 		s.etcd.Close()
