@@ -100,10 +100,17 @@ type revision struct {
 	ours bool
 }
 
+<<<<<<< HEAD
 // contents is what etcd holds after the first n transactions.
 func contents(history []revision, n int) []store.KV {
 	now := map[string]store.KV{}
 	for _, r := range history[:n] {
+=======
+// contents is what etcd holds after the transactions.
+func contents(history []revision) []store.KV {
+	now := map[string]store.KV{}
+	for _, r := range history {
+>>>>>>> feed
 		for _, kv := range r.kvs {
 			if now[kv.Key] = kv; kv.Value == nil {
 				delete(now, kv.Key)
@@ -113,6 +120,21 @@ func contents(history []revision, n int) []store.KV {
 	return slices.Collect(maps.Values(now))
 }
 
+<<<<<<< HEAD
+=======
+// expected is what a snapshot must hold: the history that was told, and on it the commits that are newer.
+func expected(told, early []revision) []store.KV {
+	all := slices.Clone(told)
+	for _, r := range early {
+		if len(told) == 0 || r.rev > told[len(told)-1].rev {
+			all = append(all, r)
+		}
+	}
+	slices.SortFunc(all, func(a, b revision) int { return int(a.rev - b.rev) })
+	return contents(all)
+}
+
+>>>>>>> feed
 func drawHistory(t *rapid.T) []revision {
 	values := candidates()
 	keys := slices.Sorted(maps.Keys(values))
@@ -147,6 +169,10 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 		// A commit may show up before the watch brings it or any time after.
 		ours = rapid.Permutation(ours).Draw(t, "commits")
 		s, told := newState(), 0
+<<<<<<< HEAD
+=======
+		var early []revision // commits that were shown
+>>>>>>> feed
 		for told < len(history) || len(ours) > 0 {
 			before := snapshotOf(s)
 			w := edit(s, route)
@@ -169,11 +195,16 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 			case "list":
 				to := rapid.IntRange(told, len(history)).Draw(t, "to")
 				if to > 0 {
+<<<<<<< HEAD
 					w.listed(history[to-1].rev, contents(history, to))
+=======
+					w.listed(history[to-1].rev, contents(history[:to]))
+>>>>>>> feed
 					told = to
 				}
 			case "commit":
 				w.committed(ours[0].kvs)
+<<<<<<< HEAD
 				ours = ours[1:]
 			}
 			s = w.next
@@ -185,6 +216,19 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 		if diff := cmp.Diff(seen(snapshotOf(fresh.next)), seen(snapshotOf(s))); diff != "" {
 			t.Fatalf("differs from a fresh list (-want +got):\n%s", diff)
 		}
+=======
+				early, ours = append(early, ours[0]), ours[1:]
+			}
+			s = w.next
+			checkStep(t, before, snapshotOf(s))
+			want := edit(newState(), route)
+			want.listed(1<<62, expected(history[:told], early))
+			if diff := cmp.Diff(seen(snapshotOf(want.next)), seen(snapshotOf(s))); diff != "" {
+				t.Fatalf("differs from a fresh list of the same (-want +got):\n%s", diff)
+			}
+		}
+		last := history[len(history)-1].rev
+>>>>>>> feed
 		if s.rev != last || s.graves.Len() != 0 {
 			t.Fatalf("revision %d with %d graves, want %d with none", s.rev, s.graves.Len(), last)
 		}
@@ -210,10 +254,13 @@ func checkStep(t *rapid.T, before, after Snapshot) {
 		if !same && !d.Kinds.Has(prefixes().kind(key)) {
 			t.Fatalf("%s changed, but its kind is not among %b", key, d.Kinds)
 		}
+<<<<<<< HEAD
 		a, b := (&writer{next: before.s, route: prefixes()}), (&writer{next: after.s, route: prefixes()})
 		if prefixes().kind(key) != 0 && now[key]+now["bad "+key] != "" && b.known(key) < a.known(key) {
 			t.Fatalf("%s went back from revision %d to %d", key, a.known(key), b.known(key))
 		}
+=======
+>>>>>>> feed
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -84,6 +85,7 @@ func graft(fresh, prior json.RawMessage, t reflect.Type) (json.RawMessage, error
 	return fresh, nil
 }
 
+// graftObject keeps each unknown field of prior behind the field that it follows there.
 func graftObject(fresh, prior json.RawMessage, t reflect.Type) (json.RawMessage, error) {
 	now, err := members(fresh)
 	if err != nil {
@@ -96,21 +98,28 @@ func graftObject(fresh, prior json.RawMessage, t reflect.Type) (json.RawMessage,
 	known := fields(t)
 	at := make(map[string]int, len(now))
 	for i, m := range now {
-		at[m.key] = i
+		at[fold(m.key)] = i
 	}
+	behind := make(map[int][]member) // unknown fields by the place of the field before them; -1: none is before
+	last := -1
 	for _, m := range old {
-		ft, ok := known[m.key]
-		i, present := at[m.key]
+		ft, ok := known[fold(m.key)]
+		i, present := at[fold(m.key)]
 		switch {
 		case !ok:
-			now = append(now, m)
+			behind[last] = append(behind[last], m)
 		case present:
+			last = i
 			if now[i].value, err = graft(now[i].value, m.value, ft); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return object(now), nil
+	out := slices.Clone(behind[-1])
+	for i, m := range now {
+		out = append(append(out, m), behind[i]...)
+	}
+	return object(out), nil
 }
 
 // graftArray pairs each element with the first element of prior that agrees in all fields we know.
@@ -122,20 +131,21 @@ func graftArray(fresh, prior json.RawMessage, elem reflect.Type) (json.RawMessag
 	if err := json.Unmarshal(prior, &old); err != nil {
 		return nil, err
 	}
-	used := make([]bool, len(old))
+	same := make(map[string][]json.RawMessage, len(old)) // by the part that we know
+	for _, o := range old {
+		part := string(knownPart(o, elem))
+		same[part] = append(same[part], o)
+	}
 	for i := range now {
-		for j := range old {
-			if used[j] || !bytes.Equal(now[i], knownPart(old[j], elem)) {
-				continue
-			}
-			used[j] = true
-			kept, err := graft(now[i], old[j], elem)
-			if err != nil {
-				return nil, err
-			}
-			now[i] = kept
-			break
+		part := string(now[i])
+		if len(same[part]) == 0 {
+			continue
 		}
+		kept, err := graft(now[i], same[part][0], elem)
+		if err != nil {
+			return nil, err
+		}
+		now[i], same[part] = kept, same[part][1:]
 	}
 	return json.Marshal(now)
 }
@@ -153,7 +163,10 @@ func knownPart(raw json.RawMessage, t reflect.Type) []byte {
 	return out
 }
 
-// fields maps the JSON names of a struct, embedded ones included, to their types.
+// fold makes field names equal that encoding/json takes for the same field.
+func fold(name string) string { return strings.ToLower(strings.ToUpper(name)) }
+
+// fields maps the folded JSON names of a struct, embedded ones included, to their types.
 func fields(t reflect.Type) map[string]reflect.Type {
 	out := make(map[string]reflect.Type, t.NumField())
 	for _, f := range reflect.VisibleFields(t) {
@@ -161,7 +174,7 @@ func fields(t reflect.Type) map[string]reflect.Type {
 		if name == "" || name == "-" {
 			continue
 		}
-		out[name] = f.Type
+		out[fold(name)] = f.Type
 	}
 	return out
 }
