@@ -112,18 +112,26 @@ func hopeless(err error) bool {
 	return false
 }
 
+// source is where the next plan starts from. known is nil if that is etcd itself.
+func (h *Handler) source(fresh bool) (src ipam.Source, known Source) {
+	if h.cfg.Source != nil && !fresh {
+		known = h.cfg.Source()
+	}
+	if known == nil {
+		return ipam.Etcd{Client: h.cfg.Client}, nil
+	}
+	return known, known
+}
+
 // attempt plans the batch once and commits it. Jobs that are refused have their err set and take no part; on anything but
 // fresh data they are not refused but tried again.
 func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
-	var src ipam.Source = h.cfg.Source
-	if h.cfg.Source == nil || fresh {
-		src, fresh = ipam.Etcd{Client: h.cfg.Client}, true
-	}
+	src, known := h.source(fresh)
 	facts, err := src.Facts(ctx, h.cfg.Node)
 	if err != nil {
 		return err
 	}
-	was, err := h.priors(ctx, batch, fresh)
+	was, err := h.priors(ctx, batch, known)
 	if err != nil {
 		return err
 	}
@@ -141,7 +149,7 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 		switch {
 		case j.err == nil:
 			plan = trial
-		case !fresh:
+		case known != nil:
 			return fmt.Errorf("%w: %w", store.ErrConflict, j.err)
 		case !errors.As(j.err, &refusal):
 			return j.err
@@ -167,20 +175,20 @@ func (h *Handler) commit(ctx context.Context, batch []*job, t *store.Txn) error 
 
 // priors finds what there was before each job. From memory, an ADD's handle is taken to be absent: the commit finds out. What a
 // DEL removes is always read.
-func (h *Handler) priors(ctx context.Context, batch []*job, fresh bool) ([]prior, error) {
+func (h *Handler) priors(ctx context.Context, batch []*job, known Source) ([]prior, error) {
 	out := make([]prior, len(batch))
 	var read []*job
 	for i, j := range batch {
-		if fresh || len(j.wants) == 0 {
+		if known == nil || len(j.wants) == 0 {
 			read = append(read, j)
 			continue
 		}
 		out[i].handle.Key = j.handleKey
 		if j.endpointKey != "" {
-			out[i].endpoint = h.cfg.Source.Endpoint(j.endpointKey)
+			out[i].endpoint = known.Endpoint(j.endpointKey)
 		}
 		if j.profileKey != "" {
-			out[i].profile = h.cfg.Source.Profile(j.profileKey)
+			out[i].profile = known.Profile(j.req.Network)
 		}
 		out[i].endpoint.Key, out[i].profile.Key = j.endpointKey, j.profileKey
 	}

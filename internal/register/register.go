@@ -26,13 +26,14 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// Source is what the agent's feed has in memory. Its answers may be out of date. All methods may be called concurrently.
+// Source is what is in memory of etcd at one moment. Its answers may be out of date, and fit each other. All methods may be
+// called concurrently.
 type Source interface {
 	ipam.Source
 	// Endpoint returns the endpoint with that key; Rev 0 if there is none.
 	Endpoint(key string) store.Entry[api.WorkloadEndpoint]
-	// Profile returns the profile with that key; Rev 0 if there is none.
-	Profile(key string) store.Entry[api.Profile]
+	// Profile returns the profile of that name; Rev 0 if there is none.
+	Profile(name string) store.Entry[api.Profile]
 }
 
 // Pod is what Kubernetes says of a pod.
@@ -47,7 +48,7 @@ type PodFacts func(ctx context.Context, pod attach.Pod) (Pod, error)
 // Config is what a Handler works with.
 type Config struct {
 	Client *store.Client
-	Source Source // nil: everything is read from etcd
+	Source func() Source // what is in memory now, asked for each transaction; nil, or a nil Source: everything is read from etcd
 	Node   string
 	Log    *slog.Logger // nil: no log
 	// PodFacts serves networks with policy type k8s; nil: they are refused.

@@ -2,6 +2,7 @@ package register_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/etcdtest"
+	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -230,89 +232,35 @@ func (w *world) del(h *register.Handler, req attach.Request) {
 	}
 }
 
-// memory is a picture of etcd, like the agent's feed: it knows what it has been shown.
-type memory struct {
-	mu  sync.Mutex
-	kvs map[string]store.KV
-}
-
-// picture is what etcd holds now.
-func (w *world) picture() *memory {
+// follow is a feed that has seen what etcd holds now, and goes on following until the test ends.
+func (w *world) follow() *feed.Feed {
 	w.t.Helper()
-	got, _, err := w.c.Read(w.ctx(), store.Range{Key: "/", Prefix: true})
-	if err != nil {
+	f := feed.New(w.c, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(w.ctx())
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := f.Run(ctx); !errors.Is(err, context.Canceled) {
+			w.t.Errorf("feed: %v", err)
+		}
+	})
+	w.t.Cleanup(done.Wait)
+	w.t.Cleanup(cancel)
+	if err := f.WaitFor(ctx, w.revision()); err != nil {
 		w.t.Fatal(err)
 	}
-	m := &memory{kvs: map[string]store.KV{}}
-	m.show(got[0])
-	return m
+	return f
 }
 
-func (m *memory) show(kvs []store.KV) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, kv := range kvs {
-		if kv.Value == nil {
-			delete(m.kvs, kv.Key)
-			continue
-		}
-		m.kvs[kv.Key] = kv
+// picture is what etcd holds now, and stays like that.
+func (w *world) picture() register.Source {
+	w.t.Helper()
+	s, ok := w.follow().Snapshot()
+	if !ok {
+		w.t.Fatal("the feed has no snapshot")
 	}
+	return register.Picture(s)
 }
 
-func entry[T api.Value](m *memory, key string) store.Entry[T] {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	kv := m.kvs[key]
-	kv.Key = key
-	e, err := store.Decode[T](kv)
-	if err != nil {
-		panic(err)
-	}
-	return e
+func always(s register.Source) func() register.Source {
+	return func() register.Source { return s }
 }
-
-func entries[T api.Value](m *memory, prefix string) []store.Entry[T] {
-	m.mu.Lock()
-	var keys []string
-	for k := range m.kvs {
-		if strings.HasPrefix(k, prefix) {
-			keys = append(keys, k)
-		}
-	}
-	m.mu.Unlock()
-	slices.Sort(keys)
-	var out []store.Entry[T]
-	for _, k := range keys {
-		out = append(out, entry[T](m, k))
-	}
-	return out
-}
-
-func (m *memory) Facts(_ context.Context, node string) (ipam.Facts, error) {
-	return ipam.Facts{
-		Node:       entry[api.Node](m, (*api.Node)(nil).KindOf().Key("", node)),
-		Cluster:    entry[api.ClusterInformation](m, ipam.ClusterKey()),
-		Config:     entry[api.IPAMConfig](m, api.IPAMConfigKey),
-		Pools:      entries[api.IPPool](m, (*api.IPPool)(nil).KindOf().Prefix()),
-		Affinities: entries[api.Affinity](m, api.AffinitiesPrefix(node)),
-	}, nil
-}
-
-func (m *memory) Blocks(_ context.Context, cidrs ...netip.Prefix) ([]store.Entry[api.Block], error) {
-	var out []store.Entry[api.Block]
-	for _, c := range cidrs {
-		out = append(out, entry[api.Block](m, api.BlockKey(c)))
-	}
-	return out, nil
-}
-
-func (m *memory) AllBlocks(_ context.Context, v6 bool) ([]store.Entry[api.Block], error) {
-	return entries[api.Block](m, api.BlocksPrefix(v6)), nil
-}
-
-func (m *memory) Endpoint(key string) store.Entry[api.WorkloadEndpoint] {
-	return entry[api.WorkloadEndpoint](m, key)
-}
-
-func (m *memory) Profile(key string) store.Entry[api.Profile] { return entry[api.Profile](m, key) }
