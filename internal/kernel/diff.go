@@ -1,5 +1,11 @@
 package kernel
 
+import (
+	"errors"
+	"maps"
+	"slices"
+)
+
 // Change is one step from what is to what should be. Exactly one of three: create (Old nil), replace, remove (New nil).
 type Change[K comparable, V comparable] struct {
 	Key K
@@ -9,13 +15,18 @@ type Change[K comparable, V comparable] struct {
 
 // Diff returns the changes that turn have into want, in no particular order. Diff(x, x) is empty.
 func Diff[K comparable, V comparable](have, want map[K]V) []Change[K, V] {
+	return DiffFunc(have, want, func(_ K, a, b V) bool { return a == b })
+}
+
+// DiffFunc is Diff for values that may say the same in different words: same tells.
+func DiffFunc[K comparable, V comparable](have, want map[K]V, same func(key K, have, want V) bool) []Change[K, V] {
 	var out []Change[K, V]
 	for k, w := range want {
 		h, ok := have[k]
 		switch {
 		case !ok:
 			out = append(out, Change[K, V]{Key: k, New: &w})
-		case h != w:
+		case !same(k, h, w):
 			out = append(out, Change[K, V]{Key: k, Old: &h, New: &w})
 		}
 	}
@@ -25,4 +36,69 @@ func Diff[K comparable, V comparable](have, want map[K]V) []Change[K, V] {
 		}
 	}
 	return out
+}
+
+// Patch returns what have becomes when the changes are made. have is not modified.
+func Patch[K comparable, V comparable](have map[K]V, changes []Change[K, V]) map[K]V {
+	out := maps.Clone(have)
+	if out == nil {
+		out = map[K]V{}
+	}
+	for _, c := range changes {
+		if c.New == nil {
+			delete(out, c.Key)
+			continue
+		}
+		out[c.Key] = *c.New
+	}
+	return out
+}
+
+// Failure is a change that could not be made, and why.
+type Failure[K comparable] struct {
+	Key K
+	Err error
+}
+
+// Error is the reason. It names the object.
+func (f *Failure[K]) Error() string { return f.Err.Error() }
+
+// Unwrap returns the reason.
+func (f *Failure[K]) Unwrap() error { return f.Err }
+
+// Each calls do for every change: those that create or replace in their order, then those that remove. It goes on past
+// failures and returns them joined, each as a *Failure[K].
+func Each[K comparable, V comparable](changes []Change[K, V], do func(Change[K, V]) error) error {
+	var errs []error
+	for _, removal := range []bool{false, true} {
+		for _, c := range changes {
+			if (c.New == nil) != removal {
+				continue
+			}
+			if err := do(c); err != nil {
+				errs = append(errs, &Failure[K]{Key: c.Key, Err: err})
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Failed returns the keys of the failures that err consists of. If it holds anything else, all is false: then nothing is known
+// about the changes that it does not name.
+func Failed[K comparable](err error) (keys []K, all bool) {
+	switch e := err.(type) {
+	case nil:
+		return nil, true
+	case *Failure[K]:
+		return []K{e.Key}, true
+	case interface{ Unwrap() []error }:
+		all = true
+		for _, inner := range e.Unwrap() {
+			k, ok := Failed[K](inner)
+			keys, all = slices.Concat(keys, k), all && ok
+		}
+		return keys, all
+	default:
+		return nil, false
+	}
 }

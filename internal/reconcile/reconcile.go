@@ -1,0 +1,212 @@
+// Package reconcile makes a node's kernel equal a desired state.
+//
+// What it promises, and how:
+//
+//  1. Applying the same state twice writes nothing the second time: the desired state is compared with the confirmed one, which is
+//     what the last list of a table returned together with what has been written since.
+//  2. Only our objects are touched, also by an agent without memory: a list returns only what carries our mark, and a table that
+//     has never been listed removes nothing.
+//  3. What others do to our objects is repaired: events that contradict the confirmed state make the table be listed again. Events of
+//     our own writes agree with it and cost nothing.
+//  4. What fails does not stop the rest: every table makes what it can, and is listed again before it is trusted.
+//  5. Nothing hangs on what is not there: changes are made in the order of dependency, removals in the opposite order after them.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Table is one kind of kernel object. A table may also have two more methods:
+//
+//	Same(key K, have, want V) bool
+//
+// tells whether two values mean the same, for kinds that the kernel gives back in other words;
+//
+//	Read(ctx context.Context, keys []K) (map[K]V, error)
+//
+// returns those of the objects that exist, for kinds that carry no mark, so that List cannot find them. Of such a table
+// nothing is ever removed.
+type Table[K, V comparable] interface {
+	// List returns every object of ours.
+	List(context.Context) (map[K]V, error)
+	// Apply makes changes. It is idempotent and goes on past failures; it returns them joined, as *kernel.Failure[K].
+	Apply(context.Context, []kernel.Change[K, V]) error
+}
+
+// Tables are a node's tables. One that is nil is left out.
+type Tables struct {
+	Sysctls Table[kernel.SysctlKey, string]
+	Links   Table[string, kernel.Link]
+	Addrs   Table[kernel.AddrKey, struct{}]
+	Neighs  Table[kernel.NeighKey, kernel.MAC]
+	FDB     Table[kernel.FDBKey, netip.Addr]
+	Sets    Table[kernel.SetKey, kernel.Set]
+	Routes  Table[kernel.RouteKey, kernel.Route]
+	Chains  Table[kernel.ChainKey, kernel.Chain]
+}
+
+// Name names a table.
+type Name string
+
+// The tables.
+const (
+	Sysctls Name = "sysctls"
+	Links   Name = "links"
+	Addrs   Name = "addresses"
+	Neighs  Name = "neighbours"
+	FDB     Name = "forwarding entries"
+	Sets    Name = "sets"
+	Routes  Name = "routes"
+	Chains  Name = "chains"
+)
+
+// Result says what an Apply has done.
+type Result struct {
+	Changed int          // objects that were added, replaced or removed
+	Tables  map[Name]int // the same by table; tables without change are left out
+}
+
+// Reconciler holds the confirmed state of every table. It is for one goroutine.
+type Reconciler struct {
+	log     *slog.Logger
+	sysctls table[kernel.SysctlKey, string]
+	links   table[string, kernel.Link]
+	addrs   table[kernel.AddrKey, struct{}]
+	neighs  table[kernel.NeighKey, kernel.MAC]
+	fdb     table[kernel.FDBKey, netip.Addr]
+	sets    table[kernel.SetKey, kernel.Set]
+	routes  table[kernel.RouteKey, kernel.Route]
+	chains  table[kernel.ChainKey, kernel.Chain]
+}
+
+// New returns a reconciler that knows nothing yet.
+func New(t Tables, log *slog.Logger) *Reconciler {
+	r := &Reconciler{
+		log:     log,
+		sysctls: newTable(Sysctls, t.Sysctls, func(s kernel.State) map[kernel.SysctlKey]string { return s.Sysctls }),
+		links:   newTable(Links, t.Links, func(s kernel.State) map[string]kernel.Link { return s.Links }),
+		addrs:   newTable(Addrs, t.Addrs, func(s kernel.State) map[kernel.AddrKey]struct{} { return s.Addrs }),
+		neighs:  newTable(Neighs, t.Neighs, func(s kernel.State) map[kernel.NeighKey]kernel.MAC { return s.Neighs }),
+		fdb:     newTable(FDB, t.FDB, func(s kernel.State) map[kernel.FDBKey]netip.Addr { return s.FDB }),
+		sets:    newTable(Sets, t.Sets, func(s kernel.State) map[kernel.SetKey]kernel.Set { return s.Sets }),
+		routes:  newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes }),
+		chains:  newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains }),
+	}
+	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
+	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
+	return r
+}
+
+// part is a table of any kind.
+type part interface {
+	id() Name
+	absent() bool
+	refresh(context.Context) (listed bool, err error)
+	put(context.Context, kernel.State) (changed int, err error)
+	remove(context.Context) (changed int, err error)
+	markDirty()
+}
+
+// parts lists the tables in order of dependency: what is in one needs nothing of a later one.
+func (r *Reconciler) parts() []part {
+	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.routes, &r.chains}
+	return slices.DeleteFunc(all, part.absent)
+}
+
+// Refresh lists every table that is dirty or was never listed, and tells whether there was one. A table whose list fails stays
+// as it was, and the others are listed all the same; the error is the failures joined.
+func (r *Reconciler) Refresh(ctx context.Context) (listed bool, err error) {
+	var errs []error
+	for _, p := range r.parts() {
+		did, err := p.refresh(ctx)
+		listed = listed || did
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return listed, errors.Join(errs...)
+}
+
+// Apply makes the kernel match want, by the changes that separate it from the confirmed state. It removes only what a list has
+// returned or Apply has written, and from a table that was never listed nothing. The error is every failure joined; a table with a failure is
+// dirty afterwards. want is not modified.
+func (r *Reconciler) Apply(ctx context.Context, want kernel.State) (Result, error) {
+	res := Result{Tables: map[Name]int{}}
+	var errs []error
+	add := func(p part, n int, err error) {
+		res.Changed += n
+		if n > 0 {
+			res.Tables[p.id()] += n
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	parts := r.parts()
+	for _, p := range parts {
+		n, err := p.put(ctx, want)
+		add(p, n, err)
+	}
+	for i := range parts {
+		p := parts[len(parts)-1-i]
+		n, err := p.remove(ctx)
+		add(p, n, err)
+	}
+	if res.Changed > 0 {
+		r.log.Info("kernel changed", "objects", res.Changed, "by_table", res.Tables)
+	}
+	return res, errors.Join(errs...)
+}
+
+// MarkDirty makes the next Refresh list tables again, all if none is named.
+func (r *Reconciler) MarkDirty(names ...Name) {
+	for _, p := range r.parts() {
+		if len(names) == 0 {
+			p.markDirty()
+		}
+		for _, n := range names {
+			if p.id() == n {
+				p.markDirty()
+			}
+		}
+	}
+}
+
+// Observe compares events with the confirmed state. What the kernel is certain to have dropped is confirmed no longer, so that
+// the next Apply writes it again where it is wanted; where an event contradicts the confirmed state, the table becomes dirty.
+// It tells whether a table did.
+func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
+	for _, d := range e.Down {
+		r.flushed(d)
+	}
+	for _, d := range e.Gone {
+		r.flushed(d)
+		r.fdb.forget(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev == d })
+		r.addrs.forget(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
+		r.sysctls.forget(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
+	}
+	if e.Lost {
+		r.MarkDirty(Links, Addrs, Neighs, FDB, Routes)
+	}
+	if e.RoutesLost {
+		r.MarkDirty(Routes)
+	}
+	r.links.observe(e.Links)
+	r.addrs.observe(e.Addrs)
+	r.neighs.observe(e.Neighs)
+	r.fdb.observe(e.FDB)
+	r.routes.observe(e.Routes)
+	return r.links.dirty || r.addrs.dirty || r.neighs.dirty || r.fdb.dirty || r.routes.dirty
+}
+
+// flushed drops what the kernel drops when a device is set down.
+func (r *Reconciler) flushed(d kernel.Dev) {
+	r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
+	r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Index == d.Index })
+}

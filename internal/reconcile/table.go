@@ -1,0 +1,192 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// table is a Table with what is known of it.
+type table[K, V comparable] struct {
+	name  Name
+	t     Table[K, V] // nil: the table is left out
+	pick  func(kernel.State) map[K]V
+	group func(K) any // nil, or what a failed addition shares with removals that must wait for it
+
+	confirmed map[K]V
+	listed    bool // a list has succeeded at least once
+	dirty     bool // confirmed may be wrong
+	removals  []kernel.Change[K, V]
+}
+
+func newTable[K, V comparable](name Name, t Table[K, V], pick func(kernel.State) map[K]V) table[K, V] {
+	return table[K, V]{name: name, t: t, pick: pick, confirmed: map[K]V{}, dirty: t != nil}
+}
+
+func (x *table[K, V]) id() Name     { return x.name }
+func (x *table[K, V]) absent() bool { return x.t == nil }
+func (x *table[K, V]) markDirty()   { x.dirty = true }
+
+func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
+	if !x.dirty {
+		return false, nil
+	}
+	have, err := x.t.List(ctx)
+	if err != nil {
+		return false, fmt.Errorf("list %s: %w", x.name, err)
+	}
+	x.confirmed, x.listed, x.dirty = have, true, false
+	if x.confirmed == nil {
+		x.confirmed = map[K]V{}
+	}
+	return true, nil
+}
+
+// put makes the additions and replacements, and keeps the removals for later.
+func (x *table[K, V]) put(ctx context.Context, s kernel.State) (changed int, err error) {
+	want := x.pick(s)
+	if err := x.readUnknown(ctx, want); err != nil {
+		x.dirty = true
+		return 0, err
+	}
+	var puts []kernel.Change[K, V]
+	x.removals = nil
+	for _, c := range ordered(kernel.DiffFunc(x.confirmed, want, x.same())) {
+		switch {
+		case c.New != nil:
+			puts = append(puts, c)
+		case x.reader() != nil:
+			delete(x.confirmed, c.Key)
+		case x.listed:
+			x.removals = append(x.removals, c)
+		}
+	}
+	failed, n, err := x.apply(ctx, puts)
+	x.hold(failed)
+	return n, err
+}
+
+// hold leaves out the removals that must wait for an addition that failed.
+func (x *table[K, V]) hold(failed []K) {
+	if x.group == nil {
+		return
+	}
+	waiting := map[any]bool{}
+	for _, k := range failed {
+		waiting[x.group(k)] = true
+	}
+	x.removals = slices.DeleteFunc(x.removals, func(c kernel.Change[K, V]) bool { return waiting[x.group(c.Key)] })
+}
+
+// remove makes the removals that the last put has found.
+func (x *table[K, V]) remove(ctx context.Context) (changed int, err error) {
+	removals := x.removals
+	x.removals = nil
+	_, n, err := x.apply(ctx, removals)
+	return n, err
+}
+
+// apply makes changes and confirms those that succeeded. failed are the keys of those that may not have.
+func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V]) (failed []K, changed int, err error) {
+	if len(changes) == 0 {
+		return nil, 0, nil
+	}
+	err = x.t.Apply(ctx, changes)
+	if err == nil {
+		x.confirmed = kernel.Patch(x.confirmed, changes)
+		return nil, len(changes), nil
+	}
+	x.dirty = true
+	failed, all := kernel.Failed[K](err)
+	if !all {
+		failed = nil
+		for _, c := range changes {
+			failed = append(failed, c.Key)
+		}
+	}
+	bad := map[K]bool{}
+	for _, k := range failed {
+		bad[k] = true
+	}
+	done := slices.DeleteFunc(slices.Clone(changes), func(c kernel.Change[K, V]) bool { return bad[c.Key] })
+	x.confirmed = kernel.Patch(x.confirmed, done)
+	return failed, len(done), err
+}
+
+// readUnknown confirms what is wanted and not yet known, in tables that a list does not show in full.
+func (x *table[K, V]) readUnknown(ctx context.Context, want map[K]V) error {
+	r := x.reader()
+	if r == nil {
+		return nil
+	}
+	var unknown []K
+	for k := range want {
+		if _, ok := x.confirmed[k]; !ok {
+			unknown = append(unknown, k)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	have, err := r.Read(ctx, unknown)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", x.name, err)
+	}
+	maps.Copy(x.confirmed, have)
+	return nil
+}
+
+// reader is a table whose objects carry no mark.
+type reader[K, V comparable] interface {
+	Read(context.Context, []K) (map[K]V, error)
+}
+
+func (x *table[K, V]) reader() reader[K, V] {
+	r, _ := x.t.(reader[K, V])
+	return r
+}
+
+func (x *table[K, V]) same() func(K, V, V) bool {
+	if s, ok := x.t.(interface{ Same(K, V, V) bool }); ok {
+		return s.Same
+	}
+	return func(_ K, have, want V) bool { return have == want }
+}
+
+func (x *table[K, V]) forget(gone func(K, V) bool) { maps.DeleteFunc(x.confirmed, gone) }
+
+// observe makes the table dirty if an object is not as it is confirmed to be.
+func (x *table[K, V]) observe(events map[K]*V) {
+	if x.t == nil {
+		return
+	}
+	for k, now := range events {
+		have, ok := x.confirmed[k]
+		if ok != (now != nil) || ok && have != *now {
+			x.dirty = true
+			return
+		}
+	}
+}
+
+// ordered sorts changes by their keys' text, so that the same change is always made in the same order.
+func ordered[K, V comparable](changes []kernel.Change[K, V]) []kernel.Change[K, V] {
+	type keyed struct {
+		text string
+		c    kernel.Change[K, V]
+	}
+	list := make([]keyed, len(changes))
+	for i, c := range changes {
+		list[i] = keyed{text: fmt.Sprint(c.Key), c: c}
+	}
+	slices.SortFunc(list, func(a, b keyed) int { return cmp.Compare(a.text, b.text) })
+	out := make([]kernel.Change[K, V], len(list))
+	for i, k := range list {
+		out[i] = k.c
+	}
+	return out
+}

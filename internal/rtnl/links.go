@@ -1,0 +1,154 @@
+package rtnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Links is the table of the VXLAN devices that we make. Their mark is the name.
+type Links struct{ c *Conn }
+
+// Links returns the table of our devices.
+func (c *Conn) Links() Links { return Links{c} }
+
+// List returns our devices. One that is down has MTU 0 in the list, and one that is set up in a way that we would never choose is
+// all zero, so that neither equals a wanted device.
+func (t Links) List(ctx context.Context) (map[string]kernel.Link, error) {
+	devices, err := t.c.devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]kernel.Link{}
+	for _, d := range devices {
+		if !ourTunnel(d.name) {
+			continue
+		}
+		l, err := t.c.h.LinkByIndex(d.host.Index)
+		if gone(err) || isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read device %s: %w", d.name, err)
+		}
+		out[d.name] = linkOf(l, func(i int) kernel.Dev { return devices[i].dev() })
+	}
+	return out, nil
+}
+
+// linkOf describes a device. parent names the device of an index.
+func linkOf(l netlink.Link, parent func(int) kernel.Dev) kernel.Link {
+	v, ok := l.(*netlink.Vxlan)
+	if !ok || v.Learning || v.GBP || v.FlowBased {
+		return kernel.Link{}
+	}
+	out := kernel.Link{VNI: uint32(v.VxlanId), Port: uint16(v.Port), MTU: v.MTU}
+	out.Local, _ = netip.AddrFromSlice(v.SrcAddr)
+	if v.VtepDevIndex != 0 {
+		out.Parent = parent(v.VtepDevIndex)
+	}
+	copy(out.MAC[:], v.HardwareAddr)
+	if v.Flags&net.FlagUp == 0 {
+		out.MTU = 0
+	}
+	return out
+}
+
+// Apply makes, changes and removes devices. What the kernel cannot change on a device that is there, the device is made anew for; an
+// MTU is changed in place, and a device that is down is set up.
+func (t Links) Apply(ctx context.Context, changes []kernel.Change[string, kernel.Link]) error {
+	return kernel.Each(changes, func(c kernel.Change[string, kernel.Link]) error {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("change device %s: %w", c.Key, err)
+		}
+		if c.New == nil {
+			return t.remove(c.Key)
+		}
+		return t.put(c.Key, *c.New)
+	})
+}
+
+func (t Links) remove(name string) error {
+	l, err := t.c.h.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		err = t.c.h.LinkDel(l)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	return nil
+}
+
+func (t Links) put(name string, want kernel.Link) error {
+	l, err := t.c.h.LinkByName(name)
+	if isNotFound(err) {
+		return t.create(name, want)
+	}
+	if err != nil {
+		return fmt.Errorf("read device %s: %w", name, err)
+	}
+	have := linkOf(l, func(i int) kernel.Dev {
+		if i == want.Parent.Index {
+			return want.Parent
+		}
+		return kernel.Dev{Index: i}
+	})
+	have.MTU = want.MTU
+	if have != want {
+		if err := t.remove(name); err != nil {
+			return err
+		}
+		return t.create(name, want)
+	}
+	if l.Attrs().MTU != want.MTU {
+		if err := t.c.h.LinkSetMTU(l, want.MTU); err != nil {
+			return fmt.Errorf("set MTU %d of device %s: %w", want.MTU, name, err)
+		}
+	}
+	if err := t.c.h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set device %s up: %w", name, err)
+	}
+	return nil
+}
+
+func (t Links) create(name string, want kernel.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Flags = name, want.MTU, net.FlagUp
+	attrs.HardwareAddr = want.MAC[:]
+	err := t.c.h.LinkAdd(&netlink.Vxlan{
+		LinkAttrs:    attrs,
+		VxlanId:      int(want.VNI),
+		Port:         int(want.Port),
+		SrcAddr:      toIP(want.Local),
+		VtepDevIndex: want.Parent.Index,
+		UDPCSum:      true,
+	})
+	switch {
+	case err == nil:
+		return nil
+	case is(err, unix.EEXIST):
+		return fmt.Errorf("add device %s: another VXLAN device has VNI %d and UDP port %d already; remove that device, or set vxlanVNI or vxlanPort in FelixConfiguration: %w",
+			name, want.VNI, want.Port, err)
+	case is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("add device %s: the kernel has no VXLAN devices; load its module with `modprobe vxlan`: %w", name, err)
+	case gone(err):
+		return fmt.Errorf("add device %s: its parent device %v is not there any more: %w", name, want.Parent, err)
+	default:
+		return fmt.Errorf("add device %s: %w", name, err)
+	}
+}
+
+func isNotFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
+}

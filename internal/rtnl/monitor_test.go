@@ -1,0 +1,218 @@
+package rtnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/nettest"
+)
+
+// watch starts a monitor of the host, ends it with the test, and discards what it reports at the start.
+func watch(t *testing.T, h host) *Monitor {
+	t.Helper()
+	var m *Monitor
+	var err error
+	h.NS.Do(func() { m, err = NewMonitor(t.Context(), h.Conn, slog.New(slog.DiscardHandler)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("monitor ended: %v", err)
+		}
+	})
+	if !m.Events().Lost {
+		t.Error("a new monitor does not say that everything must be listed")
+	}
+	return m
+}
+
+func TestHostFollowsTheKernel(t *testing.T) {
+	h := newHost(t)
+	m := watch(t, h)
+	first := m.Host()
+	eth0 := first.Links["eth0"]
+	if !eth0.Up || eth0.Kind != "veth" || eth0.MTU != 1500 || eth0.Index != h.Index("eth0") || eth0.MAC == (kernel.MAC{}) {
+		t.Fatalf("eth0: %+v", eth0)
+	}
+	if !slices.Contains(first.Addrs, kernel.HostAddr{Dev: "eth0", Addr: netip.MustParsePrefix("172.30.0.1/24")}) {
+		t.Fatalf("addresses: %v", first.Addrs)
+	}
+	h.Exec("ip", "link", "set", "eth0", "mtu", "1400")
+	h.Exec("ip", "addr", "add", "172.31.0.1/16", "dev", "eth0")
+	h.Exec("ip", "link", "add", "d0", "type", "bridge")
+	nettest.Eventually(t, func() error {
+		now := m.Host()
+		_, isNew := now.Links["d0"]
+		_, held := now.Holder(netip.MustParseAddr("172.31.0.1"))
+		if now.Links["eth0"].MTU != 1400 || !isNew || !held {
+			return fmt.Errorf("got %+v", now)
+		}
+		return nil
+	})
+	if _, ok := first.Links["d0"]; ok || first.Links["eth0"].MTU != 1500 {
+		t.Error("an old snapshot has changed")
+	}
+	h.Exec("ip", "link", "set", "d0", "name", "d1")
+	h.Exec("ip", "addr", "del", "172.31.0.1/16", "dev", "eth0")
+	nettest.Eventually(t, func() error {
+		now := m.Host()
+		_, old := now.Links["d0"]
+		_, renamed := now.Links["d1"]
+		if _, held := now.Holder(netip.MustParseAddr("172.31.0.1")); held || old || !renamed {
+			return fmt.Errorf("got %+v", now)
+		}
+		return nil
+	})
+	h.Exec("ip", "link", "del", "d1")
+	nettest.Eventually(t, func() error {
+		if _, ok := m.Host().Links["d1"]; ok {
+			return errors.New("d1 is still there")
+		}
+		return nil
+	})
+}
+
+func TestDeviceWithoutCarrierIsNotUp(t *testing.T) {
+	h, peer := newHost(t), nettest.New(t)
+	nettest.Pair(h.NS, "eth1", peer, "eth1")
+	m := watch(t, h)
+	peer.Exec("ip", "link", "set", "eth1", "down")
+	nettest.Eventually(t, func() error {
+		if _, up := m.Host().Dev("eth1"); up {
+			return errors.New("eth1 is up though its peer is down")
+		}
+		return nil
+	})
+	if _, up := m.Host().Dev("lo"); !up {
+		t.Error("lo, whose carrier is unknown, is not up")
+	}
+}
+
+func TestChangedWakesOnceForManyChanges(t *testing.T) {
+	m := &Monitor{changed: make(chan struct{}, 1)}
+	m.wake()
+	m.wake() // must not block
+	if got := len(m.Changed()); got != 1 {
+		t.Errorf("%d values wait, want 1", got)
+	}
+}
+
+// seen polls until the events, collected over several calls, satisfy ok.
+func seen(t *testing.T, m *Monitor, what string, ok func(kernel.Events) bool) {
+	t.Helper()
+	nettest.Eventually(t, func() error {
+		if e := m.Events(); !ok(e) {
+			return fmt.Errorf("no event of %s; the latest: %+v", what, e)
+		}
+		return nil
+	})
+}
+
+func TestEventsReportOurObjectsAlone(t *testing.T) {
+	h := newHost(t)
+	m := watch(t, h)
+	h.Exec("ip", "route", "add", "10.1.0.0/16", "via", "172.30.0.5")
+	h.Exec("ip", "neigh", "add", "172.30.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0", "nud", "permanent")
+	h.Exec("ip", "route", "add", "10.244.1.0/24", "via", "172.30.0.5", "proto", "80")
+	key := routeKey("10.244.1.0/24", 0)
+	want := kernel.Route{Dev: h.dev("eth0"), Gateway: netip.MustParseAddr("172.30.0.5"), Protocol: 80}
+	seen(t, m, "our new route", func(e kernel.Events) bool {
+		if len(e.Neighs) > 0 || e.Routes[routeKey("10.1.0.0/16", 0)] != nil {
+			t.Fatalf("a foreign object is reported: %+v", e)
+		}
+		return e.Routes[key] != nil && *e.Routes[key] == want
+	})
+	h.Exec("ip", "route", "replace", "10.244.1.0/24", "via", "172.30.0.6", "proto", "static")
+	seen(t, m, "a foreign route in our route's place", func(e kernel.Events) bool {
+		r, reported := e.Routes[key]
+		return reported && r == nil
+	})
+	h.Exec("ip", "route", "add", "10.244.2.0/24", "via", "172.30.0.5", "proto", "80")
+	h.Exec("ip", "route", "del", "10.244.2.0/24")
+	seen(t, m, "our removed route", func(e kernel.Events) bool {
+		r, reported := e.Routes[routeKey("10.244.2.0/24", 0)]
+		return reported && r == nil
+	})
+}
+
+func TestEventsReportNeighboursForwardingAndAddresses(t *testing.T) {
+	nettest.Need(t, "vxlan")
+	h := newHost(t)
+	m := watch(t, h)
+	mustBecome(t, h.Links(), map[string]kernel.Link{kernel.VXLANDevice: h.tunnel()})
+	seen(t, m, "the new device", func(e kernel.Events) bool {
+		l := e.Links[kernel.VXLANDevice]
+		return l != nil && *l == h.tunnel()
+	})
+	dev := h.dev(kernel.VXLANDevice)
+	neigh := kernel.NeighKey{Dev: dev, Addr: netip.MustParseAddr("10.244.1.0")}
+	fdb := kernel.FDBKey{Dev: dev, MAC: kernel.MAC{0x66, 1}}
+	addr := kernel.AddrKey{Link: dev.Name, Addr: netip.MustParsePrefix("10.244.0.0/32")}
+	mustBecome(t, h.Neighs(), map[kernel.NeighKey]kernel.MAC{neigh: {0x66, 1}})
+	seen(t, m, "the new neighbour", func(e kernel.Events) bool { return e.Neighs[neigh] != nil })
+	mustBecome(t, h.FDB(), map[kernel.FDBKey]netip.Addr{fdb: netip.MustParseAddr("172.30.0.2")})
+	seen(t, m, "the new forwarding entry", func(e kernel.Events) bool { return e.FDB[fdb] != nil })
+	mustBecome(t, h.Addrs(), map[kernel.AddrKey]struct{}{addr: {}})
+	seen(t, m, "the new address", func(e kernel.Events) bool { return e.Addrs[addr] != nil })
+
+	h.Exec("ip", "neigh", "del", "10.244.1.0", "dev", dev.Name)
+	seen(t, m, "the removed neighbour", func(e kernel.Events) bool { x, ok := e.Neighs[neigh]; return ok && x == nil })
+	h.Exec("bridge", "fdb", "del", "66:01:00:00:00:00", "dev", dev.Name, "dst", "172.30.0.2")
+	seen(t, m, "the removed forwarding entry", func(e kernel.Events) bool { x, ok := e.FDB[fdb]; return ok && x == nil })
+	h.Exec("ip", "addr", "del", "10.244.0.0/32", "dev", dev.Name)
+	seen(t, m, "the removed address", func(e kernel.Events) bool { x, ok := e.Addrs[addr]; return ok && x == nil && e.RoutesLost })
+}
+
+func TestEventsReportDevicesThatTakeThingsWithThem(t *testing.T) {
+	h := newHost(t)
+	cali0 := h.dev("cali0")
+	m := watch(t, h)
+	h.Exec("ip", "link", "set", "cali0", "down")
+	seen(t, m, "the device that was set down", func(e kernel.Events) bool { return slices.Contains(e.Down, cali0) })
+	h.Exec("ip", "link", "del", "cali0")
+	seen(t, m, "the removed device", func(e kernel.Events) bool { return slices.Contains(e.Gone, cali0) })
+}
+
+func TestLostEventsAreMadeUpFor(t *testing.T) {
+	h := newHost(t)
+	var m *Monitor
+	var err error
+	h.NS.Do(func() { m, err = NewMonitor(t.Context(), h.Conn, slog.New(slog.DiscardHandler)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Events()
+	if err := m.s.SetReceiveBufferSize(1, true); err != nil { // the kernel's minimum: a handful of events
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		h.Exec("ip", "addr", "add", fmt.Sprintf("172.31.0.%d/32", i+1), "dev", "eth0")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	nettest.Eventually(t, func() error {
+		if _, ok := m.Host().Holder(netip.MustParseAddr("172.31.0.50")); !ok {
+			return errors.New("the last address is unknown")
+		}
+		return nil
+	})
+	if !m.Events().Lost {
+		t.Error("lost events are not reported")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

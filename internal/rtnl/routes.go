@@ -1,0 +1,159 @@
+package rtnl
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Routes is the table of our routes in the main table. Their mark is the protocol, and on our own devices the device.
+type Routes struct{ c *Conn }
+
+// Routes returns the table of our routes.
+func (c *Conn) Routes() Routes { return Routes{c} }
+
+// List returns every route of our protocol; on our VXLAN devices every unicast route but those that the kernel makes for
+// addresses; and on workloads' devices also those of protocol boot, which others have made for us. IPv6 routes always have
+// a metric: where none was asked for, the kernel chose 1024.
+func (t Routes) List(ctx context.Context) (map[kernel.RouteKey]kernel.Route, error) {
+	out := map[kernel.RouteKey]kernel.Route{}
+	err := t.all(ctx, func(r route) {
+		if ourRoute(r.val) {
+			out[r.key] = r.val
+		}
+	})
+	return out, err
+}
+
+// all calls f for every route of the main table.
+func (t Routes) all(ctx context.Context, f func(route)) error {
+	devices, err := t.c.devices(ctx)
+	if err != nil {
+		return err
+	}
+	msgs, err := t.c.dump(ctx, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, m := range msgs {
+		r, ok, err := decodeRoute(m)
+		if err != nil {
+			return err
+		}
+		if ok {
+			r.val.Dev.Name = devices[r.val.Dev.Index].name
+			f(r)
+		}
+	}
+	return nil
+}
+
+func ourRoute(r kernel.Route) bool {
+	switch {
+	case r.Protocol == kernel.RouteProtocol:
+		return true
+	case r.Type != kernel.Unicast || r.Protocol == unix.RTPROT_KERNEL:
+		return false
+	case ourTunnel(r.Dev.Name):
+		return true
+	default:
+		return r.Protocol == unix.RTPROT_BOOT && strings.HasPrefix(r.Dev.Name, kernel.WorkloadPrefix)
+	}
+}
+
+// Apply adds, replaces and removes routes, the removals last, so that a destination that moves from one route to another has
+// one at every moment. A route that is not ours is never overwritten: then the new one is refused.
+func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteKey, kernel.Route]) error {
+	return kernel.Each(changes, func(c kernel.Change[kernel.RouteKey, kernel.Route]) error {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("change route to %v: %w", c.Key.Dst, err)
+		}
+		switch {
+		case c.New == nil:
+			return t.remove(c.Key, *c.Old)
+		case c.Old == nil:
+			return t.add(ctx, c.Key, *c.New)
+		default:
+			return t.replace(c.Key, *c.New)
+		}
+	})
+}
+
+func (t Routes) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) error {
+	err := t.c.h.RouteAdd(encodeRoute(k, r))
+	if !is(err, unix.EEXIST) {
+		return putError(k, r, err)
+	}
+	// Nobody told us of this route. It may still be ours: made since the list, or by a request whose answer was lost.
+	var inTheWay *kernel.Route
+	err = t.all(ctx, func(have route) {
+		if have.key == k && !ourRoute(have.val) {
+			inTheWay = &have.val
+		}
+	})
+	if err != nil {
+		return putError(k, r, err)
+	}
+	if inTheWay != nil {
+		text := kernel.RouteText(k, *inTheWay)
+		return fmt.Errorf("add route %s: there is already %q, which is not ours; if it is not needed, `ip route del %s`",
+			kernel.RouteText(k, r), text, text)
+	}
+	return t.replace(k, r)
+}
+
+// replace relies on the kernel taking (destination, metric) for a route's identity, and swapping the rest in one step.
+func (t Routes) replace(k kernel.RouteKey, r kernel.Route) error {
+	return putError(k, r, t.c.h.RouteReplace(encodeRoute(k, r)))
+}
+
+func putError(k kernel.RouteKey, r kernel.Route, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("add route %s: %w", kernel.RouteText(k, r), err)
+}
+
+// remove names all that it knows of the route, so that one that somebody has put in its place stays. The kernel takes metric 0
+// for any metric, and then removes the first match, which is the one with the lowest.
+func (t Routes) remove(k kernel.RouteKey, r kernel.Route) error {
+	x := encodeRoute(k, r)
+	x.Scope = netlink.SCOPE_NOWHERE // any
+	x.Gw, x.Src, x.Flags = nil, nil, 0
+	if r.Type != kernel.Unicast && r.Type != kernel.Blackhole {
+		x.Type = int(r.Type) - otherType
+	}
+	if err := t.c.h.RouteDel(x); err != nil && !gone(err) {
+		return fmt.Errorf("remove route %s: %w", kernel.RouteText(k, r), err)
+	}
+	return nil
+}
+
+func encodeRoute(k kernel.RouteKey, r kernel.Route) *netlink.Route {
+	x := &netlink.Route{
+		Dst:       toIPNet(k.Dst),
+		Priority:  k.Metric,
+		Table:     unix.RT_TABLE_MAIN,
+		Protocol:  netlink.RouteProtocol(r.Protocol),
+		LinkIndex: r.Dev.Index,
+		Gw:        toIP(r.Gateway),
+		Src:       toIP(r.Src),
+		Type:      unix.RTN_UNICAST,
+	}
+	if r.Type == kernel.Blackhole {
+		x.Type = unix.RTN_BLACKHOLE
+	}
+	if r.Scope == kernel.LinkScope {
+		x.Scope = netlink.SCOPE_LINK
+	}
+	if r.Onlink {
+		x.Flags = unix.RTNH_F_ONLINK
+	}
+	return x
+}

@@ -1,0 +1,113 @@
+// Package sysctl reads and writes kernel settings below /proc/sys.
+package sysctl
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Root is where the kernel shows its settings. Those of the network are the ones of the network namespace that the thread
+// which opens the file is in.
+const Root = "/proc/sys"
+
+// Table is the table of the settings that we want. Settings carry no mark: the table knows only those that it was told of, by Read
+// or Apply. Nothing is ever removed: a setting that is no longer wanted keeps its value. For one caller at a time.
+type Table struct {
+	root  *os.Root // keeps a device's name from leading outside
+	known map[kernel.SysctlKey]bool
+}
+
+// Open opens the settings below a folder, Root but in tests.
+func Open(root string) (*Table, error) {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, fmt.Errorf("open kernel settings: %w", err)
+	}
+	return &Table{root: r, known: map[kernel.SysctlKey]bool{}}, nil
+}
+
+// Close releases the folder.
+func (t *Table) Close() error { return t.root.Close() }
+
+// List reads the settings that the table knows. Those of a device that is gone are left out, and forgotten.
+func (t *Table) List(ctx context.Context) (map[kernel.SysctlKey]string, error) {
+	keys := make([]kernel.SysctlKey, 0, len(t.known))
+	for k := range t.known {
+		keys = append(keys, k)
+	}
+	out, err := t.Read(ctx, keys)
+	for _, k := range keys {
+		if _, ok := out[k]; !ok && err == nil {
+			delete(t.known, k)
+		}
+	}
+	return out, err
+}
+
+// Read reads settings and knows them from now on. Those that are not there are left out.
+func (t *Table) Read(ctx context.Context, keys []kernel.SysctlKey) (map[kernel.SysctlKey]string, error) {
+	out := make(map[kernel.SysctlKey]string, len(keys))
+	for _, k := range keys {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("read kernel settings: %w", err)
+		}
+		b, err := t.root.ReadFile(k.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read kernel setting %s: %w", k.Path, err)
+		}
+		t.known[k] = true
+		out[k] = strings.Join(strings.Fields(string(b)), " ") // the kernel puts tabs between several values
+	}
+	return out, nil
+}
+
+// Apply writes settings, those of the whole host first, since net/ipv4/ip_forward resets those of devices. A setting of a device
+// that is gone is no error. Removals do nothing.
+func (t *Table) Apply(ctx context.Context, changes []kernel.Change[kernel.SysctlKey, string]) error {
+	sorted := slices.Clone(changes)
+	slices.SortStableFunc(sorted, func(a, b kernel.Change[kernel.SysctlKey, string]) int {
+		return cmp.Compare(min(a.Key.Index, 1), min(b.Key.Index, 1))
+	})
+	return kernel.Each(sorted, func(c kernel.Change[kernel.SysctlKey, string]) error {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("set %s: %w", c.Key.Path, err)
+		}
+		if c.New == nil {
+			delete(t.known, c.Key)
+			return nil
+		}
+		return t.write(c.Key, *c.New)
+	})
+}
+
+func (t *Table) write(k kernel.SysctlKey, value string) error {
+	f, err := t.root.OpenFile(k.Path, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) && k.Index != 0 {
+		return nil
+	}
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("set %s = %s: %w; the agent needs /proc/sys writable: run it as root, and in a container as privileged", k.Path, value, err)
+	}
+	if err != nil {
+		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)
+	}
+	t.known[k] = true
+	_, err = f.WriteString(value + "\n")
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+// Package xtables reads and writes the iptables rules and ipsets of one network namespace.
+//
+// Both are tables with List and Apply, see internal/kernel. The kernel gives a rule back in other words than it was given, so
+// every rule of ours carries a comment with a hash of its text, its chain and all rules before it. Rules are compared by these
+// hashes, and therefore a list of chains returns only them, see Marks.
+package xtables
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+const (
+	markLength = 16  // characters of hash in a mark: 96 bits
+	misplaced  = "?" // stands in a list for a rule without mark where one of ours should be
+)
+
+// Chains is the table of our IPv4 chains, and of our rules in the kernel's own chains. Marks are the chain's name and the rule's
+// comment. The programs are run in the namespace of the calling thread. For one caller at a time.
+type Chains struct {
+	ipt  *iptables.IPTables
+	save string // program that prints all tables
+}
+
+// Backend returns the name of the iptables program that is used.
+func (c *Chains) Backend() string { return strings.TrimSuffix(c.save, saveSuffix) }
+
+// Marks returns the marks of a chain's rules, in order. A line that is no rule but a mark, as List returns them, stands for itself.
+func Marks(k kernel.ChainKey, c kernel.Chain) []string {
+	if c.Rules == "" {
+		return nil
+	}
+	lines := strings.Split(c.Rules, "\n")
+	out := make([]string, len(lines))
+	before := ""
+	for i, line := range lines {
+		if line != misplaced && !strings.HasPrefix(line, kernel.CommentPrefix) {
+			sum := sha256.Sum256([]byte(strings.Join([]string{k.Table, k.Chain, before, line}, "\x00")))
+			line = kernel.CommentPrefix + base64.RawURLEncoding.EncodeToString(sum[:])[:markLength]
+		}
+		out[i], before = line, line
+	}
+	return out
+}
+
+// Same compares two contents by their marks.
+func (c *Chains) Same(k kernel.ChainKey, have, want kernel.Chain) bool {
+	return slices.Equal(Marks(k, have), Marks(k, want))
+}
+
+// List returns our chains, and of the kernel's chains those that hold a rule of ours. Instead of the rules it returns their
+// marks. It runs one program.
+func (c *Chains) List(ctx context.Context) (map[kernel.ChainKey]kernel.Chain, error) {
+	all, err := c.dump(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[kernel.ChainKey]kernel.Chain{}
+	for k, rules := range all {
+		if ours := ourPart(k, rules); ours != nil || ourChain(k) {
+			out[k] = kernel.Chain{Rules: strings.Join(ours, "\n")}
+		}
+	}
+	return out, nil
+}
+
+func ourChain(k kernel.ChainKey) bool { return strings.HasPrefix(k.Chain, kernel.ChainPrefix) }
+
+// ourPart returns the marks of our rules in a chain, and a placeholder for every other rule that is in our chain, or in a chain of
+// the kernel's before one of ours.
+func ourPart(k kernel.ChainKey, rules []rule) []string {
+	end := len(rules)
+	if !ourChain(k) {
+		for end > 0 && rules[end-1].mark == "" {
+			end--
+		}
+	}
+	var out []string
+	for _, r := range rules[:end] {
+		if r.mark == "" {
+			out = append(out, misplaced)
+			continue
+		}
+		out = append(out, r.mark)
+	}
+	return out
+}
+
+// Apply makes, changes and removes chains. Packets never meet a gap: a chain is filled before a rule jumps to it, in a chain that
+// changes the new rules are put in before the old ones go, and jumps go before what they lead to. Chains that are as asked
+// are left alone. If a rule cannot be added, its chain keeps the old ones.
+func (c *Chains) Apply(ctx context.Context, changes []kernel.Change[kernel.ChainKey, kernel.Chain]) error {
+	have, err := c.dump(ctx)
+	if err != nil {
+		return err
+	}
+	puts, removals := sortChanges(changes)
+	a := attempt{c: c, have: have, failed: map[kernel.ChainKey]error{}}
+	for _, p := range puts {
+		a.step(ctx, p.Key, a.create)
+	}
+	for _, p := range puts {
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(k, *p.New) })
+	}
+	for _, p := range removals {
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(k, kernel.Chain{}) })
+	}
+	for _, p := range removals {
+		a.step(ctx, p.Key, a.destroy)
+	}
+	return a.err(changes)
+}
+
+// sortChanges returns additions in the order in which they can be made, called chains before their callers and the kernel's own last,
+// and removals in the opposite order.
+func sortChanges(changes []kernel.Change[kernel.ChainKey, kernel.Chain]) (puts, removals []kernel.Change[kernel.ChainKey, kernel.Chain]) {
+	byKey := map[kernel.ChainKey]kernel.Change[kernel.ChainKey, kernel.Chain]{}
+	for _, c := range changes {
+		byKey[c.Key] = c
+	}
+	done := map[kernel.ChainKey]bool{}
+	var visit func(kernel.Change[kernel.ChainKey, kernel.Chain])
+	visit = func(c kernel.Change[kernel.ChainKey, kernel.Chain]) {
+		if done[c.Key] {
+			return
+		}
+		done[c.Key] = true
+		if c.New == nil {
+			removals = append(removals, c)
+			return
+		}
+		for _, name := range targets(*c.New) {
+			if callee, ok := byKey[kernel.ChainKey{Table: c.Key.Table, Chain: name}]; ok && callee.New != nil {
+				visit(callee)
+			}
+		}
+		puts = append(puts, c)
+	}
+	for _, own := range []bool{true, false} {
+		for _, c := range changes {
+			if ourChain(c.Key) == own {
+				visit(c)
+			}
+		}
+	}
+	slices.Reverse(removals)
+	return puts, removals
+}
+
+// targets are the chains that a chain's rules jump or go to.
+func targets(c kernel.Chain) []string {
+	var out []string
+	words := strings.Fields(c.Rules)
+	for i, w := range words[:max(0, len(words)-1)] {
+		if w == "-j" || w == "-g" {
+			out = append(out, words[i+1])
+		}
+	}
+	return out
+}
+
+// attempt is one Apply: what was there before, and what has failed.
+type attempt struct {
+	c      *Chains
+	have   map[kernel.ChainKey][]rule
+	failed map[kernel.ChainKey]error
+}
+
+// step does a piece of a chain's change, unless an earlier piece failed.
+func (a *attempt) step(ctx context.Context, k kernel.ChainKey, do func(kernel.ChainKey) error) {
+	if a.failed[k] != nil {
+		return
+	}
+	err := ctx.Err()
+	if err == nil {
+		err = do(k)
+	}
+	if err != nil {
+		a.failed[k] = fmt.Errorf("change chain %s of table %s: %w", k.Chain, k.Table, err)
+	}
+}
+
+func (a *attempt) err(changes []kernel.Change[kernel.ChainKey, kernel.Chain]) error {
+	return kernel.Each(changes, func(c kernel.Change[kernel.ChainKey, kernel.Chain]) error { return a.failed[c.Key] })
+}
+
+func (a *attempt) create(k kernel.ChainKey) error {
+	if _, ok := a.have[k]; ok || !ourChain(k) {
+		return nil
+	}
+	return a.c.ipt.NewChain(k.Table, k.Chain)
+}
+
+func (a *attempt) destroy(k kernel.ChainKey) error {
+	if _, ok := a.have[k]; !ok || !ourChain(k) {
+		return nil
+	}
+	return ignoreMissing(a.c.ipt.DeleteChain(k.Table, k.Chain))
+}
+
+// fill gives a chain its rules: those that are right stay, the others are inserted after them, and then what is left
+// of the old ones goes.
+func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
+	have, marks := a.have[k], Marks(k, want)
+	keep := 0
+	for keep < len(have) && keep < len(marks) && have[keep].mark == marks[keep] {
+		keep++
+	}
+	lines := strings.Split(want.Rules, "\n")
+	for i := keep; i < len(marks); i++ {
+		text, err := words(lines[i])
+		if err != nil {
+			return fmt.Errorf("read rule %q: %w", lines[i], err)
+		}
+		spec := append([]string{"-m", "comment", "--comment", marks[i]}, text...)
+		if err := a.c.ipt.Insert(k.Table, k.Chain, i+1, spec...); err != nil {
+			return fmt.Errorf("add rule %q: %w", lines[i], err)
+		}
+	}
+	inserted := marks[keep:]
+	for i := len(have) - 1; i >= keep; i-- {
+		if have[i].mark == "" && !ourChain(k) {
+			continue
+		}
+		if err := a.drop(k, have[i], i+len(inserted)+1, slices.Contains(inserted, have[i].mark)); err != nil {
+			return fmt.Errorf("remove rule %s: %w", have[i].mark, err)
+		}
+	}
+	return nil
+}
+
+// drop removes a rule by its text, since others may be changing the chain too and its position may be wrong. Only if it has
+// a twin that stays it must be the position, which is checked just before.
+func (a *attempt) drop(k kernel.ChainKey, r rule, position int, twin bool) error {
+	if !twin && r.spec != nil {
+		return ignoreMissing(a.c.ipt.Delete(k.Table, k.Chain, r.spec...))
+	}
+	line, err := a.c.ipt.ListById(k.Table, k.Chain, position)
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(line, r.mark) {
+		return fmt.Errorf("another program is changing the chain")
+	}
+	return a.c.ipt.DeleteById(k.Table, k.Chain, position)
+}
+
+func ignoreMissing(err error) error {
+	var e *iptables.Error
+	if errors.As(err, &e) && e.IsNotExist() {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,186 @@
+package xtables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Backend chooses the kernel's side of iptables.
+type Backend string
+
+// The backends. Both may be on one host, and a packet passes both.
+const (
+	Auto   Backend = "auto" // the one that holds the chains of kube-proxy or the kubelet, else NFT
+	NFT    Backend = "nft"
+	Legacy Backend = "legacy"
+)
+
+const (
+	saveSuffix  = "-save"
+	plain       = "iptables" // the program where the host has only one
+	lockSeconds = 5          // that a program waits for another that holds the lock
+	execTimeout = 30 * time.Second
+)
+
+// OpenChains finds the iptables programs of a backend. It runs up to three of them, in the namespace of the calling thread.
+func OpenChains(ctx context.Context, b Backend) (*Chains, error) {
+	program, err := choose(ctx, b)
+	if err != nil {
+		return nil, fmt.Errorf("choose iptables backend: %w", err)
+	}
+	ipt, err := iptables.New(iptables.Path(program), iptables.Timeout(lockSeconds))
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", program, err)
+	}
+	return &Chains{ipt: ipt, save: program + saveSuffix}, nil
+}
+
+var errMissing = errors.New("no iptables program is installed; install the package iptables, for example with `apt-get install iptables`")
+
+func choose(ctx context.Context, b Backend) (string, error) {
+	nft, legacy := plain+"-"+string(NFT), plain+"-"+string(Legacy)
+	var candidates []string
+	switch b {
+	case Auto, "":
+		candidates = []string{nft, legacy}
+	case NFT:
+		candidates = []string{nft}
+	case Legacy:
+		candidates = []string{legacy}
+	default:
+		return "", fmt.Errorf("backend %q is none of auto, nft, legacy", b)
+	}
+	installed := slices.DeleteFunc(slices.Clone(candidates), func(p string) bool { return !isInstalled(p) })
+	switch {
+	case len(installed) == 0 && isInstalled(plain):
+		return plain, nil
+	case len(installed) == 0:
+		return "", errMissing
+	case len(candidates) == 1:
+		return installed[0], nil
+	}
+	for _, p := range installed {
+		if out, err := run(ctx, p+saveSuffix); err == nil && bytes.Contains(out, []byte("\n:KUBE-")) {
+			return p, nil
+		}
+	}
+	return installed[0], ctx.Err()
+}
+
+func isInstalled(program string) bool {
+	_, err := exec.LookPath(program + saveSuffix)
+	return err == nil
+}
+
+// run runs a program that only reads, and returns what it prints.
+func run(ctx context.Context, program string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("run %s: %w", program, err)
+	}
+	return out, nil
+}
+
+// rule is a rule as the kernel tells it.
+type rule struct {
+	mark string   // "" if it is not ours
+	spec []string // what follows the chain's name; nil if it cannot be read
+}
+
+// dump reads all tables.
+func (c *Chains) dump(ctx context.Context) (map[kernel.ChainKey][]rule, error) {
+	out, err := run(ctx, c.save)
+	if err != nil {
+		return nil, fmt.Errorf("list iptables rules: %w", err)
+	}
+	return parse(string(out)), nil
+}
+
+// parse reads the format of iptables-save(8). A line that is not of that format, such as the rest of a comment with a line break, is
+// passed over: it cannot be ours.
+func parse(text string) map[kernel.ChainKey][]rule {
+	out := map[kernel.ChainKey][]rule{}
+	table := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, "*"):
+			table = line[1:]
+		case strings.HasPrefix(line, ":"):
+			name, _, _ := strings.Cut(line[1:], " ")
+			out[kernel.ChainKey{Table: table, Chain: name}] = nil
+		case strings.HasPrefix(line, "-A "):
+			name, spec, _ := strings.Cut(line[3:], " ")
+			k := kernel.ChainKey{Table: table, Chain: name}
+			out[k] = append(out[k], parseRule(spec))
+		}
+	}
+	return out
+}
+
+func parseRule(spec string) rule {
+	w, err := words(spec)
+	if err != nil {
+		return rule{}
+	}
+	return rule{mark: markIn(w), spec: w}
+}
+
+// markIn returns our mark among a rule's words.
+func markIn(words []string) string {
+	for i, w := range words[:max(0, len(words)-1)] {
+		if w == "--comment" && strings.HasPrefix(words[i+1], kernel.CommentPrefix) {
+			return words[i+1]
+		}
+	}
+	return ""
+}
+
+// words splits a rule as iptables-save writes it: at spaces, but not inside double quotes, where a backslash takes the next
+// character as it is.
+func words(line string) ([]string, error) {
+	var out []string
+	var word strings.Builder
+	inWord, quoted := false, false
+	for i := 0; i < len(line); i++ {
+		switch ch := line[i]; {
+		case ch == '"':
+			quoted, inWord = !quoted, true
+		case ch == '\\' && quoted && i+1 < len(line):
+			i++
+			word.WriteByte(line[i])
+		case ch == ' ' && !quoted:
+			if inWord {
+				out = append(out, word.String())
+			}
+			word.Reset()
+			inWord = false
+		default:
+			word.WriteByte(ch)
+			inWord = true
+		}
+	}
+	if quoted {
+		return nil, fmt.Errorf("a quote is not closed")
+	}
+	if inWord {
+		out = append(out, word.String())
+	}
+	return out, nil
+}
