@@ -59,7 +59,7 @@ func New(cfg Config) (*Client, error) {
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
 		Logger:               zap.NewNop(),
-		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(reconnect())},
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(reconnect()), grpc.WithStatsHandler(sendTracker{})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(cfg.Endpoints, ","), err)
@@ -67,7 +67,12 @@ func New(cfg Config) (*Client, error) {
 	return &Client{etcd: c, timeout: cfg.Timeout}, nil
 }
 
-// Connected reports whether a connection to etcd is up now.
+// Connected reports whether a connection to etcd is up now. A client that was not used for half an hour, or never, has none: it is
+// then told to connect, and a later call knows.
 func (c *Client) Connected() bool {
-	return c.etcd.ActiveConnection().GetState() == connectivity.Ready
+	state := c.etcd.ActiveConnection().GetState()
+	if state == connectivity.Idle {
+		c.etcd.ActiveConnection().Connect()
+	}
+	return state == connectivity.Ready
 }

@@ -17,13 +17,9 @@ import (
 	"strings"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/muslin-cni/muslin/pkg/api"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Errors that callers branch on. They are always wrapped with what was being done.
@@ -36,7 +32,8 @@ var (
 	ErrCompacted    = errors.New("revision compacted") // list again
 )
 
-// KV is a key with its raw value. Rev is etcd's ModRevision; 0 means that the key does not exist.
+// KV is a key with its raw value. Rev is etcd's ModRevision; 0 means that the key does not exist. Where changes are told,
+// a nil Value with a Rev says that the key was deleted at that revision.
 type KV struct {
 	Key   string
 	Value []byte
@@ -98,7 +95,7 @@ func (c *Client) Read(ctx context.Context, ranges ...Range) (out [][]KV, rev int
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	res, err := c.etcd.Txn(ctx).Then(ops...).Commit()
+	res, err := c.etcd.Txn(ctx).Then(ops...).Commit() // one transaction, hence one revision
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), readError(err))
 	}
@@ -107,6 +104,57 @@ func (c *Client) Read(ctx context.Context, ranges ...Range) (out [][]KV, rev int
 		out[i] = fromEtcd(r.GetResponseRange().Kvs)
 	}
 	return out, res.Header.Revision, nil
+}
+
+// ReadAll returns what the ranges hold, all at the one revision rev, in the order of the ranges and by key within each. Unlike Read it
+// fetches at most page keys a request, so that a cluster of any size fits into messages and deadlines. The error is ErrCompacted
+// if etcd forgot the revision meanwhile: begin again.
+func (c *Client) ReadAll(ctx context.Context, page int, ranges ...Range) (out []KV, rev int64, err error) {
+	for _, r := range ranges {
+		from, end := r.Key, ""
+		if r.Prefix {
+			end = clientv3.GetPrefixRangeEnd(r.Key)
+		}
+		for more := true; more; {
+			var kvs []KV
+			kvs, more, rev, err = c.readPage(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(int64(page)), clientv3.WithRev(rev))
+			if err != nil {
+				return nil, 0, fmt.Errorf("read %s: %w", r.Key, err)
+			}
+			out = append(out, kvs...)
+			if more {
+				from = kvs[len(kvs)-1].Key + "\x00"
+			}
+		}
+	}
+	return out, rev, nil
+}
+
+// readPage reads at the revision that an option names, or at the newest if it names 0; rev is that revision.
+func (c *Client) readPage(ctx context.Context, from string, opts ...clientv3.OpOption) (kvs []KV, more bool, rev int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	op := clientv3.OpGet(from, opts...)
+	res, err := c.etcd.Do(ctx, op)
+	if err != nil {
+		return nil, false, 0, readError(err)
+	}
+	got := res.Get()
+	if rev = op.Rev(); rev == 0 {
+		rev = got.Header.Revision
+	}
+	return fromEtcd(got.Kvs), got.More && len(got.Kvs) > 0, rev, nil
+}
+
+// Revision is the revision that etcd had reached at some moment after the call: whatever was committed before is at it or below.
+func (c *Client) Revision(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	res, err := c.etcd.Get(ctx, api.Root, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, fmt.Errorf("read etcd's revision: %w", readError(err))
+	}
+	return res.Header.Revision, nil
 }
 
 // Get reads one value. The error is ErrNotFound if the key does not exist; the entry is usable with Put all the same.
@@ -172,7 +220,7 @@ func (t *Txn) Delete(key string, rev int64) {
 // PutRaw writes bytes under a key, which must be at that ModRevision.
 func (t *Txn) PutRaw(key string, value []byte, rev int64) {
 	t.Expect(key, rev)
-	t.add(write{key: key, value: value})
+	t.add(write{key: key, value: present(value)})
 }
 
 // Put writes v in the place of what e was read as: created if e does not exist, else replaced at e's revision
@@ -217,6 +265,7 @@ func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 
 // Commit carries the transaction out. On success it returns what was written, all at the one new revision (deleted keys with
 // a nil Value). A failed compare gives a ConflictError and changes nothing; ErrUnknown means that the outcome is not known.
+// Any other error, ErrUnavailable and the end of ctx included, means that nothing was changed.
 func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	if t.err != nil {
 		return nil, fmt.Errorf("build transaction: %w", t.err)
@@ -241,12 +290,13 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	ctx, sent := trackSending(ctx)
 	res, err := c.etcd.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
 	if err != nil {
-		return nil, fmt.Errorf("commit to etcd: %w", writeError(err))
+		return nil, fmt.Errorf("commit to etcd: %w", writeError(err, sent.Load()))
 	}
 	if !res.Succeeded {
-		return nil, conflict(keys, t.expect, res)
+		return nil, fmt.Errorf("commit to etcd: %w", conflict(keys, t.expect, res))
 	}
 	out := make([]KV, len(t.writes))
 	for i, w := range t.writes {
@@ -288,9 +338,17 @@ func Update[T api.Value](ctx context.Context, c *Client, e Entry[T], v *T) (Entr
 func fromEtcd(kvs []*mvccpb.KeyValue) []KV {
 	out := make([]KV, len(kvs))
 	for i, kv := range kvs {
-		out[i] = KV{Key: string(kv.Key), Value: kv.Value, Rev: kv.ModRevision}
+		out[i] = KV{Key: string(kv.Key), Value: present(kv.Value), Rev: kv.ModRevision}
 	}
 	return out
+}
+
+// present is value, but never nil, which would say that there is none.
+func present(value []byte) []byte {
+	if value == nil {
+		return []byte{}
+	}
+	return value
 }
 
 func describe(ranges []Range) string {
@@ -299,41 +357,4 @@ func describe(ranges []Range) string {
 		names[i] = r.Key
 	}
 	return strings.Join(names, ", ")
-}
-
-// readError sorts an error of a call that changes nothing.
-func readError(err error) error {
-	switch {
-	case errors.Is(err, context.Canceled):
-		return err
-	case isUnauthorized(err):
-		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
-	case errors.Is(err, rpctypes.ErrCompacted):
-		return fmt.Errorf("%w: %w", ErrCompacted, err)
-	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return err
-}
-
-// writeError sorts an error of a commit. Once a request may have been sent, only the server can say whether it was carried out.
-func writeError(err error) error {
-	switch {
-	case isUnauthorized(err):
-		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
-		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded, status.Code(err) == codes.Canceled:
-		return fmt.Errorf("%w: %w", ErrUnknown, err)
-	}
-	return err
-}
-
-func isUnauthorized(err error) bool {
-	for _, e := range []error{rpctypes.ErrPermissionDenied, rpctypes.ErrAuthFailed, rpctypes.ErrInvalidAuthToken, rpctypes.ErrUserEmpty} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	code := status.Code(err)
-	return code == codes.PermissionDenied || code == codes.Unauthenticated
 }

@@ -1,0 +1,78 @@
+package feed
+
+import (
+	"strings"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Kinds is a set of the kinds of values that are followed.
+type Kinds uint16
+
+// The kinds.
+const (
+	Pools Kinds = 1 << iota
+	Nodes
+	Endpoints
+	Cluster
+	FelixConfigs
+	Profiles
+	Tiers
+	Blocks
+	Affinities
+	IPAMConfig
+
+	all = 1<<iota - 1
+)
+
+// Has reports whether the set holds any of the kinds.
+func (k Kinds) Has(any Kinds) bool { return k&any != 0 }
+
+// The range that holds every key that is followed. Handles lie in it too, and are ignored.
+const (
+	rangeFrom = api.IPAMRoot
+	rangeEnd  = "/calico/resources0" // behind everything below /calico/resources/
+)
+
+// router finds the kind of a key.
+type router map[Kinds]store.Range
+
+// prefixes are the keys that are followed, by kind.
+func prefixes() router {
+	below := func(k api.Kind) store.Range { return store.Range{Key: k.Prefix(), Prefix: true} }
+	return router{
+		Pools:        below((*api.IPPool)(nil).KindOf()),
+		Nodes:        below((*api.Node)(nil).KindOf()),
+		Endpoints:    below((*api.WorkloadEndpoint)(nil).KindOf()),
+		Cluster:      below((*api.ClusterInformation)(nil).KindOf()),
+		FelixConfigs: below((*api.FelixConfiguration)(nil).KindOf()),
+		Profiles:     below((*api.Profile)(nil).KindOf()),
+		Tiers:        below((*api.Tier)(nil).KindOf()),
+		Blocks:       {Key: api.BlocksRoot, Prefix: true},
+		Affinities:   {Key: api.HostsRoot, Prefix: true},
+		IPAMConfig:   {Key: api.IPAMConfigKey},
+	}
+}
+
+// kind is 0 for a key that is not followed: of another kind, or a host's marker among the affinities.
+func (r router) kind(key string) Kinds {
+	for k, p := range r {
+		if key != p.Key && !(p.Prefix && strings.HasPrefix(key, p.Key)) {
+			continue
+		}
+		if k == Affinities && !strings.Contains(key[len(p.Key):], "/") {
+			return 0
+		}
+		return k
+	}
+	return 0
+}
+
+func (r router) ranges() []store.Range {
+	out := make([]store.Range, 0, len(r))
+	for k := Kinds(1); k < all; k <<= 1 {
+		out = append(out, r[k])
+	}
+	return out
+}

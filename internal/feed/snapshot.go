@@ -1,0 +1,221 @@
+package feed
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/tidwall/btree"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Snapshot is the followed part of the datastore at one moment. It never changes, costs nothing to copy, and may be used by any
+// number of goroutines. Entries and what they point to are shared: do not modify them. The zero Snapshot is empty.
+type Snapshot struct {
+	// Rev is the revision that the watch has reached. What Feed.Commit added may be newer; each Entry has its own revision.
+	Rev int64
+	s   *state
+}
+
+// Bad is a key whose value cannot be used.
+type Bad struct {
+	Key string
+	Rev int64 // of the value
+	Err error
+}
+
+// Pools yields all IPPools. Like all that yields several entries, it does so in the order of their etcd keys, which come with them.
+func (s Snapshot) Pools() iter.Seq2[string, store.Entry[api.IPPool]] {
+	return each[api.IPPool](s, Pools, "")
+}
+
+// Nodes yields all Nodes.
+func (s Snapshot) Nodes() iter.Seq2[string, store.Entry[api.Node]] {
+	return each[api.Node](s, Nodes, "")
+}
+
+// Node is one node; the entry does not exist if there is none of that name.
+func (s Snapshot) Node(name string) store.Entry[api.Node] {
+	return one[api.Node](s, Nodes, (*api.Node)(nil).KindOf().Key("", name))
+}
+
+// Endpoints yields the WorkloadEndpoints of all nodes.
+func (s Snapshot) Endpoints() iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
+	if s.s == nil {
+		return nothing[store.Entry[api.WorkloadEndpoint]]
+	}
+	return s.s.endpoints().below("")
+}
+
+// EndpointsOn yields the WorkloadEndpoints whose spec names the node.
+func (s Snapshot) EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
+	if s.s == nil {
+		return nothing[store.Entry[api.WorkloadEndpoint]]
+	}
+	return s.s.endpoints().on(node)
+}
+
+// Endpoint is the WorkloadEndpoint under an etcd key; the entry does not exist if there is none.
+func (s Snapshot) Endpoint(key string) store.Entry[api.WorkloadEndpoint] {
+	if s.s == nil {
+		return store.Entry[api.WorkloadEndpoint]{Key: key}
+	}
+	return s.s.endpoints().get(key)
+}
+
+// Blocks yields the address blocks of all nodes.
+func (s Snapshot) Blocks() iter.Seq2[string, store.Entry[api.Block]] {
+	return each[api.Block](s, Blocks, "")
+}
+
+// Block is one address block; the entry does not exist if there is none.
+func (s Snapshot) Block(cidr netip.Prefix) store.Entry[api.Block] {
+	return one[api.Block](s, Blocks, api.BlockKey(cidr))
+}
+
+// Affinities yields a node's claims to blocks, of both families; api.ParseAffinityKey tells which block each is for.
+func (s Snapshot) Affinities(node string) iter.Seq2[string, store.Entry[api.Affinity]] {
+	return each[api.Affinity](s, Affinities, api.AffinitiesPrefix(node))
+}
+
+// Affinity is a node's claim to a block; the entry does not exist if there is none.
+func (s Snapshot) Affinity(node string, cidr netip.Prefix) store.Entry[api.Affinity] {
+	return one[api.Affinity](s, Affinities, api.AffinityKey(node, cidr))
+}
+
+// Cluster is the cluster's description; the entry does not exist if none is stored.
+func (s Snapshot) Cluster() store.Entry[api.ClusterInformation] {
+	return one[api.ClusterInformation](s, Cluster, (*api.ClusterInformation)(nil).KindOf().Key("", "default"))
+}
+
+// IPAMConfig is the allocation settings; the entry does not exist if none are stored.
+func (s Snapshot) IPAMConfig() store.Entry[api.IPAMConfig] {
+	return one[api.IPAMConfig](s, IPAMConfig, api.IPAMConfigKey)
+}
+
+// FelixConfig is the agent's settings of that name: "default" or "node.<name>". The entry does not exist if there are none.
+func (s Snapshot) FelixConfig(name string) store.Entry[api.FelixConfiguration] {
+	return one[api.FelixConfiguration](s, FelixConfigs, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
+}
+
+// Profiles yields all Profiles.
+func (s Snapshot) Profiles() iter.Seq2[string, store.Entry[api.Profile]] {
+	return each[api.Profile](s, Profiles, "")
+}
+
+// Profile is one profile; the entry does not exist if there is none of that name.
+func (s Snapshot) Profile(name string) store.Entry[api.Profile] {
+	return one[api.Profile](s, Profiles, (*api.Profile)(nil).KindOf().Key("", name))
+}
+
+// Tiers yields all Tiers.
+func (s Snapshot) Tiers() iter.Seq2[string, store.Entry[api.Tier]] {
+	return each[api.Tier](s, Tiers, "")
+}
+
+// Bad yields the keys whose values cannot be used, in key order. Such a key is in no other part of the snapshot: the value that it
+// had before is not kept, since a reader that starts now could not know it, and what a node does must follow from what etcd holds.
+func (s Snapshot) Bad() []Bad {
+	if s.s == nil {
+		return nil
+	}
+	return s.s.bad.Values()
+}
+
+// BadAt tells whether, and why, the value of a key cannot be used.
+func (s Snapshot) BadAt(key string) (Bad, bool) {
+	if s.s == nil {
+		return Bad{}, false
+	}
+	return s.s.bad.Get(key)
+}
+
+// Delta is what may have changed between two snapshots.
+type Delta struct {
+	Kinds Kinds
+	All   bool     // too much changed to name it: any key may have
+	Keys  []string // that changed, in no order, each once; nil if All
+}
+
+// Empty reports whether nothing changed.
+func (d Delta) Empty() bool { return d.Kinds == 0 }
+
+// Since tells what changed after old, an earlier snapshot of the same feed. A key that changed and changed back may be named.
+// After the zero Snapshot everything changed.
+func (s Snapshot) Since(old Snapshot) Delta {
+	if s.s == nil {
+		return Delta{}
+	}
+	if old.s == nil || !s.s.remembers(old.s.seq) {
+		return Delta{Kinds: all, All: true}
+	}
+	var d Delta
+	keys := map[string]bool{}
+	s.s.log.Ascend(old.s.seq+1, func(_ uint64, c change) bool {
+		d.Kinds |= c.kind
+		keys[c.key] = true
+		return true
+	})
+	d.Keys = slices.Collect(maps.Keys(keys))
+	return d
+}
+
+func each[T api.Value](s Snapshot, k Kinds, prefix string) iter.Seq2[string, store.Entry[T]] {
+	if s.s == nil {
+		return nothing[store.Entry[T]]
+	}
+	return s.s.tables[k].(*values[T]).below(prefix)
+}
+
+func one[T api.Value](s Snapshot, k Kinds, key string) store.Entry[T] {
+	if s.s == nil {
+		return store.Entry[T]{Key: key}
+	}
+	return s.s.tables[k].(*values[T]).get(key)
+}
+
+func nothing[V any](func(string, V) bool) {}
+
+// change is an entry of the log: a key that changed.
+type change struct {
+	kind Kinds
+	key  string
+}
+
+// state is what a snapshot holds. It is built by a writer and not changed afterwards.
+type state struct {
+	rev    int64 // that the watch has reached
+	tables map[Kinds]table
+	bad    btree.Map[string, Bad]
+	// graves holds the revisions of deletions that are newer than rev, so that what the watch still has to tell of these keys does not
+	// bring them back.
+	graves btree.Map[string, int64]
+	seq    uint64                    // number of the last change
+	log    btree.Map[uint64, change] // the last changes by number
+}
+
+func newState() *state {
+	return &state{tables: map[Kinds]table{
+		Pools:        object(func(v *api.IPPool) api.Object { return v }),
+		Nodes:        object(func(v *api.Node) api.Object { return v }),
+		Endpoints:    &endpoints{values: *object(func(v *api.WorkloadEndpoint) api.Object { return v })},
+		Cluster:      object(func(v *api.ClusterInformation) api.Object { return v }),
+		FelixConfigs: object(func(v *api.FelixConfiguration) api.Object { return v }),
+		Profiles:     object(func(v *api.Profile) api.Object { return v }),
+		Tiers:        object(func(v *api.Tier) api.Object { return v }),
+		Blocks:       &values[api.Block]{check: checkBlock},
+		Affinities:   &values[api.Affinity]{check: checkAffinity},
+		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck},
+	}}
+}
+
+func (s *state) endpoints() *endpoints { return s.tables[Endpoints].(*endpoints) }
+
+// remembers reports whether the log holds every change after one.
+func (s *state) remembers(seq uint64) bool {
+	first, _, ok := s.log.Min()
+	return seq == s.seq || ok && first <= seq+1
+}

@@ -1,0 +1,149 @@
+package feed
+
+import (
+	"fmt"
+	"iter"
+	"strings"
+
+	"github.com/tidwall/btree"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// table holds the values of one kind by etcd key. A table that a snapshot holds is never changed: copy it first.
+type table interface {
+	put(store.KV) error // an error leaves the table without the key
+	drop(key string)
+	rev(key string) int64 // 0 if the key is not there
+	copy() table
+	keys() iter.Seq[string]
+}
+
+// values is the table of most kinds.
+type values[T api.Value] struct {
+	byKey btree.Map[string, store.Entry[T]]
+	check func(key string, v *T) error // whether the value belongs under the key
+}
+
+func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
+	e, err := store.Decode[T](kv)
+	if err != nil {
+		return e, err
+	}
+	if err := t.check(kv.Key, e.Value); err != nil {
+		return e, fmt.Errorf("read %s: %w", kv.Key, err)
+	}
+	return e, nil
+}
+
+func (t *values[T]) put(kv store.KV) error {
+	e, err := t.decode(kv)
+	if err != nil {
+		t.drop(kv.Key)
+		return err
+	}
+	t.byKey.Set(kv.Key, e)
+	return nil
+}
+
+func (t *values[T]) drop(key string) { t.byKey.Delete(key) }
+
+func (t *values[T]) rev(key string) int64 { return t.get(key).Rev }
+
+func (t *values[T]) copy() table { return &values[T]{byKey: *t.byKey.Copy(), check: t.check} }
+
+func (t *values[T]) keys() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		t.byKey.Scan(func(key string, _ store.Entry[T]) bool { return yield(key) })
+	}
+}
+
+// get is an entry that does not exist if the key is not there.
+func (t *values[T]) get(key string) store.Entry[T] {
+	e, ok := t.byKey.Get(key)
+	if !ok {
+		return store.Entry[T]{Key: key}
+	}
+	return e
+}
+
+func (t *values[T]) below(prefix string) iter.Seq2[string, store.Entry[T]] {
+	return below(&t.byKey, prefix)
+}
+
+// below yields what stands under keys with a prefix, in key order.
+func below[V any](m *btree.Map[string, V], prefix string) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		m.Ascend(prefix, func(key string, v V) bool { return strings.HasPrefix(key, prefix) && yield(key, v) })
+	}
+}
+
+// endpoints is the table of WorkloadEndpoints, with an index by node.
+type endpoints struct {
+	values[api.WorkloadEndpoint]
+	byNode btree.Map[string, store.Entry[api.WorkloadEndpoint]] // by node, a slash, and etcd key
+}
+
+// on yields the endpoints of a node with their etcd keys.
+func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
+	return func(yield func(string, store.Entry[api.WorkloadEndpoint]) bool) {
+		for _, e := range below(&t.byNode, node+"/") {
+			if !yield(e.Key, e) {
+				return
+			}
+		}
+	}
+}
+
+func (t *endpoints) put(kv store.KV) error {
+	t.drop(kv.Key)
+	if err := t.values.put(kv); err != nil {
+		return err
+	}
+	e := t.get(kv.Key)
+	t.byNode.Set(e.Value.Spec.Node+"/"+kv.Key, e)
+	return nil
+}
+
+func (t *endpoints) drop(key string) {
+	if e := t.get(key); e.Exists() {
+		t.byNode.Delete(e.Value.Spec.Node + "/" + key)
+	}
+	t.values.drop(key)
+}
+
+func (t *endpoints) copy() table {
+	return &endpoints{
+		values: values[api.WorkloadEndpoint]{byKey: *t.byKey.Copy(), check: t.check},
+		byNode: *t.byNode.Copy(),
+	}
+}
+
+// object is the table of a kind that is stored as an envelope, which must name itself as its key does.
+func object[T api.Value](as func(*T) api.Object) *values[T] {
+	return &values[T]{check: func(key string, v *T) error {
+		if own := api.KeyOf(as(v)); own != key {
+			return fmt.Errorf("its metadata belong under %s", own)
+		}
+		return nil
+	}}
+}
+
+func checkBlock(key string, b *api.Block) error {
+	cidr, err := api.ParseBlockKey(key)
+	if err != nil {
+		return err
+	}
+	if b.CIDR != cidr {
+		return fmt.Errorf("the block says that it is %v", b.CIDR)
+	}
+	return nil
+}
+
+func checkAffinity(key string, _ *api.Affinity) error {
+	_, _, err := api.ParseAffinityKey(key)
+	return err
+}
+
+func noCheck(string, *api.IPAMConfig) error { return nil }

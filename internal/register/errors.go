@@ -1,0 +1,69 @@
+package register
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// failed is an error as CNI reports it, with what it came from. It matches *attach.Error and whatever its cause matches.
+type failed struct {
+	cni   attach.Error
+	cause error
+}
+
+func (f *failed) Error() string { return f.cni.Error() }
+
+func (f *failed) Unwrap() []error { return []error{&f.cni, f.cause} }
+
+// failure turns an error into what the runtime is told: the stage, the object, what happened, and what to do.
+func failure(stage string, j *job, err error) error {
+	var out attach.Error
+	out.Msg = fmt.Sprintf("%s %s: %v", stage, j.subject(), err)
+	var refusal *ipam.Refusal
+	switch {
+	case errors.As(err, &refusal):
+		out.Code = codeOf(refusal.Reason)
+		out.Msg = fmt.Sprintf("%s %s: %s", stage, j.subject(), refusal.Msg)
+		out.Details = refusal.Remedy
+	case errors.Is(err, store.ErrUnknown):
+		out.Code = attach.CodeDatastore
+		out.Details = "it may have been done: repeat the ADD and it returns the same addresses, or call DEL and nothing stays behind"
+	case errors.Is(err, store.ErrUnavailable):
+		out.Code = attach.CodeDatastore
+		out.Details = "nothing was changed; see whether etcd runs and can be reached from this host, then try again"
+	case errors.Is(err, store.ErrUnauthorized):
+		out.Code = attach.CodeDatastore
+		out.Details = "nothing was changed; see the etcd user, password or certificate of this host"
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		out.Code = attach.CodeTryAgain
+		out.Details = "nothing was changed; try again"
+	default:
+		out.Code = attach.CodeInternal
+		out.Details = "nothing was changed"
+	}
+	return &failed{out, err}
+}
+
+func codeOf(reason error) uint {
+	switch reason {
+	case ipam.ErrNotReady, ipam.ErrNoNode, ipam.ErrBusy:
+		return attach.CodeTryAgain
+	case ipam.ErrRequest:
+		return attach.CodeBadConfig
+	default:
+		return attach.CodeNoAddress
+	}
+}
+
+// subject names the pod or container of a job.
+func (j *job) subject() string {
+	if s := j.endpoint.Spec; s.Pod != "" {
+		return fmt.Sprintf("pod %s/%s (container %s)", j.endpoint.Metadata.Namespace, s.Pod, s.ContainerID)
+	}
+	return "container " + j.req.ContainerID
+}

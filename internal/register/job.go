@@ -1,0 +1,170 @@
+package register
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Annotations that choose a pod's pools, each a JSON list of names or CIDRs. They go before the netconf's.
+const (
+	annotationIPv4Pools = "cni.projectcalico.org/ipv4pools"
+	annotationIPv6Pools = "cni.projectcalico.org/ipv6pools"
+)
+
+// job is one command on its way.
+type job struct {
+	req         attach.Request
+	endpoint    api.WorkloadEndpoint // as it shall be, but for the addresses
+	handleKey   string
+	endpointKey string // "": there is none
+	profileKey  string // of the network's own profile; "": it has none
+	wants       []ipam.Request
+	plan        func(context.Context, *ipam.Plan, *job, prior) error
+
+	// The outcome, which belongs to whoever carries the job out until done is closed.
+	addrs   []netip.Prefix
+	mac     string
+	changed []store.KV
+	err     error
+	done    chan struct{}
+	ctx     context.Context // the caller's: a job lives as long as the call that it stands for
+}
+
+// prior is what etcd held before a job. Entries with Rev 0 do not exist.
+type prior struct {
+	handle   store.Entry[api.Handle]
+	endpoint store.Entry[api.WorkloadEndpoint]
+	profile  store.Entry[api.Profile]
+}
+
+// newJob works out whom a request is about.
+func newJob(node string, req attach.Request) (*job, error) {
+	if err := check(req); err != nil {
+		return nil, err
+	}
+	s := api.WorkloadEndpointSpec{Orchestrator: "cni", Node: node, ContainerID: req.ContainerID, Endpoint: req.IfName}
+	namespace := "default"
+	if req.Pod.Namespace != "" && req.Pod.Name != "" {
+		s.Orchestrator, s.Pod, namespace = "k8s", req.Pod.Name, req.Pod.Namespace
+	}
+	j := &job{req: req, done: make(chan struct{})}
+	j.endpoint.Spec = s
+	j.endpoint.Metadata = api.ObjectMeta{Name: api.WorkloadEndpointName(s), Namespace: namespace}
+	j.endpointKey = api.KeyOf(&j.endpoint)
+	j.handleKey = api.HandleKey(api.PodHandle(req.Network, req.ContainerID))
+	return j, nil
+}
+
+// check refuses names that would not make the keys that they should.
+func check(req attach.Request) error {
+	for _, f := range []struct {
+		what, value string
+		code        uint
+		optional    bool
+	}{
+		{"the network's name", req.Network, attach.CodeBadConfig, false},
+		{"CNI_CONTAINERID", req.ContainerID, attach.CodeBadEnv, false},
+		{"CNI_IFNAME", req.IfName, attach.CodeBadEnv, false},
+		{"K8S_POD_NAMESPACE", req.Pod.Namespace, attach.CodeBadEnv, true},
+		{"K8S_POD_NAME", req.Pod.Name, attach.CodeBadEnv, true},
+	} {
+		if f.value == "" && f.optional {
+			continue
+		}
+		if f.value == "" || strings.ContainsAny(f.value, "/ \t\r\n\x00") || strings.HasPrefix(f.value, "-") || strings.HasSuffix(f.value, "-") {
+			return &attach.Error{Code: f.code, Msg: fmt.Sprintf("read request: %s is %q", f.what, f.value), Details: "it must be set, and have no slash, no white space and no dash at either end"}
+		}
+	}
+	return nil
+}
+
+// newAdd completes the endpoint that the request asks for, and its wishes for addresses.
+func (h *Handler) newAdd(ctx context.Context, req attach.Request) (*job, error) {
+	j, err := newJob(h.cfg.Node, req)
+	if err != nil {
+		return nil, err
+	}
+	pod, err := h.podFacts(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	j.plan = h.planAdd
+	j.mac = req.MAC
+	if req.PolicyType == "" {
+		profile := (*api.Profile)(nil).KindOf()
+		j.profileKey = profile.Key("", req.Network)
+	}
+	s, m := &j.endpoint.Spec, &j.endpoint.Metadata
+	s.Profiles, s.InterfaceName = pod.Profiles, req.HostIf
+	m.Labels = map[string]string{}
+	for k, v := range pod.Labels {
+		m.Labels[k] = v
+	}
+	m.Labels[api.LabelNamespace], m.Labels[api.LabelOrchestrator] = m.Namespace, s.Orchestrator
+	j.wants, err = h.wants(j, pod.Annotations)
+	return j, err
+}
+
+// podFacts returns what is known of the pod: from Kubernetes if the network's policy says so, else from the request.
+func (h *Handler) podFacts(ctx context.Context, req attach.Request) (Pod, error) {
+	switch {
+	case req.PolicyType == "":
+		return Pod{Labels: req.Labels, Annotations: req.Annotations, Profiles: []string{req.Network}}, nil
+	case req.PolicyType != "k8s":
+		return Pod{}, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read network %s: policy.type %q is not known", req.Network, req.PolicyType), Details: `use "k8s", or leave it out`}
+	case h.cfg.PodFacts == nil:
+		return Pod{}, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read network %s: policy.type is \"k8s\", and this node has no access to Kubernetes for the facts of pods", req.Network), Details: "give it a kubeconfig, or leave policy.type out"}
+	}
+	pod, err := h.cfg.PodFacts(ctx, req.Pod)
+	if err != nil {
+		return Pod{}, &failed{attach.Error{Code: attach.CodeTryAgain, Msg: fmt.Sprintf("read pod %s/%s from Kubernetes: %v", req.Pod.Namespace, req.Pod.Name, err), Details: "try again"}, err}
+	}
+	return pod, nil
+}
+
+// wants lists one request for each family. With no family asked for it is IPv4.
+func (h *Handler) wants(j *job, annotations map[string]string) ([]ipam.Request, error) {
+	attrs := map[string]string{api.AttrNode: h.cfg.Node, api.AttrTimestamp: h.cfg.Now().UTC().String()}
+	if j.endpoint.Spec.Pod != "" {
+		attrs[api.AttrPod], attrs[api.AttrNamespace] = j.endpoint.Spec.Pod, j.endpoint.Metadata.Namespace
+	}
+	var out []ipam.Request
+	for _, f := range []struct {
+		v6, asked  bool
+		annotation string
+		pools      []string
+	}{
+		{false, j.req.AssignIPv4 || !j.req.AssignIPv6, annotationIPv4Pools, j.req.IPv4Pools},
+		{true, j.req.AssignIPv6, annotationIPv6Pools, j.req.IPv6Pools},
+	} {
+		if !f.asked {
+			continue
+		}
+		pools, err := poolsOf(annotations, f.annotation, f.pools)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ipam.Request{Handle: strings.TrimPrefix(j.handleKey, api.HandlesRoot), Attrs: attrs, V6: f.v6, Use: api.UseWorkload, Pools: pools})
+	}
+	return out, nil
+}
+
+func poolsOf(annotations map[string]string, name string, fallback []string) ([]string, error) {
+	text, ok := annotations[name]
+	if !ok {
+		return fallback, nil
+	}
+	var pools []string
+	if err := json.Unmarshal([]byte(text), &pools); err != nil || len(pools) == 0 {
+		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read annotation %s: %q is not a list of pools", name, text), Details: `write it as JSON: ["pool-name", "10.0.0.0/16"]`}
+	}
+	return pools, nil
+}

@@ -1,0 +1,105 @@
+package register
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// planAdd adds a job's addresses and endpoint to the transaction.
+func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	held, err := p.Held(ctx, was.handle)
+	if err != nil {
+		return err
+	}
+	j.addrs = nil
+	for _, want := range j.wants {
+		i := slices.IndexFunc(held, func(a netip.Prefix) bool { return a.Addr().Is6() == want.V6 })
+		if i >= 0 {
+			j.addrs = append(j.addrs, held[i])
+			continue
+		}
+		a, err := p.Assign(ctx, want)
+		if err != nil {
+			return err
+		}
+		j.addrs = append(j.addrs, a)
+	}
+	if j.endpointKey == "" {
+		return nil
+	}
+	now := h.cfg.Now()
+	if err := h.planEndpoint(p, j, was.endpoint, now); err != nil {
+		return err
+	}
+	h.planProfile(p, j, was.profile, now)
+	return nil
+}
+
+// planEndpoint writes the endpoint. One that exists under the name is replaced but for its identity, and an earlier ADD of
+// the same container has chosen the MAC.
+func (h *Handler) planEndpoint(p *ipam.Plan, j *job, was store.Entry[api.WorkloadEndpoint], now time.Time) error {
+	w := j.endpoint
+	w.Spec.MAC = j.req.MAC
+	if was.Exists() {
+		m := was.Value.Metadata
+		w.Metadata.UID, w.Metadata.CreationTimestamp, w.Metadata.Annotations = m.UID, m.CreationTimestamp, m.Annotations
+		if was.Value.Spec.ContainerID == w.Spec.ContainerID && was.Value.Spec.MAC != "" {
+			w.Spec.MAC = was.Value.Spec.MAC
+		}
+	}
+	j.mac = w.Spec.MAC
+	for _, a := range j.addrs {
+		w.Spec.IPNetworks = append(w.Spec.IPNetworks, api.HostPrefix(a.Addr()))
+	}
+	api.Created(&w, h.cfg.UUID(), now)
+	raw, err := api.Encode(&w, was.Raw())
+	if err != nil {
+		return fmt.Errorf("write %s: %w", j.endpointKey, err)
+	}
+	if was.Exists() && bytes.Equal(raw, was.Raw()) {
+		return nil
+	}
+	p.Then(j.endpointKey, func(t *store.Txn) { t.PutRaw(j.endpointKey, raw, was.Rev) })
+	return nil
+}
+
+// planProfile creates the network's own profile if it is missing: it lets in what is of the same network (anything, for
+// Kubernetes) and lets everything out.
+func (h *Handler) planProfile(p *ipam.Plan, j *job, was store.Entry[api.Profile], now time.Time) {
+	if j.profileKey == "" || was.Exists() {
+		return
+	}
+	name := j.req.Network
+	profile := &api.Profile{Spec: api.ProfileSpec{
+		Ingress:       []api.Rule{{Action: "Allow"}},
+		Egress:        []api.Rule{{Action: "Allow"}},
+		LabelsToApply: map[string]string{name: ""},
+	}}
+	if j.endpoint.Spec.Orchestrator != "k8s" {
+		profile.Spec.Ingress[0].Source.Selector = "has(" + name + ")"
+	}
+	profile.Metadata.Name = name
+	api.Created(profile, h.cfg.UUID(), now)
+	p.Then(j.profileKey, func(t *store.Txn) { store.Put(t, was, profile) })
+}
+
+// planDel takes the job's addresses and endpoint out.
+func (h *Handler) planDel(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	freed, err := p.Release(ctx, was.handle)
+	if err != nil {
+		return err
+	}
+	j.addrs = freed
+	if w := was.endpoint; w.Exists() && w.Value.Spec.ContainerID == j.req.ContainerID {
+		p.Then(j.endpointKey, func(t *store.Txn) { t.Delete(w.Key, w.Rev) })
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+// Package register connects workloads to the network in etcd: it gives each its addresses and writes its endpoint.
+//
+// The goals, and how each is met:
+//
+//  1. One transaction for an ADD, one for a DEL: addresses, handle, endpoint and the network's profile change together.
+//  2. Any command may be repeated, and come late: the handle is created only if it is absent, and an ADD that finds it returns
+//     what it holds; a DEL touches an endpoint only if it still is the same container's.
+//  3. Many at once cost little more than one: whoever comes while a transaction is under way is carried out together with all
+//     who wait, in the next one.
+//  4. In the steady state nothing is read for an ADD: it is planned on what the agent's feed has in memory. What turns out to
+//     be out of date, or would be refused, is planned again on etcd itself.
+package register
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Source is what is in memory of etcd at one moment. Its answers may be out of date, and fit each other. All methods may be
+// called concurrently.
+type Source interface {
+	ipam.Source
+	// Endpoint returns the endpoint with that key; Rev 0 if there is none.
+	Endpoint(key string) store.Entry[api.WorkloadEndpoint]
+	// Profile returns the profile of that name; Rev 0 if there is none.
+	Profile(name string) store.Entry[api.Profile]
+}
+
+// Pod is what Kubernetes says of a pod.
+type Pod struct {
+	Labels, Annotations map[string]string
+	Profiles            []string // in the order of precedence
+}
+
+// PodFacts asks Kubernetes about a pod. It returns within ctx.
+type PodFacts func(ctx context.Context, pod attach.Pod) (Pod, error)
+
+// Config is what a Handler works with.
+type Config struct {
+	Client *store.Client
+	Source func() Source // what is in memory now, asked for each transaction; nil, or a nil Source: everything is read from etcd
+	Node   string
+	Log    *slog.Logger // nil: no log
+	// PodFacts serves networks with policy type k8s; nil: they are refused.
+	PodFacts PodFacts
+	// Committed is told of each commit before the next one is planned, so that the agent's feed can show it at once: without,
+	// the next ADD finds its picture out of date and has to read etcd. It must not block. nil: nobody is told.
+	Committed func([]store.KV)
+	Now       func() time.Time // nil: time.Now
+	UUID      func() string    // nil: random
+}
+
+// Handler registers workloads of one node. All methods may be called concurrently. They return when their ctx ends, or up to
+// 10 seconds later: a transaction that is under way is seen through, often with others' commands in it. The error of a command
+// that may have been done all the same says so, and matches store.ErrUnknown.
+type Handler struct {
+	cfg Config
+
+	turn    chan struct{} // held, by a value in it, while a transaction is under way
+	mu      sync.Mutex
+	waiting []*job // in order of arrival; guarded by mu
+}
+
+// New makes a handler.
+func New(cfg Config) *Handler {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.UUID == nil {
+		cfg.UUID = newUUID
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Committed == nil {
+		cfg.Committed = func([]store.KV) {}
+	}
+	return &Handler{cfg: cfg, turn: make(chan struct{}, 1)}
+}
+
+// Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,
+// the addresses and MAC of the first. changed is what was written, possibly together with others' commands; the receiver
+// of Config.Committed has it already. Errors match *attach.Error.
+func (h *Handler) Add(ctx context.Context, req attach.Request) (reply attach.Reply, changed []store.KV, err error) {
+	j, err := h.newAdd(ctx, req)
+	if err != nil {
+		return attach.Reply{}, nil, err
+	}
+	if err := h.do(ctx, j); err != nil {
+		return attach.Reply{}, nil, failure("register", j, err)
+	}
+	reply.MAC = j.mac
+	for _, a := range j.addrs {
+		reply.Addrs = append(reply.Addrs, a.Addr())
+	}
+	h.cfg.Log.Debug("registered", "container", req.ContainerID, "endpoint", j.endpointKey, "addresses", j.addrs)
+	return reply, j.changed, nil
+}
+
+// Del takes back the container's addresses and deletes its endpoint, unless that is another container's by now. It succeeds
+// if there is nothing to do. Otherwise as Add.
+func (h *Handler) Del(ctx context.Context, req attach.Request) (changed []store.KV, err error) {
+	j, err := newJob(h.cfg.Node, req)
+	if err != nil {
+		return nil, err
+	}
+	j.plan = h.planDel
+	if err := h.do(ctx, j); err != nil {
+		return nil, failure("unregister", j, err)
+	}
+	h.cfg.Log.Debug("unregistered", "container", req.ContainerID, "endpoint", j.endpointKey, "addresses", j.addrs)
+	return j.changed, nil
+}
+
+// Allocate gives the container addresses and writes no endpoint, for a main plugin of another project. Each address has
+// its block's prefix length. A repeated call returns the same.
+func (h *Handler) Allocate(ctx context.Context, req attach.Request) ([]netip.Prefix, error) {
+	req.PolicyType = "" // concerns the endpoint
+	j, err := h.newAdd(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	j.endpointKey, j.profileKey = "", ""
+	if err := h.do(ctx, j); err != nil {
+		return nil, failure("allocate", j, err)
+	}
+	return j.addrs, nil
+}
+
+// Release undoes Allocate. It succeeds if there is nothing to do.
+func (h *Handler) Release(ctx context.Context, req attach.Request) error {
+	j, err := newJob(h.cfg.Node, req)
+	if err != nil {
+		return err
+	}
+	j.endpointKey, j.plan = "", h.planDel
+	if err := h.do(ctx, j); err != nil {
+		return failure("release", j, err)
+	}
+	return nil
+}
+
+// newUUID is a random UUID (RFC 9562, version 4).
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails: see its documentation
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,121 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Facts is what is known of the cluster and of one node when an address is asked for. An entry that does not exist has no Value.
+type Facts struct {
+	Node       store.Entry[api.Node]
+	Cluster    store.Entry[api.ClusterInformation]
+	Config     store.Entry[api.IPAMConfig]
+	Pools      []store.Entry[api.IPPool]   // all of them, by name
+	Affinities []store.Entry[api.Affinity] // the node's own, of both families
+	Bad        []error                     // pools and affinities that could not be read, and are missing above
+}
+
+// Source supplies what a Plan starts from. What it says may be out of date: the commit finds out. All methods may be
+// called concurrently.
+type Source interface {
+	// Facts returns what concerns the node.
+	Facts(ctx context.Context, node string) (Facts, error)
+	// Blocks returns the blocks of these ranges in the same order. One that does not exist has Rev 0; one that cannot be
+	// read has a Rev and no Value.
+	Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[api.Block], error)
+	// AllBlocks returns every block of the family, the ones that cannot be read without a Value.
+	AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error)
+}
+
+// Etcd is the Source that reads etcd itself each time. Each call sees one revision.
+type Etcd struct{ Client *store.Client }
+
+// ClusterKey is the key of the ClusterInformation.
+func ClusterKey() string { return (*api.ClusterInformation)(nil).KindOf().Key("", "default") }
+
+// Facts implements Source.
+func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
+	nodeKey, clusterKey := (*api.Node)(nil).KindOf().Key("", node), ClusterKey()
+	got, _, err := s.Client.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: clusterKey}, store.Range{Key: api.IPAMConfigKey},
+		store.Range{Key: (*api.IPPool)(nil).KindOf().Prefix(), Prefix: true}, store.Range{Key: api.AffinitiesPrefix(node), Prefix: true})
+	if err != nil {
+		return Facts{}, err
+	}
+	var f Facts
+	var errs [3]error
+	f.Node, errs[0] = one[api.Node](nodeKey, got[0])
+	f.Cluster, errs[1] = one[api.ClusterInformation](clusterKey, got[1])
+	f.Config, errs[2] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
+	if err := errors.Join(errs[:]...); err != nil {
+		return Facts{}, err
+	}
+	f.Pools = many[api.IPPool](got[3], &f.Bad)
+	f.Affinities = many[api.Affinity](got[4], &f.Bad)
+	return f, nil
+}
+
+// maxRanges bounds the ranges of one read: etcd takes 128 operations in a transaction.
+const maxRanges = 100
+
+// Blocks implements Source. More than 100 ranges take several requests, and may be of several revisions.
+func (s Etcd) Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[api.Block], error) {
+	out := make([]store.Entry[api.Block], 0, len(cidrs))
+	for len(cidrs) > 0 {
+		part := cidrs[:min(len(cidrs), maxRanges)]
+		cidrs = cidrs[len(part):]
+		ranges := make([]store.Range, len(part))
+		for i, c := range part {
+			ranges[i].Key = api.BlockKey(c)
+		}
+		got, _, err := s.Client.Read(ctx, ranges...)
+		if err != nil {
+			return nil, err
+		}
+		for i, kvs := range got {
+			e, _ := one[api.Block](ranges[i].Key, kvs) // unreadable: an entry without a Value
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// blocksPage is how many blocks are read at a time: 200 of the largest are below 256 MB, of the usual ones 4 MB.
+const blocksPage = 200
+
+// AllBlocks implements Source.
+func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error) {
+	got, _, err := s.Client.ReadAll(ctx, blocksPage, store.Range{Key: api.BlocksPrefix(v6), Prefix: true})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Entry[api.Block], len(got))
+	for i, kv := range got {
+		out[i], _ = store.Decode[api.Block](kv) // as above
+	}
+	return out, nil
+}
+
+// one decodes the value of a single key, which may not exist.
+func one[T api.Value](key string, kvs []store.KV) (store.Entry[T], error) {
+	if len(kvs) == 0 {
+		return store.Entry[T]{Key: key}, nil
+	}
+	return store.Decode[T](kvs[0])
+}
+
+func many[T api.Value](kvs []store.KV, bad *[]error) []store.Entry[T] {
+	out := make([]store.Entry[T], 0, len(kvs))
+	for _, kv := range kvs {
+		e, err := store.Decode[T](kv)
+		if err != nil {
+			*bad = append(*bad, err)
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
