@@ -1,0 +1,149 @@
+// Package embedetcd runs an etcd server of one member inside this process, for the lab and for tests.
+//
+// It has no peer listener, so that a server takes exactly one port, and it elects itself within a few ticks.
+package embedetcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+)
+
+// readyTimeout bounds how long a server may take from its start until it serves.
+const readyTimeout = 30 * time.Second
+
+// anyPort is where a server listens that was not told where.
+const anyPort = "http://127.0.0.1:0"
+
+// Config says where a server keeps its data and where it listens.
+type Config struct {
+	Dir       string // holds the data; made if absent. Data of an earlier server in it is kept and served
+	ClientURL string // http://address:port; port 0 picks a free one. "": a free port on 127.0.0.1
+	// UnsafeNoFsync trades the last writes before a power loss for speed.
+	UnsafeNoFsync bool
+	Log           *slog.Logger // etcd's warnings and errors; nil: none
+}
+
+// Server is a running etcd. Its methods may be called concurrently.
+type Server struct {
+	etcd *embed.Etcd
+	grpc *grpc.Server // nil if it never came to serve
+	lock *os.File
+	url  string
+	once sync.Once
+}
+
+// Start returns when the server serves clients, or with an error after at most 30 seconds or when ctx ends; then nothing of it
+// is left running. The listener is opened by the calling thread, so that it belongs to that thread's network namespace.
+// Two servers cannot share a directory: the second Start fails at once.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start etcd in %s: %w", cfg.Dir, err)
+	}
+	ec, err := settings(cfg)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{lock: lock}
+	serving := make(chan *grpc.Server, 1)
+	ec.ServiceRegister = func(g *grpc.Server) { serving <- g } // etcd calls it once, when it is ready
+	s.etcd, err = embed.StartEtcd(ec)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start etcd in %s: %w", cfg.Dir, err), lock.Close())
+	}
+	s.url = "http://" + s.etcd.Clients[0].Addr().String()
+	s.grpc, err = s.waitReady(ctx, serving)
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", cfg.Dir, err)
+	}
+	return s, nil
+}
+
+func settings(cfg Config) (*embed.Config, error) {
+	if cfg.ClientURL == "" {
+		cfg.ClientURL = anyPort
+	}
+	listen, err := url.Parse(cfg.ClientURL)
+	if err != nil {
+		return nil, fmt.Errorf("parse client URL: %w", err)
+	}
+	if listen.Scheme != "http" || listen.Port() == "" {
+		return nil, fmt.Errorf("client URL %q: want http://address:port", cfg.ClientURL)
+	}
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"} // only a name: nobody listens there
+	ec := embed.NewConfig()
+	ec.Dir = cfg.Dir
+	ec.ListenClientUrls = []url.URL{*listen}
+	ec.AdvertiseClientUrls = []url.URL{*listen}
+	ec.ListenPeerUrls = nil
+	ec.AdvertisePeerUrls = []url.URL{peer}
+	ec.InitialCluster = ec.Name + "=" + peer.String()
+	ec.EnableGRPCGateway = false
+	ec.TickMs, ec.ElectionMs = 10, 100 // there is no other member that could be slow
+	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(cfg.Log))
+	return ec, nil
+}
+
+// lockDir takes a lock that ends with the file's closing; etcd itself would wait for another user of the directory for ever.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make etcd's directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open etcd's lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: another etcd uses it: %w", f.Name(), err), f.Close())
+	}
+	return f, nil
+}
+
+func (s *Server) waitReady(ctx context.Context, serving <-chan *grpc.Server) (*grpc.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	select {
+	case g := <-serving:
+		return g, nil
+	case <-s.etcd.Server.StopNotify():
+		return nil, errors.New("it stopped before it was ready")
+	case err := <-s.etcd.Err():
+		return nil, err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("not ready: %w", ctx.Err())
+	}
+}
+
+// Endpoint is the URL for clients: http://127.0.0.1:34567. It holds after Close too, so that a server can be started again there.
+func (s *Server) Endpoint() string { return s.url }
+
+// Done is closed when the server has stopped, whether by Close or by its own failure, which Config.Log then tells.
+func (s *Server) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
+
+// Close stops the server and cuts its connections, watches included; the data stays in the directory. It returns within a few
+// seconds. Calls after the first do nothing.
+func (s *Server) Close() {
+	s.once.Do(func() {
+		if s.grpc != nil {
+			s.grpc.Stop() // etcd's own Close would first give open watches seven seconds
+		}
+		s.etcd.Close()
+		_ = s.lock.Close() // only ever read: nothing to lose
+	})
+}
