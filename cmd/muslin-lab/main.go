@@ -12,7 +12,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/lab"
 )
 
-var version = "unknown" //nolint:gochecknoglobals // set by the linker
+var version = "unknown" // set by the linker
 
 func main() { os.Exit(run()) }
 

@@ -45,19 +45,16 @@ func (l *Lab) endAgent(ctx context.Context, node string, sig unix.Signal) error 
 		if err != nil {
 			return err
 		}
-		waiting, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		if err := n.Agent.end(waiting, sig); err != nil {
-			late = fmt.Errorf("stop agent of %s: still there after %s, killed: %w", node, stopTimeout, err)
-			killing, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-			defer cancel()
-			if err := n.Agent.end(killing, unix.SIGKILL); err != nil {
-				return errors.Join(late, err)
-			}
+		late, err = n.Agent.endWithin(ctx, stopTimeout, sig)
+		if err != nil {
+			return fmt.Errorf("stop agent of %s: %w", node, err)
 		}
 		n.Agent = process{}
 		return nil
 	})
+	if late != nil {
+		late = fmt.Errorf("stop agent of %s: %w", node, late)
+	}
 	return errors.Join(late, err)
 }
 

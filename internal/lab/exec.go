@@ -59,7 +59,7 @@ func (l *Lab) PodExec(ctx context.Context, name string, c Command) error {
 
 // placeOf opens a node, the fabric or the outside host.
 func placeOf(s *state, where string) (*place, error) {
-	holder := process{}
+	var holder process
 	switch where {
 	case "fabric":
 		holder = s.Fabric

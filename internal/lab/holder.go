@@ -123,17 +123,17 @@ func nodeFiles(spec holderSpec) error {
 // mask puts a tmpfs over dir that shows the same entries, except for own, which it leaves out. Nothing needs to exist on the
 // machine for that, and nothing is made there.
 func mask(dir string, own []string) error {
-	real := filepath.Join(machineDir, dir)
-	if err := os.MkdirAll(real, 0o755); err != nil {
+	beneath := filepath.Join(machineDir, dir)
+	if err := os.MkdirAll(beneath, 0o755); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
-	if err := unix.Mount(dir, real, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := unix.Mount(dir, beneath, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", dir, err)
 	}
 	if err := mountTmpfs(dir); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(real)
+	entries, err := os.ReadDir(beneath)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
 	}
@@ -144,7 +144,7 @@ func mask(dir string, own []string) error {
 	var errs []error
 	for _, e := range entries {
 		if !left[e.Name()] {
-			errs = append(errs, mirror(filepath.Join(real, e.Name()), filepath.Join(dir, e.Name()), e.Type()))
+			errs = append(errs, mirror(filepath.Join(beneath, e.Name()), filepath.Join(dir, e.Name()), e.Type()))
 		}
 	}
 	return errors.Join(errs...)

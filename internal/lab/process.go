@@ -62,6 +62,9 @@ func (p process) alive() bool {
 
 // signal reaches the process or nobody. One that is gone is no error.
 func (p process) signal(sig unix.Signal) error {
+	if p.PID == 0 {
+		return nil
+	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -85,6 +88,19 @@ func (p process) end(ctx context.Context, sig unix.Signal) error {
 		return err
 	}
 	return poll(ctx, func() bool { return !p.alive() })
+}
+
+// endWithin is end with a limit, after which the process is killed; late says that it had to be. The process is gone unless err is set.
+func (p process) endWithin(ctx context.Context, limit time.Duration, sig unix.Signal) (late, err error) {
+	polite, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err = p.end(polite, sig)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return nil, err
+	}
+	killed, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return fmt.Errorf("it was still there after %s and was killed", limit), p.end(killed, unix.SIGKILL)
 }
 
 // poll returns nil once done holds, or ctx's error.
