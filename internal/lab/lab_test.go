@@ -318,6 +318,7 @@ func TestProgramsBelowRunStayVisible(t *testing.T) {
 }
 
 func TestCheckNamesTheWaysThatFail(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	l := up(t, bare(t))
 	output(t, l, "fabric", "ip", "link", "set", "node-2", "down")
 	report, err := l.Check(t.Context())

@@ -61,22 +61,29 @@ func answering(t *testing.T, cfg Config) Config {
 			t.Error(err)
 			return
 		}
-		path := s.Nodes[0].path(attach.Socket)
-		if _, err := os.Stat(path); err == nil {
-			return
+		for i := range s.Nodes {
+			listen(t, s.Nodes[i].path(attach.Socket))
 		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Error(err)
-			return
-		}
-		ln, err := net.Listen("unix", path)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		t.Cleanup(func() { _ = ln.Close() })
 	}
 	return cfg
+}
+
+// listen accepts on a unix socket, unless that was done before.
+func listen(t *testing.T, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); err == nil {
+		return
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Error(err)
+		return
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	t.Cleanup(func() { _ = ln.Close() })
 }
 
 const idle = "#!/bin/sh\nexec sleep 1000\n"
@@ -199,9 +206,11 @@ func TestPodIsAttachedAsARuntimeDoes(t *testing.T) {
 	}
 	var conf struct {
 		Name, Type, Nodename string
-		Args                 struct{ Cni struct{ Labels json.RawMessage } }
-		RuntimeConfig        json.RawMessage
-		Etcd                 string `json:"etcd_endpoints"`
+		Args                 struct {
+			Cni struct{ Labels json.RawMessage }
+		}
+		RuntimeConfig json.RawMessage
+		Etcd          string `json:"etcd_endpoints"`
 	}
 	if err := json.Unmarshal([]byte(output(t, l, "node-1", "cat", "/run/ADD.json")), &conf); err != nil {
 		t.Fatal(err)
@@ -304,6 +313,7 @@ func TestBadPodsAreRefused(t *testing.T) {
 }
 
 func TestCheckReportsAPodWithoutItsAddress(t *testing.T) {
+	t.Parallel()
 	l := up(t, answering(t, scripted(t, idle, recorder))) // this plugin sets no address
 	if _, err := l.AddPod(t.Context(), PodSpec{Name: "web", Node: "node-1"}); err != nil {
 		t.Fatal(err)
@@ -317,5 +327,73 @@ func TestCheckReportsAPodWithoutItsAddress(t *testing.T) {
 		if p.OK == concerned || concerned && !strings.Contains(p.Problem, "web cannot take part") {
 			t.Errorf("%s to %s: ok is %v, problem %q", p.From, p.To, p.OK, p.Problem)
 		}
+	}
+}
+
+// router is a plugin that makes a pod with `ip` and knows nothing of other nodes: node-N's pod has 192.168.N.1.
+const router = `#!/bin/sh
+set -e
+[ $CNI_COMMAND = ADD ] || exit 0
+addr=192.168.$(hostname | tr -dc 0-9).1
+pod=$(basename $CNI_NETNS)
+ip link add cali0 type veth peer name eth0 netns $pod
+ip link set cali0 up
+ip route add $addr dev cali0
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv4/conf/cali0/proxy_arp
+ip -n $pod addr add $addr/32 dev eth0
+ip -n $pod link set eth0 up
+ip -n $pod route add 169.254.1.1 dev eth0
+ip -n $pod route add default via 169.254.1.1
+echo '{"cniVersion":"1.0.0","ips":[{"address":"'$addr'/32"}]}'
+`
+
+func TestCheckTellsRoutesNATAndMTUApart(t *testing.T) {
+	t.Parallel() // most of it is waiting
+	cfg := scripted(t, idle, router)
+	cfg.Options.Mode, cfg.Options.Nodes, cfg.Options.Subnets = Direct, 3, 2 // node-2 is on the other subnet
+	l := up(t, answering(t, cfg))
+	for i := range 3 {
+		if _, err := l.AddPod(t.Context(), PodSpec{Name: fmt.Sprintf("pod-%d", i+1), Node: fmt.Sprintf("node-%d", i+1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	output(t, l, "node-1", "ip", "route", "add", "192.168.3.0/24", "via", "172.30.1.3")
+	output(t, l, "node-3", "ip", "route", "add", "192.168.1.0/24", "via", "172.30.1.1")
+	report, err := l.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := func(from, to string) Pair {
+		for _, p := range report.Pairs {
+			if p.From == from && p.To == to {
+				return p
+			}
+		}
+		t.Fatalf("%s to %s was not tried", from, to)
+		return Pair{}
+	}
+	if p := way("pod-1", "pod-3"); !p.OK || p.MTU != 1500 || p.Seen != netip.MustParseAddr("192.168.1.1") {
+		t.Errorf("pod-1 to pod-3: %+v, want all in order", p)
+	}
+	for _, pair := range [][2]string{{"pod-1", "pod-2"}, {"pod-2", "pod-3"}, {"node-2", "pod-1"}} {
+		if p := way(pair[0], pair[1]); p.OK || !p.Expected || !strings.Contains(p.Problem, "mode direct has no tunnel") {
+			t.Errorf("%v: %+v, want a failure that the mode explains", pair, p)
+		}
+	}
+	if p := way("pod-1", "outside"); p.OK || p.Expected || p.Reached || p.Problem != "TCP: no answer; UDP: no answer" {
+		t.Errorf("pod-1 to outside: %+v, want no answer, for there is no NAT", p)
+	}
+	output(t, l, "outside", "ip", "route", "add", "192.168.1.0/24", "via", "172.30.254.254")
+	output(t, l, "fabric", "ip", "route", "add", "192.168.1.0/24", "via", "172.30.1.1")
+	output(t, l, "fabric", "ip", "link", "set", "node-3", "mtu", "1400")
+	if report, err = l.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p := way("pod-1", "outside"); p.OK || !p.Reached || p.Problem != "its source is seen as 192.168.1.1, not as the node's 172.30.1.1 (outgoing NAT)" {
+		t.Errorf("pod-1 to outside: %+v, want a wrong source", p)
+	}
+	if p := way("pod-1", "pod-3"); p.OK || !p.Reached || !strings.HasPrefix(p.Problem, "small messages pass") {
+		t.Errorf("pod-1 to pod-3: %+v, want that full-size packets are lost", p)
 	}
 }
