@@ -62,10 +62,7 @@ func (l *Lab) Check(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	peers, err := openEndpoints(ctx, s)
-	if err != nil {
-		return Report{}, err
-	}
+	peers := openEndpoints(ctx, s)
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for _, e := range peers {
@@ -78,32 +75,25 @@ func (l *Lab) Check(ctx context.Context) (Report, error) {
 }
 
 // openEndpoints lists who takes part. One that cannot listen takes part all the same, so that its ways are reported.
-func openEndpoints(ctx context.Context, s *state) ([]*endpoint, error) {
+func openEndpoints(ctx context.Context, s *state) []*endpoint {
 	var all []*endpoint
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		n, err := s.node(p.Node)
-		if err != nil {
-			return nil, err
+		e := &endpoint{name: p.Name, kind: kindPod, node: p.Node, addr: p.Addr}
+		if n, err := s.node(p.Node); err == nil {
+			e.subnet = n.Subnet
 		}
-		at, err := p.place(s)
-		if at == nil {
-			at = &place{}
-		}
-		all = append(all, &endpoint{name: p.Name, kind: kindPod, node: p.Node, subnet: n.Subnet, addr: p.Addr, at: at, err: err})
+		e.at, e.err = p.place(s)
+		all = append(all, e)
 	}
 	for _, n := range s.Nodes {
-		at, err := placeOf(s, n.Name)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, &endpoint{name: n.Name, kind: kindNode, node: n.Name, subnet: n.Subnet, addr: n.Addr, at: at})
+		e := &endpoint{name: n.Name, kind: kindNode, node: n.Name, subnet: n.Subnet, addr: n.Addr}
+		e.at, e.err = placeOf(s, n.Name)
+		all = append(all, e)
 	}
-	at, err := placeOf(s, "outside")
-	if err != nil {
-		return nil, err
-	}
-	all = append(all, &endpoint{name: "outside", kind: kindOutside, addr: underlay(outsideSubnet, 1), at: at})
+	outside := &endpoint{name: "outside", kind: kindOutside, addr: underlay(outsideSubnet, 1)}
+	outside.at, outside.err = placeOf(s, "outside")
+	all = append(all, outside)
 	for _, e := range all {
 		if e.err == nil && !e.addr.IsValid() {
 			e.err = errors.New("its ADD has not finished")
@@ -112,7 +102,7 @@ func openEndpoints(ctx context.Context, s *state) ([]*endpoint, error) {
 			e.err = e.open(ctx)
 		}
 	}
-	return all, nil
+	return all
 }
 
 func runCheck(ctx context.Context, s *state, peers []*endpoint) (Report, error) {

@@ -57,6 +57,39 @@ func (l *Lab) PodExec(ctx context.Context, name string, c Command) error {
 	return c.run(ctx, s, pl, "NODENAME="+pod.Node)
 }
 
+// Within calls fn on a thread in the namespaces of a node, of "fabric" or of "outside", and waits for it. Sockets that fn opens
+// belong there for good; goroutines that it starts run where the caller is. fn must not keep the thread: it ends with fn.
+func (l *Lab) Within(where string, fn func() error) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pl, err := placeOf(s, where)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return pl.run(fn)
+}
+
+// WithinPod is Within for a pod.
+func (l *Lab) WithinPod(name string, fn func() error) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pod, err := s.pod(name)
+	if err != nil {
+		return err
+	}
+	pl, err := pod.place(s)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return pl.run(fn)
+}
+
 // placeOf opens a node, the fabric or the outside host.
 func placeOf(s *state, where string) (*place, error) {
 	var holder process

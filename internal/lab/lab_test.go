@@ -96,17 +96,8 @@ func output(t *testing.T, l *Lab, where string, args ...string) string {
 // etcdOf is a client of the lab's etcd on one of its nodes.
 func etcdOf(t *testing.T, l *Lab, node string) *clientv3.Client {
 	t.Helper()
-	s, err := l.load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pl, err := placeOf(s, node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pl.close)
 	dial := func(ctx context.Context, addr string) (conn net.Conn, err error) {
-		err = pl.run(func() (err error) {
+		err = l.Within(node, func() (err error) {
 			conn, err = (&net.Dialer{}).DialContext(ctx, "tcp4", strings.TrimPrefix(addr, "http://"))
 			return err
 		})

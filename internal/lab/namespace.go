@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -108,7 +109,7 @@ func (p *place) sysctls(settings map[string]string) error {
 		var errs []error
 		for key, value := range settings {
 			err := os.WriteFile("/proc/sys/"+key, []byte(value), 0)
-			if errors.Is(err, os.ErrNotExist) && len(key) > 8 && key[:8] == "net/ipv6" {
+			if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "net/ipv6") {
 				continue // a kernel without IPv6
 			}
 			errs = append(errs, err)

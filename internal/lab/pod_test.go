@@ -238,6 +238,14 @@ func TestPodIsAttachedAsARuntimeDoes(t *testing.T) {
 	if got := podOutput(t, l, "web", "sh", "-c", "hostname; ls /sys/class/net; ip -o link"); !strings.HasPrefix(got, "web\n") || strings.Contains(got, "eth0@") {
 		t.Errorf("inside the pod: %q, want its own name and links", got)
 	}
+	var links []net.Interface
+	err = l.WithinPod("web", func() (err error) {
+		links, err = net.Interfaces()
+		return err
+	})
+	if err != nil || len(links) != 1 || links[0].Flags&net.FlagUp == 0 {
+		t.Errorf("links of the pod: %v %v, want lo, up", links, err)
+	}
 	if err := l.RemovePod(t.Context(), "web"); err != nil {
 		t.Fatal(err)
 	}

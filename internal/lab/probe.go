@@ -35,7 +35,7 @@ type endpoint struct {
 	node   string // where it is; "" for the outside host
 	subnet int
 	addr   netip.Addr
-	at     *place
+	at     *place       // nil if it cannot be entered
 	own    []netip.Addr // every address that it has
 	mtu    int          // of eth0
 	tcp    net.Listener
@@ -106,7 +106,9 @@ func (e *endpoint) close() {
 	if e.udp != nil {
 		_ = e.udp.Close()
 	}
-	e.at.close()
+	if e.at != nil {
+		e.at.close()
+	}
 }
 
 // serve answers until close.

@@ -130,6 +130,9 @@ func (l *Lab) peek() (*state, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNotUp
 	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("only root can work with a lab, use sudo: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read lab state: %w", err)
 	}
