@@ -1,0 +1,375 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// Settings are what the muslin-lab command takes from its process.
+type Settings struct {
+	Dir     string // of the lab's state; "": DefaultDir
+	Bin     string // folder of the programs
+	Version string
+}
+
+// NewCommand is the whole command line of muslin-lab, the daemons that it starts of itself included. Its commands end on SIGINT,
+// SIGTERM and SIGHUP; a failing command run by `exec` is an *exec.ExitError.
+func NewCommand(set Settings) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "muslin-lab",
+		Short:         "Many Muslin nodes on this machine, one network namespace each",
+		Version:       set.Version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(
+		upCommand(set), downCommand(set), demoCommand(set), checkCommand(set),
+		podCommand(set), execCommand(set), logsCommand(set),
+		agentCommand(set, "stop", "Stop a node's agent, or etcd", (*Lab).StopAgent, (*Lab).StopEtcd),
+		agentCommand(set, "start", "Start a node's agent, or etcd", (*Lab).StartAgent, (*Lab).StartEtcd),
+		holderCommand(), etcdCommand(), relayCommand(),
+	)
+	return root
+}
+
+// interruptible ends the context when somebody wants the command to end.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+}
+
+func upCommand(set Settings) *cobra.Command {
+	o := Defaults()
+	mode, pool := string(o.Mode), o.Pool.String()
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring a lab up",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			o.Mode = Mode(mode)
+			var err error
+			if o.Pool, err = netip.ParsePrefix(pool); err != nil {
+				return fmt.Errorf("pool %q: want an IPv4 CIDR, for example 192.168.0.0/16", pool)
+			}
+			say := func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) }
+			_, err = Up(ctx, Config{Dir: set.Dir, Bin: set.Bin, Options: o, Progress: say})
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.Nodes, "nodes", o.Nodes, "number of nodes: node-1, node-2, …")
+	f.IntVar(&o.Subnets, "subnets", o.Subnets, "subnets that the nodes take turns on, with a router between them that knows no pod routes")
+	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, vxlan or vxlan-crosssubnet")
+	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
+	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")
+	f.StringVar(&pool, "pool", pool, "IPv4 CIDR of the pods")
+	return cmd
+}
+
+func downCommand(set Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "End the lab and everything in it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return Down(cmd.Context(), set.Dir) // not interruptible: half a down helps nobody, and it is bounded
+		},
+	}
+}
+
+func demoCommand(set Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Bring up three nodes, show that their pods reach each other, take all down",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			return Demo(ctx, set.Dir, set.Bin, cmd.OutOrStdout())
+		},
+	}
+}
+
+func checkCommand(set Settings) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Try every way between pods, nodes and the outside; fail unless all work",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			report, err := l.Check(ctx)
+			if err != nil {
+				return err
+			}
+			if err := report.write(cmd.OutOrStdout(), asJSON); err != nil {
+				return err
+			}
+			if !report.OK {
+				return fmt.Errorf("%w: %d of %d fail", ErrUnreachable, report.Failed(), len(report.Pairs))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report for programs; durations are nanoseconds")
+	return cmd
+}
+
+func (r Report) write(w io.Writer, asJSON bool) error {
+	if !asJSON {
+		r.WriteText(w)
+		return nil
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+func podCommand(set Settings) *cobra.Command {
+	cmd := &cobra.Command{Use: "pod", Short: "Pods of the lab"}
+	cmd.AddCommand(podAddCommand(set), podRemoveCommand(set), podListCommand(set), podExecCommand(set))
+	return cmd
+}
+
+func podAddCommand(set Settings) *cobra.Command {
+	var spec PodSpec
+	var labels, annotations []string
+	cmd := &cobra.Command{
+		Use:   "add NAME --node NODE",
+		Short: "Add a pod by the CNI plugin",
+		Args:  exactly("a pod's name"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			spec.Name = args[0]
+			if spec.Labels, err = pairs("label", labels); err != nil {
+				return err
+			}
+			if spec.Annotations, err = pairs("annotation", annotations); err != nil {
+				return err
+			}
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			pod, err := l.AddPod(ctx, spec)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s has %s (ADD took %s)\n", pod.Name, pod.Node, pod.Addr, milliseconds(pod.Took))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&spec.Node, "node", "", "where the pod runs")
+	f.StringArrayVar(&labels, "label", nil, "key=value, may be repeated")
+	f.StringArrayVar(&annotations, "annotation", nil, "key=value, may be repeated")
+	return cmd
+}
+
+// pairs parses what a repeatable key=value flag was given.
+func pairs(what string, list []string) (map[string]string, error) {
+	out := make(map[string]string)
+	for _, text := range list {
+		key, value, ok := strings.Cut(text, "=")
+		if !ok || key == "" {
+			return nil, fmt.Errorf("%s %q: want key=value", what, text)
+		}
+		out[key] = value
+	}
+	return out, nil
+}
+
+// exactly words the error of a missing or superfluous argument.
+func exactly(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("want exactly %s: %s", what, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+func podRemoveCommand(set Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm NAME",
+		Short: "Remove a pod by the CNI plugin",
+		Args:  exactly("a pod's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			return l.RemovePod(ctx, args[0])
+		},
+	}
+}
+
+func podListCommand(set Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the pods",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			pods, err := l.Pods()
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tNODE\tADDRESS")
+			for _, p := range pods {
+				addr := "(ADD has not finished)"
+				if p.Addr.IsValid() {
+					addr = p.Addr.String()
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, p.Node, addr)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func podExecCommand(set Settings) *cobra.Command {
+	return insideCommand("exec NAME -- CMD…", "Run a command in a pod's network", set, (*Lab).PodExec)
+}
+
+func execCommand(set Settings) *cobra.Command {
+	return insideCommand("exec NODE|fabric|outside -- CMD…", "Run a command on a node, in the fabric or on the outside host", set, (*Lab).Exec)
+}
+
+type runner func(l *Lab, ctx context.Context, where string, c Command) error
+
+func insideCommand(use, short string, set Settings, run runner) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:                   use,
+		Short:                 short,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, args []string) error { return runInside(cmd, set, args, run) },
+	}
+	cmd.Flags().SetInterspersed(false) // what follows the place is the command's, with or without the two dashes
+	return cmd
+}
+
+// runInside hands the terminal to a command. Ctrl-C is that command's business.
+func runInside(cmd *cobra.Command, set Settings, args []string, run runner) error {
+	if len(args) > 1 && args[1] == "--" {
+		args = slices.Delete(args, 1, 2)
+	}
+	if len(args) < 2 {
+		return fmt.Errorf("want a place and a command: %s", cmd.UseLine())
+	}
+	ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	swallowed := make(chan os.Signal, 1)
+	signal.Notify(swallowed, syscall.SIGINT, syscall.SIGQUIT)
+	defer signal.Stop(swallowed)
+	l, err := Open(set.Dir)
+	if err != nil {
+		return err
+	}
+	return run(l, ctx, args[0], Command{Args: args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+}
+
+func logsCommand(set Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "logs NODE|etcd",
+		Short: "Print the log of a node's agent, or of etcd",
+		Args:  exactly("a node's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			return l.Log(args[0], cmd.OutOrStdout())
+		},
+	}
+}
+
+func agentCommand(set Settings, verb, short string, agent func(*Lab, context.Context, string) error, etcd func(*Lab, context.Context) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   verb + " NODE|etcd",
+		Short: short,
+		Args:  exactly("a node's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			l, err := Open(set.Dir)
+			if err != nil {
+				return err
+			}
+			if args[0] == "etcd" {
+				return etcd(l, ctx)
+			}
+			return agent(l, ctx, args[0])
+		},
+	}
+}
+
+// The lab starts the following of itself; see Config.Bin.
+
+func holderCommand() *cobra.Command {
+	var spec holderSpec
+	cmd := daemonCommand("run-holder", func(ctx context.Context, _ *slog.Logger) error { return hold(ctx, spec) })
+	f := cmd.Flags()
+	f.StringVar(&spec.hostname, "hostname", "", "")
+	f.StringVar(&spec.machineID, "machine-id", "", "")
+	f.StringVar(&spec.bin, "bin", "", "")
+	return cmd
+}
+
+func etcdCommand() *cobra.Command {
+	dir := ""
+	cmd := daemonCommand("run-etcd", func(ctx context.Context, log *slog.Logger) error { return runEtcd(ctx, dir, log) })
+	cmd.Flags().StringVar(&dir, "dir", "", "")
+	return cmd
+}
+
+func relayCommand() *cobra.Command {
+	fabric, etcd := 0, ""
+	cmd := daemonCommand("run-relay", func(ctx context.Context, _ *slog.Logger) error { return runRelay(ctx, fabric, etcd) })
+	cmd.Flags().IntVar(&fabric, "fabric", 0, "")
+	cmd.Flags().StringVar(&etcd, "etcd", "", "")
+	return cmd
+}
+
+func daemonCommand(name string, run func(context.Context, *slog.Logger) error) *cobra.Command {
+	return &cobra.Command{
+		Use:    name,
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Getenv(idVar) == "" {
+				return errors.New(name + " is for `muslin-lab up` to start")
+			}
+			ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer cancel()
+			return run(ctx, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+		},
+	}
+}

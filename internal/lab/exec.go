@@ -1,0 +1,182 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Command is what Exec and PodExec run.
+type Command struct {
+	Args   []string // the program is looked up in the lab's search path
+	Env    []string // added to the caller's environment
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// Exec runs a command on a node, on "fabric" or on "outside", and waits for it. PATH has the lab's programs, ETCD_ENDPOINTS and
+// NODENAME are set. When ctx ends the command gets SIGTERM, and SIGKILL five seconds later. A command that fails is an
+// *exec.ExitError.
+func (l *Lab) Exec(ctx context.Context, where string, c Command) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pl, err := placeOf(s, where)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return c.run(ctx, s, pl, "NODENAME="+where)
+}
+
+// PodExec runs a command in a pod's network namespace, with its node's files; otherwise as Exec.
+func (l *Lab) PodExec(ctx context.Context, name string, c Command) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pod, err := s.pod(name)
+	if err != nil {
+		return err
+	}
+	pl, err := pod.place(s)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return c.run(ctx, s, pl, "NODENAME="+pod.Node)
+}
+
+// Within calls fn on a thread in the namespaces of a node, of "fabric" or of "outside", and waits for it. Sockets that fn opens
+// belong there for good; goroutines that it starts run where the caller is. fn must not keep the thread: it ends with fn.
+func (l *Lab) Within(where string, fn func() error) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pl, err := placeOf(s, where)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return pl.run(fn)
+}
+
+// WithinPod is Within for a pod.
+func (l *Lab) WithinPod(name string, fn func() error) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	pod, err := s.pod(name)
+	if err != nil {
+		return err
+	}
+	pl, err := pod.place(s)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	return pl.run(fn)
+}
+
+// placeOf opens a node, the fabric or the outside host.
+func placeOf(s *state, where string) (*place, error) {
+	var holder process
+	switch where {
+	case "fabric":
+		holder = s.Fabric
+	case "outside":
+		holder = s.Outside
+	default:
+		return placeOfNode(s, where)
+	}
+	pl, err := openPlace(holder)
+	if err != nil {
+		return nil, fmt.Errorf("enter %s: %w: run `muslin-lab down` and `muslin-lab up`", where, err)
+	}
+	return pl, nil
+}
+
+func (c Command) run(ctx context.Context, s *state, pl *place, nodename string) error {
+	if len(c.Args) == 0 {
+		return errors.New("no command given")
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		wd = "/"
+	}
+	path := searchPath(s.Bin)
+	var cmd *exec.Cmd
+	err = pl.run(func() error {
+		program, err := findProgram(c.Args[0], path)
+		if err != nil {
+			return err
+		}
+		cmd = exec.CommandContext(ctx, program, c.Args[1:]...)
+		cmd.Args[0] = c.Args[0]
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
+		cmd.Env = append(os.Environ(), "PATH="+path, idVar+"="+s.ID, "ETCD_ENDPOINTS="+etcdEndpoint, nodename)
+		cmd.Env = append(cmd.Env, c.Env...)
+		cmd.Dir = "/"
+		if info, err := os.Stat(wd); err == nil && info.IsDir() { // not where the node has a /run of its own
+			cmd.Dir = wd
+		}
+		cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+		cmd.WaitDelay = 5 * time.Second
+		return cmd.Start()
+	})
+	if err != nil {
+		return fmt.Errorf("run %s: %w", c.Args[0], err)
+	}
+	return cmd.Wait()
+}
+
+// findProgram looks a name up as a shell does, but in the calling thread's mounts and the given path.
+func findProgram(name, path string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		full := filepath.Join(dir, name)
+		if info, err := os.Stat(full); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return full, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w in %s", name, exec.ErrNotFound, path)
+}
+
+// Log writes the log of a node's agent, or of "etcd", to w.
+func (l *Lab) Log(name string, w io.Writer) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	if name != "etcd" {
+		if _, err := s.node(name); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(l.logPath(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s has no log: nothing was started there", name)
+	}
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(w, f); err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	return nil
+}

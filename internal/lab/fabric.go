@@ -1,0 +1,180 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// The addresses of a lab exist only inside its namespaces.
+const (
+	underlayNet   = "172.30.0.0/16"
+	etcdAddr      = "172.30.0.1" // on the fabric's loopback: the same from every subnet
+	etcdPort      = "2379"
+	etcdEndpoint  = "http://" + etcdAddr + ":" + etcdPort
+	outsideSubnet = 254
+	gatewayHost   = 254
+	subnetBits    = 24
+)
+
+func underlay(subnet, host int) netip.Addr {
+	return netip.AddrFrom4([4]byte{172, 30, byte(subnet), byte(host)})
+}
+
+// plannedNodes are the nodes of a lab before anything of them exists.
+func plannedNodes(o Options) []Node {
+	nodes := make([]Node, o.Nodes)
+	for i := range nodes {
+		subnet := i%o.Subnets + 1
+		nodes[i] = Node{Name: fmt.Sprintf("node-%d", i+1), Subnet: subnet, Addr: underlay(subnet, i+1)}
+	}
+	return nodes
+}
+
+// wireFabric joins the namespaces of a lab whose holders run.
+func wireFabric(s *state) error {
+	fabric, err := openPlace(s.Fabric)
+	if err != nil {
+		return fmt.Errorf("enter fabric: %w", err)
+	}
+	defer fabric.close()
+	h, err := fabric.netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := setUpFabric(fabric, h, s.Options.Subnets); err != nil {
+		return fmt.Errorf("set up fabric: %w", err)
+	}
+	for _, n := range s.Nodes {
+		if err := plug(h, port{host: n.Holder, name: n.Name, bridge: bridgeName(n.Subnet), addr: n.Addr, gateway: underlay(n.Subnet, gatewayHost)}); err != nil {
+			return fmt.Errorf("plug %s into fabric: %w", n.Name, err)
+		}
+	}
+	gateway := underlay(outsideSubnet, gatewayHost)
+	if err := plug(h, port{host: s.Outside, name: "outside", addr: underlay(outsideSubnet, 1), gateway: gateway}); err != nil {
+		return fmt.Errorf("plug outside into fabric: %w", err)
+	}
+	link, err := h.LinkByName("outside")
+	if err != nil {
+		return fmt.Errorf("find link outside: %w", err)
+	}
+	return addAddr(h, link, netip.PrefixFrom(gateway, subnetBits))
+}
+
+func bridgeName(subnet int) string { return fmt.Sprintf("br-%d", subnet) }
+
+// setUpFabric makes the fabric a router with one bridge a subnet.
+func setUpFabric(fabric *place, h *netlink.Handle, subnets int) error {
+	err := fabric.sysctls(map[string]string{
+		"net/ipv4/ip_forward":                "1",
+		"net/ipv4/conf/all/rp_filter":        "0",
+		"net/ipv4/conf/default/rp_filter":    "0",
+		"net/ipv6/conf/all/disable_ipv6":     "1",
+		"net/ipv6/conf/default/disable_ipv6": "1",
+	})
+	if err != nil {
+		return err
+	}
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find link lo: %w", err)
+	}
+	if err := errors.Join(h.LinkSetUp(lo), addAddr(h, lo, netip.PrefixFrom(netip.MustParseAddr(etcdAddr), 32))); err != nil {
+		return fmt.Errorf("set up lo: %w", err)
+	}
+	for subnet := 1; subnet <= subnets; subnet++ {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet)}}
+		if err := h.LinkAdd(br); err != nil {
+			return fmt.Errorf("add bridge %s: %w", br.Name, err)
+		}
+		if err := errors.Join(addAddr(h, br, netip.PrefixFrom(underlay(subnet, gatewayHost), subnetBits)), h.LinkSetUp(br)); err != nil {
+			return fmt.Errorf("set up bridge %s: %w", br.Name, err)
+		}
+	}
+	return nil
+}
+
+// port is where a host is plugged into the fabric.
+type port struct {
+	host    process    // whose eth0 it is
+	name    string     // of the fabric's end
+	bridge  string     // "": none
+	addr    netip.Addr // of the host's end
+	gateway netip.Addr
+}
+
+// plug makes a veth pair with one end in the fabric and the other, eth0, in the host, and sets up both.
+func plug(fabric *netlink.Handle, p port) error {
+	host, err := openPlace(p.host)
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	veth := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: p.name},
+		PeerName:      "eth0",
+		PeerNamespace: netlink.NsFd(host.net.Fd()),
+	}
+	if err := fabric.LinkAdd(veth); err != nil {
+		return fmt.Errorf("add veth pair: %w", err)
+	}
+	if p.bridge != "" {
+		br, err := fabric.LinkByName(p.bridge)
+		if err != nil {
+			return fmt.Errorf("find bridge %s: %w", p.bridge, err)
+		}
+		if err := fabric.LinkSetMaster(veth, br); err != nil {
+			return fmt.Errorf("put %s on bridge %s: %w", p.name, p.bridge, err)
+		}
+	}
+	if err := fabric.LinkSetUp(veth); err != nil {
+		return fmt.Errorf("set %s up: %w", p.name, err)
+	}
+	return setUpHost(host, p)
+}
+
+// setUpHost gives a host what its administrator would: an address, a default route, and the kernel's defaults for forwarding.
+func setUpHost(host *place, p port) error {
+	err := host.sysctls(map[string]string{
+		"net/ipv4/ip_forward":             "0", // the agent's business
+		"net/ipv4/conf/all/rp_filter":     "0",
+		"net/ipv4/conf/default/rp_filter": "0",
+		"net/ipv6/conf/eth0/disable_ipv6": "1",
+	})
+	if err != nil {
+		return err
+	}
+	h, err := host.netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for _, name := range []string{"lo", "eth0"} {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		if name == "eth0" {
+			err = addAddr(h, link, netip.PrefixFrom(p.addr, subnetBits))
+		}
+		if err = errors.Join(err, h.LinkSetUp(link)); err != nil {
+			return fmt.Errorf("set up %s: %w", name, err)
+		}
+	}
+	if err := h.RouteAdd(&netlink.Route{Gw: p.gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("add default route: %w", err)
+	}
+	return nil
+}
+
+func addAddr(h *netlink.Handle, link netlink.Link, prefix netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}}
+	if err := h.AddrAdd(link, addr); err != nil {
+		return fmt.Errorf("add address %s: %w", prefix, err)
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*Options)
+		want   string // "": valid
+	}{
+		{"defaults", func(*Options) {}, ""},
+		{"whole pool in a block", func(o *Options) { o.Pool, o.BlockSize = netip.MustParsePrefix("10.0.0.0/24"), 24 }, ""},
+		{"no nodes", func(o *Options) { o.Nodes = 0 }, "nodes 0: want 1 to 100"},
+		{"too many nodes", func(o *Options) { o.Nodes = 101 }, "nodes 101"},
+		{"empty subnets", func(o *Options) { o.Subnets = 4 }, "subnets 4: there are only 3 nodes"},
+		{"unknown mode", func(o *Options) { o.Mode = "bgp" }, `mode "bgp": want direct, vxlan or vxlan-crosssubnet`},
+		{"IPv6 pool", func(o *Options) { o.Pool = netip.MustParsePrefix("fd00::/48") }, "want an IPv4 CIDR"},
+		{"no pool", func(o *Options) { o.Pool = netip.Prefix{} }, "want an IPv4 CIDR"},
+		{"host bits", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.1/16") }, "did you mean 10.0.0.0/16?"},
+		{"pool of the underlay", func(o *Options) { o.Pool = netip.MustParsePrefix("172.16.0.0/12") }, "overlaps 172.30.0.0/16"},
+		{"block too small", func(o *Options) { o.BlockSize = 33 }, "block size 33"},
+		{"block too large", func(o *Options) { o.BlockSize = 19 }, "block size 19"},
+		{"block larger than the pool", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.0/28") }, "block size /26 is larger than the pool"},
+		{"etcd without a port", func(o *Options) { o.Etcd = "http://127.0.0.1" }, "want http://host:port"},
+		{"etcd with TLS", func(o *Options) { o.Etcd = "https://127.0.0.1:2379" }, "want http://host:port"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := Defaults()
+			tc.change(&o)
+			err := o.Validate()
+			if tc.want == "" {
+				if err != nil {
+					t.Errorf("error = %v, want none", err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error = %v, want one that says %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestNodesTakeTurnsOnSubnets(t *testing.T) {
+	o := Defaults()
+	o.Nodes, o.Subnets = 3, 2
+	var got []string
+	for _, n := range plannedNodes(o) {
+		got = append(got, n.Name+" "+n.Addr.String())
+	}
+	want := []string{"node-1 172.30.1.1", "node-2 172.30.2.2", "node-3 172.30.1.3"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// sample is a report of the demo's size with one failure of each sort.
+func sample() Report {
+	r := Report{Mode: Direct}
+	for i, name := range []string{"pod-1a", "pod-1b", "pod-2a", "pod-2b", "pod-3a", "pod-3b"} {
+		r.Peers = append(r.Peers, Peer{name, string(kindPod), plannedNodes(Defaults())[i/2].Name, 1, netip.MustParseAddr("192.168.123.123")})
+	}
+	for _, n := range plannedNodes(Defaults()) {
+		r.Peers = append(r.Peers, Peer{n.Name, string(kindNode), n.Name, 1, n.Addr})
+	}
+	r.Peers = append(r.Peers, Peer{"outside", string(kindOutside), "", 0, underlay(outsideSubnet, 1)})
+	for _, from := range r.Peers[:9] {
+		for _, to := range r.Peers {
+			if from != to {
+				r.Pairs = append(r.Pairs, Pair{From: from.Name, To: to.Name, OK: true, Reached: true})
+			}
+		}
+	}
+	r.Pairs[0] = Pair{From: "pod-1a", To: "pod-1b", Problem: "TCP: no answer; UDP: ok"}
+	r.Pairs[1] = Pair{From: "pod-1a", To: "pod-2a", Problem: "mode direct has no tunnel", Expected: true}
+	r.Pairs[2] = Pair{From: "pod-1a", To: "pod-2b", Reached: true, MTU: 1450, Problem: "small messages pass"}
+	r.Pairs[8] = Pair{From: "pod-1a", To: "outside", Reached: true, Problem: "its source is seen as 192.168.0.1"}
+	return r
+}
+
+func TestReportFitsEightyColumnsAndExplainsFailures(t *testing.T) {
+	var b bytes.Buffer
+	sample().WriteText(&b)
+	for line := range strings.Lines(b.String()) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	for _, want := range []string{
+		"   .  NO  -- mtu",
+		"src\n",
+		"4 of 81 ways fail",
+		"expected: mode direct has no tunnel:\n    pod-1a -> pod-2a\n",
+		"small messages pass:\n    pod-1a -> pod-2b\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &b)
+		}
+	}
+}
+
+func TestWrapLosesNothingAndStaysBelowEightyColumns(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		words := rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,40}`), 1, 30).Draw(t, "words")
+		text := wrap(strings.Join(words, ", "), ", ", "    ")
+		for line := range strings.Lines(text) {
+			if len(strings.TrimSuffix(line, "\n")) > 80 {
+				t.Fatalf("too long: %q", line)
+			}
+		}
+		if got := strings.Join(strings.Fields(text), " "); got != strings.Join(words, ", ") {
+			t.Fatalf("got %q", got)
+		}
+	})
+}
