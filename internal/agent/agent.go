@@ -25,6 +25,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/internal/xtables"
+	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -42,6 +43,7 @@ type Agent struct {
 	rtnl       *rtnl.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
+	backend    string // of iptables, as set when the agent started
 	tunnels    *tunnels
 	programmed *programmed
 
@@ -73,7 +75,10 @@ func (a *Agent) run(ctx context.Context) error {
 	if err := a.start(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
-	a.log.Info("agent started", "node", a.node)
+	if err := a.openKernel(ctx); err != nil {
+		return err
+	}
+	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
@@ -106,11 +111,6 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
-	tables, err := a.tables()
-	if err != nil {
-		return err
-	}
-	a.kernel = reconcile.New(tables, a.log)
 	_, err = os.Stat("/proc/sys/net/ipv6")
 	a.ipv6 = err == nil
 	a.feed = feed.New(a.store, a.log)
@@ -132,6 +132,7 @@ func (a *Agent) start(ctx context.Context) error {
 	for {
 		err := startup.Run(ctx, a.node, a.cfg, deps)
 		if err == nil {
+			a.tunnels.ensure(ctx)
 			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
 		}
 		if ctx.Err() != nil {
@@ -167,23 +168,46 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	h := register.New(register.Config{Client: a.store, Source: memory{a.feed}, Node: a.node, Log: a.log, Committed: a.feed.Commit})
+	h := register.New(register.Config{Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Log: a.log, Committed: a.feed.Commit})
 	s := &server{handler: h, programmed: a.programmed.wait, log: a.log}
 	return s.serve(ctx, l)
 }
 
-// tables opens every kernel table.
-func (a *Agent) tables() (reconcile.Tables, error) {
+// openKernel opens every kernel table. Which iptables to use is a setting, so etcd has been read by now.
+func (a *Agent) openKernel(ctx context.Context) error {
+	global, err := a.felixConfig(ctx, "default")
+	if err != nil {
+		return err
+	}
+	node, err := a.felixConfig(ctx, "node."+a.node)
+	if err != nil {
+		return err
+	}
+	d, _ := config.Effective(a.env, global, node) // problems are said by the loop
+	a.backend = d.IptablesBackend
 	sysctls, err := sysctl.Open("/proc/sys")
 	if err != nil {
-		return reconcile.Tables{}, err
+		return err
 	}
 	sets, err := xtables.OpenSets()
 	if err != nil {
-		return reconcile.Tables{}, err
+		return err
 	}
-	return reconcile.Tables{
+	chains, err := xtables.OpenChains(ctx, xtables.Backend(a.backend))
+	if err != nil {
+		return err
+	}
+	a.kernel = reconcile.New(reconcile.Tables{
 		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
-		Sets: sets, Routes: a.rtnl.Routes(),
-	}, nil
+		Sets: sets, Routes: a.rtnl.Routes(), Chains: chains,
+	}, a.log)
+	return nil
+}
+
+func (a *Agent) felixConfig(ctx context.Context, name string) (*api.FelixConfiguration, error) {
+	e, err := store.Get[api.FelixConfiguration](ctx, a.store, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return e.Value, err
 }

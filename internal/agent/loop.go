@@ -99,6 +99,9 @@ const catchUpTimeout = 5 * time.Second
 func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
 	d, problems := config.Effective(a.env, snap.FelixConfig("default").Value, snap.FelixConfig("node."+a.node).Value)
 	a.level.Set(logLevel(d.LogLevel))
+	if d.IptablesBackend != a.backend {
+		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
+	}
 	return plan.Settings{
 		Node: a.node, IPv6: d.IPv6Support && a.ipv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",

@@ -57,17 +57,26 @@ func (t *tunnels) run(ctx context.Context) error {
 		case <-t.look:
 		case <-retry.due():
 		}
-		addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, false, time.Now)
-		t.commit(changed)
-		if err != nil {
-			t.log.Warn("tunnel address", "error", err, "again_in", retry.next())
-			continue
-		}
-		retry.reset()
-		if len(changed) > 0 {
-			t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
+		if t.ensure(ctx) {
+			retry.reset()
+		} else {
+			retry.next()
 		}
 	}
+}
+
+// ensure looks once. What goes wrong is logged, and tried again after a while.
+func (t *tunnels) ensure(ctx context.Context) (ok bool) {
+	addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, false, time.Now)
+	t.commit(changed)
+	if err != nil {
+		t.log.Warn("the tunnel address is not settled; it is tried again", "error", err)
+		return false
+	}
+	if len(changed) > 0 {
+		t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
+	}
+	return true
 }
 
 // shown is the address, or "none".

@@ -92,11 +92,7 @@ func (f *Feed) follow(ctx context.Context) error {
 		b, err := w.Next()
 		if err != nil {
 			// A watch that never spoke may have had more history to search than it had time for; a list needs none.
-<<<<<<< HEAD
-			f.ended(first || errors.Is(err, store.ErrCompacted))
-=======
 			f.ended(errors.Is(err, store.ErrCompacted) || first && errors.Is(err, store.ErrUnavailable))
->>>>>>> feed
 			return err
 		}
 		f.publish(func(w *writer) { w.watched(b.Rev, b.Changes) })

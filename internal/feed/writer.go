@@ -57,13 +57,8 @@ func (w *writer) listed(rev int64, kvs []store.KV) {
 		w.apply(kv)
 	}
 	for _, key := range w.keys() {
-<<<<<<< HEAD
-		if !present[key] && w.known(key) <= rev {
-			w.apply(store.KV{Key: key, Rev: rev})
-=======
 		if !present[key] {
 			w.apply(store.KV{Key: key, Rev: rev}) // which leaves alone what is newer
->>>>>>> feed
 		}
 	}
 	w.reach(rev)

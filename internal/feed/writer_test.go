@@ -100,17 +100,10 @@ type revision struct {
 	ours bool
 }
 
-<<<<<<< HEAD
-// contents is what etcd holds after the first n transactions.
-func contents(history []revision, n int) []store.KV {
-	now := map[string]store.KV{}
-	for _, r := range history[:n] {
-=======
 // contents is what etcd holds after the transactions.
 func contents(history []revision) []store.KV {
 	now := map[string]store.KV{}
 	for _, r := range history {
->>>>>>> feed
 		for _, kv := range r.kvs {
 			if now[kv.Key] = kv; kv.Value == nil {
 				delete(now, kv.Key)
@@ -120,8 +113,6 @@ func contents(history []revision) []store.KV {
 	return slices.Collect(maps.Values(now))
 }
 
-<<<<<<< HEAD
-=======
 // expected is what a snapshot must hold: the history that was told, and on it the commits that are newer.
 func expected(told, early []revision) []store.KV {
 	all := slices.Clone(told)
@@ -134,7 +125,6 @@ func expected(told, early []revision) []store.KV {
 	return contents(all)
 }
 
->>>>>>> feed
 func drawHistory(t *rapid.T) []revision {
 	values := candidates()
 	keys := slices.Sorted(maps.Keys(values))
@@ -169,10 +159,7 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 		// A commit may show up before the watch brings it or any time after.
 		ours = rapid.Permutation(ours).Draw(t, "commits")
 		s, told := newState(), 0
-<<<<<<< HEAD
-=======
 		var early []revision // commits that were shown
->>>>>>> feed
 		for told < len(history) || len(ours) > 0 {
 			before := snapshotOf(s)
 			w := edit(s, route)
@@ -195,28 +182,11 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 			case "list":
 				to := rapid.IntRange(told, len(history)).Draw(t, "to")
 				if to > 0 {
-<<<<<<< HEAD
-					w.listed(history[to-1].rev, contents(history, to))
-=======
 					w.listed(history[to-1].rev, contents(history[:to]))
->>>>>>> feed
 					told = to
 				}
 			case "commit":
 				w.committed(ours[0].kvs)
-<<<<<<< HEAD
-				ours = ours[1:]
-			}
-			s = w.next
-			checkStep(t, before, snapshotOf(s))
-		}
-		last := history[len(history)-1].rev
-		fresh := edit(newState(), route)
-		fresh.listed(last, contents(history, len(history)))
-		if diff := cmp.Diff(seen(snapshotOf(fresh.next)), seen(snapshotOf(s))); diff != "" {
-			t.Fatalf("differs from a fresh list (-want +got):\n%s", diff)
-		}
-=======
 				early, ours = append(early, ours[0]), ours[1:]
 			}
 			s = w.next
@@ -228,7 +198,6 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 			}
 		}
 		last := history[len(history)-1].rev
->>>>>>> feed
 		if s.rev != last || s.graves.Len() != 0 {
 			t.Fatalf("revision %d with %d graves, want %d with none", s.rev, s.graves.Len(), last)
 		}
@@ -254,13 +223,6 @@ func checkStep(t *rapid.T, before, after Snapshot) {
 		if !same && !d.Kinds.Has(prefixes().kind(key)) {
 			t.Fatalf("%s changed, but its kind is not among %b", key, d.Kinds)
 		}
-<<<<<<< HEAD
-		a, b := (&writer{next: before.s, route: prefixes()}), (&writer{next: after.s, route: prefixes()})
-		if prefixes().kind(key) != 0 && now[key]+now["bad "+key] != "" && b.known(key) < a.known(key) {
-			t.Fatalf("%s went back from revision %d to %d", key, a.known(key), b.known(key))
-		}
-=======
->>>>>>> feed
 	}
 }
 
