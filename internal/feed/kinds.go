@@ -26,8 +26,8 @@ const (
 	all = 1<<iota - 1
 )
 
-// Has reports whether the set holds any of the kinds.
-func (k Kinds) Has(any Kinds) bool { return k&any != 0 }
+// Has reports whether the set holds at least one of some kinds.
+func (k Kinds) Has(some Kinds) bool { return k&some != 0 }
 
 // The range that holds every key that is followed. Handles lie in it too, and are ignored.
 const (
