@@ -14,6 +14,7 @@ package attach
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -149,7 +150,7 @@ func (c *Conn) Receive(v any) error {
 		if err == io.EOF && len(line) == 0 {
 			return io.EOF
 		}
-		if err != bufio.ErrBufferFull {
+		if !errors.Is(err, bufio.ErrBufferFull) {
 			return fmt.Errorf("receive message: %w", err)
 		}
 		if len(line) > maxLine {
@@ -160,4 +161,19 @@ func (c *Conn) Receive(v any) error {
 		return fmt.Errorf("decode message: %w", err)
 	}
 	return nil
+}
+
+// Ask sends one message and returns the peer's answer. An answer that is a failure is returned as the *Error it holds.
+func (c *Conn) Ask(v any) (Reply, error) {
+	if err := c.Send(v); err != nil {
+		return Reply{}, err
+	}
+	var reply Reply
+	if err := c.Receive(&reply); err != nil {
+		return Reply{}, err
+	}
+	if reply.Error != nil {
+		return Reply{}, reply.Error
+	}
+	return reply, nil
 }
