@@ -162,3 +162,18 @@ func (c *Conn) Receive(v any) error {
 	}
 	return nil
 }
+
+// Ask sends one message and returns the peer's answer. An answer that is a failure is returned as the *Error it holds.
+func (c *Conn) Ask(v any) (Reply, error) {
+	if err := c.Send(v); err != nil {
+		return Reply{}, err
+	}
+	var reply Reply
+	if err := c.Receive(&reply); err != nil {
+		return Reply{}, err
+	}
+	if reply.Error != nil {
+		return Reply{}, reply.Error
+	}
+	return reply, nil
+}

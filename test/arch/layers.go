@@ -36,6 +36,7 @@ var Layers = []Row{
 
 	{Level: 5, Path: "internal/agent", Sentence: "wires one node's inputs, plan and reconcilers and runs the loop"},
 	{Level: 5, Path: "internal/cni", Sentence: "answers CNI commands as network plugin"},
+	{Level: 5, Path: "internal/cni/module", Sentence: "answers CNI commands as IPAM module, straight against etcd"},
 	{Level: 5, Path: "internal/controllers", Sentence: "mirrors Kubernetes objects into etcd and audits addresses"},
 	{Level: 5, Path: "internal/ctl", Sentence: "the operator's verbs"},
 	{Level: 5, Path: "internal/lab", Sentence: "many nodes on one machine, one network namespace each, with embedded etcd"},

@@ -1,0 +1,63 @@
+package attach
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// wire is a peer that has said something already, and that keeps what it is told.
+type wire struct {
+	io.Reader
+	told bytes.Buffer
+}
+
+func (w *wire) Write(b []byte) (int, error) { return w.told.Write(b) }
+
+func TestAskReturnsTheAnswer(t *testing.T) {
+	w := &wire{Reader: strings.NewReader(`{"addrs":["10.0.0.1","fd00::1"],"mac":"02:00:00:00:00:01"}` + "\n")}
+	got, err := NewConn(w).Ask(Linked{HostIf: "cali1", Index: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Reply{Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, MAC: "02:00:00:00:00:01"}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+	if got, want := w.told.String(), `{"hostIf":"cali1","index":7}`+"\n"; got != want {
+		t.Errorf("said %q, want %q", got, want)
+	}
+}
+
+func TestAskReturnsARefusalAsError(t *testing.T) {
+	w := &wire{Reader: strings.NewReader(`{"error":{"code":101,"msg":"pools are full","details":"add a pool"}}` + "\n")}
+	_, err := NewConn(w).Ask(Request{})
+	var told *Error
+	if !errors.As(err, &told) || told.Code != CodeNoAddress || err.Error() != "pools are full: add a pool" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReceiveRefusesWhatIsNoMessage(t *testing.T) {
+	for _, c := range []struct{ name, input, says string }{
+		{"nothing", "", "EOF"},
+		{"half a line", `{"mac":`, "receive message"},
+		{"no JSON", "hello\n", "decode message"},
+		{"wrong type", `{"addrs":7}` + "\n", "decode message"},
+		{"endless line", strings.Repeat("x", 2*maxLine), "longer than"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var r Reply
+			err := NewConn(&wire{Reader: strings.NewReader(c.input)}).Receive(&r)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want an error with %q", err, c.says)
+			}
+		})
+	}
+}

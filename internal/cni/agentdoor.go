@@ -1,0 +1,90 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/hostside"
+)
+
+// agentDoor is the agent's socket. One connection serves one command.
+type agentDoor struct {
+	turn time.Duration // for each answer
+	conn net.Conn
+	msgs *attach.Conn
+	used bool // the connection has had its command
+}
+
+// dialAgent connects to the agent.
+func dialAgent(ctx context.Context, turn time.Duration) (*agentDoor, error) {
+	d := &agentDoor{turn: turn}
+	return d, d.dial(ctx)
+}
+
+func (d *agentDoor) dial(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, d.turn)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", attach.Socket)
+	if err != nil {
+		return fmt.Errorf("connect to the agent: %w", err)
+	}
+	d.conn, d.msgs, d.used = conn, attach.NewConn(conn), false
+	return nil
+}
+
+// noAgent reports whether a failed dial means that nobody listens.
+func noAgent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+func (d *agentDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	return d.ask(ctx, "register pod with the agent", req)
+}
+
+func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
+	_, err := d.ask(ctx, "wait for the agent to program the pod's routes and policy", attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
+	return err
+}
+
+// release uses a connection of its own when this one has been used, and hangs that one up first: whatever the agent still does
+// for it, it stops.
+func (d *agentDoor) release(ctx context.Context, req attach.Request) error {
+	if d.used {
+		d.close()
+		if err := d.dial(ctx); err != nil {
+			return failure(attach.CodeTryAgain, err, "start the agent on this node, or call DEL again")
+		}
+	}
+	_, err := d.ask(ctx, "release pod with the agent", req)
+	return err
+}
+
+func (d *agentDoor) close() { d.conn.Close() }
+
+// ask sends one message and waits for the answer until the turn or ctx ends.
+func (d *agentDoor) ask(ctx context.Context, stage string, msg any) (attach.Reply, error) {
+	d.used = true
+	until := time.Now().Add(d.turn)
+	if end, ok := ctx.Deadline(); ok && end.Before(until) {
+		until = end
+	}
+	if err := d.conn.SetDeadline(until); err != nil {
+		return attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), "")
+	}
+	reply, err := d.msgs.Ask(msg)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("no answer within %v", d.turn)
+	}
+	if err != nil {
+		return attach.Reply{}, failure(attach.CodeTryAgain, fmt.Errorf("%s: %w", stage, err), "look at the agent's log on this node")
+	}
+	return reply, nil
+}

@@ -1,0 +1,140 @@
+package cni
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// attachment is one ADD under way.
+type attachment struct {
+	conf  netconf.Conf
+	req   attach.Request
+	wish  pairWish
+	netns *netns
+	door  door // nil until it is open
+	asked bool // the request has been sent: something may be in etcd
+
+	pair  *pair // nil until it is made
+	mac   kernel.MAC
+	addrs []netip.Addr
+}
+
+// newAttachment holds an ADD's input to what can be known before anything is made.
+func newAttachment(args *skel.CmdArgs) (*attachment, error) {
+	conf, err := netconf.Parse(args.StdinData)
+	if err != nil {
+		return nil, err
+	}
+	req, err := conf.Request(attach.Add, args)
+	if err != nil {
+		return nil, err
+	}
+	mac, err := chooseMAC(req.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	req.MAC = mac.String()
+	mtu, err := conf.PodMTU(netconf.MTUFile)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := openNetns(args.Netns)
+	if err != nil {
+		return nil, failure(attach.CodeBadEnv, err, "CNI_NETNS names the pod's network namespace; is the pod still there?")
+	}
+	wish := pairWish{
+		hostIf: req.HostIf, podIf: req.IfName, mac: mac, mtu: mtu, queues: max(1, conf.NumQueues),
+		forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
+	}
+	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac}, nil
+}
+
+// close lets go of everything that is held open.
+func (a *attachment) close() {
+	if a.door != nil {
+		a.door.close()
+	}
+	if a.pair != nil {
+		a.pair.close()
+	}
+	a.netns.close()
+}
+
+// attach registers the pod and gives it its interface. After an error undo has to follow.
+func (a *attachment) attach(ctx context.Context) error {
+	reply, err := a.registerAndMakePair(ctx)
+	if err != nil {
+		return err
+	}
+	if a.addrs, a.mac, err = granted(reply, a.mac); err != nil {
+		return err
+	}
+	if err := a.pair.configure(a.addrs, a.mac); err != nil {
+		return failure(attach.CodeKernel, err, "look at the pod's network namespace "+a.req.Netns)
+	}
+	return a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs})
+}
+
+// registerAndMakePair does both at once. After an error either may have succeeded.
+func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, error) {
+	links, err := openLinks() // here and not in the goroutine: it must be this thread's network namespace
+	if err != nil {
+		return attach.Reply{}, failure(attach.CodeKernel, err, "")
+	}
+	made := make(chan error, 1)
+	go func() {
+		var err error
+		a.pair, err = makePair(links, a.netns, a.wish)
+		made <- err
+	}()
+	a.asked = true
+	reply, err := a.door.register(ctx, a.req)
+	if linkErr := <-made; linkErr != nil && err == nil {
+		err = failure(attach.CodeKernel, linkErr, "")
+	}
+	return reply, err
+}
+
+// granted checks what the handler gave: addresses, and the MAC that the endpoint holds.
+func granted(r attach.Reply, proposed kernel.MAC) ([]netip.Addr, kernel.MAC, error) {
+	if len(r.Addrs) == 0 {
+		return nil, kernel.MAC{}, &attach.Error{Code: attach.CodeNoAddress, Msg: "register pod: the answer holds no address"}
+	}
+	for _, a := range r.Addrs {
+		if !a.IsValid() || a.IsUnspecified() || a.Zone() != "" {
+			return nil, kernel.MAC{}, &attach.Error{Code: attach.CodeNoAddress, Msg: "register pod: the answer holds the address " + a.String()}
+		}
+	}
+	if r.MAC == "" {
+		return r.Addrs, proposed, nil
+	}
+	mac, err := kernel.ParseMAC(r.MAC)
+	if err != nil {
+		return nil, kernel.MAC{}, failure(attach.CodeInternal, err, "the pod's endpoint holds this MAC: correct or delete it")
+	}
+	return r.Addrs, mac, nil
+}
+
+func (a *attachment) removePair() error {
+	if a.pair == nil {
+		return nil
+	}
+	return a.pair.remove()
+}
+
+// release takes the pod out of etcd again if it may have got there.
+func (a *attachment) release(ctx context.Context) error {
+	if !a.asked {
+		return nil
+	}
+	req := a.req
+	req.Verb = attach.Del
+	return a.door.release(ctx, req)
+}

@@ -1,0 +1,36 @@
+package cni
+
+import (
+	"context"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/hostside"
+)
+
+// door is a way to the IPAM handler: the agent's socket, or the module as a program. Both do the same work in etcd. The host's side
+// of the pod is written by the agent behind the first, and by this process behind the second.
+type door interface {
+	register(context.Context, attach.Request) (attach.Reply, error) // allocate, and write the endpoint
+	finish(context.Context, hostside.Workload) error                // return when the host's side is in the kernel
+	release(context.Context, attach.Request) error                  // free the addresses, delete the endpoint
+	close()
+}
+
+// open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays.
+func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs) (door, error) {
+	agent, err := dialAgent(ctx, p.Limits.Turn)
+	if err == nil {
+		return agent, nil
+	}
+	if !noAgent(err) {
+		return nil, failure(attach.CodeTryAgain, err, "look at the agent's log on this node")
+	}
+	if req.Verb == attach.Add && conf.PolicyWait != netconf.NoWait {
+		return nil, failure(attach.CodeTryAgain, err,
+			"the agent is not running on this node: start it (its daemon set's pod, or muslin-node), the pod is tried again by itself")
+	}
+	return newModuleDoor(conf.IPAM.Type, args)
+}

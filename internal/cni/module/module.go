@@ -1,0 +1,177 @@
+// Package module answers CNI commands as IPAM module, straight against etcd.
+//
+// Called by our own network plugin, which hands over its whole request, it does what the agent does for that: addresses and
+// endpoint in one transaction. Called by any other plugin it hands out addresses and writes no endpoint.
+package module
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/register"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// DefaultTimeout bounds a command. One call of etcd has a shorter limit of its own, but there are several when others write
+// the same keys.
+const DefaultTimeout = 30 * time.Second
+
+// Module answers CNI commands.
+type Module struct {
+	Timeout time.Duration // of one command
+	Stdout  io.Writer     // for results
+}
+
+// Add gives the container addresses and prints them. Repeated, it prints the same ones. Errors are *types.Error.
+func (m *Module) Add(args *skel.CmdArgs) error {
+	return m.run(attach.Add, args, func(ctx context.Context, c *command) error {
+		res, err := c.add(ctx)
+		if err != nil {
+			return err
+		}
+		printable, err := res.GetAsVersion(c.conf.ResultVersion())
+		if err != nil {
+			return &attach.Error{Code: attach.CodeBadVersion, Msg: err.Error()}
+		}
+		return printable.PrintTo(m.Stdout)
+	})
+}
+
+// Del takes back what Add gave. It succeeds if there is nothing to take back. Errors are *types.Error.
+func (m *Module) Del(args *skel.CmdArgs) error {
+	return m.run(attach.Del, args, func(ctx context.Context, c *command) error { return c.del(ctx) })
+}
+
+// command is one CNI command, read.
+type command struct {
+	conf    netconf.Module
+	req     attach.Request
+	handler *register.Handler
+}
+
+// run reads the command and calls do on it with the connection to etcd open.
+func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Context, *command) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), m.Timeout)
+	defer cancel()
+	conf, err := netconf.ParseModule(args.StdinData)
+	if err != nil {
+		return netconf.AsCNI(err)
+	}
+	req, err := request(&conf, verb, args)
+	if err != nil {
+		return netconf.AsCNI(err)
+	}
+	node, err := conf.Node.Name()
+	if err != nil {
+		return netconf.AsCNI(err)
+	}
+	client, err := connect(conf.Etcd, os.Getenv)
+	if err != nil {
+		return netconf.AsCNI(err)
+	}
+	defer client.Close()
+	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node})}))
+}
+
+// request is what our own plugin hands over, else what the configuration and the environment say.
+func request(conf *netconf.Module, verb attach.Verb, args *skel.CmdArgs) (attach.Request, error) {
+	if conf.Muslin == nil {
+		return conf.Request(verb, args)
+	}
+	if conf.Muslin.Version != attach.Version || conf.Muslin.Verb != verb {
+		return attach.Request{}, &attach.Error{
+			Code:    attach.CodeBadConfig,
+			Msg:     fmt.Sprintf("read request: it is %q of version %d, want %q of version %d", conf.Muslin.Verb, conf.Muslin.Version, verb, attach.Version),
+			Details: "install muslin and muslin-ipam from the same release",
+		}
+	}
+	return *conf.Muslin, nil
+}
+
+func (c *command) add(ctx context.Context) (*types100.Result, error) {
+	res := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if c.conf.Muslin == nil {
+		addrs, err := c.handler.Allocate(ctx, c.req)
+		for _, a := range addrs {
+			res.IPs = append(res.IPs, &types100.IPConfig{Address: ipNet(a)})
+			if c.conf.Type == "calico" { // takes a route as the sign to make the host's
+				res.Routes = append(res.Routes, &types.Route{Dst: ipNet(a)})
+			}
+		}
+		return res, err
+	}
+	reply, _, err := c.handler.Add(ctx, c.req)
+	for _, a := range reply.Addrs {
+		res.IPs = append(res.IPs, &types100.IPConfig{Interface: types100.Int(0), Address: ipNet(netip.PrefixFrom(a, a.BitLen()))})
+	}
+	res.Interfaces = []*types100.Interface{{Name: c.req.IfName, Mac: reply.MAC, Sandbox: c.req.Netns}}
+	return res, err
+}
+
+func (c *command) del(ctx context.Context) error {
+	if c.conf.Muslin == nil {
+		return c.handler.Release(ctx, c.req)
+	}
+	_, err := c.handler.Del(ctx, c.req)
+	return err
+}
+
+// connect prepares the connection to etcd. A key of the configuration beats its environment variable.
+func connect(e netconf.Etcd, getenv func(string) string) (*store.Client, error) {
+	first := func(key, variable string) string {
+		if key != "" {
+			return key
+		}
+		return getenv(variable)
+	}
+	for _, unserved := range []struct{ key, value string }{
+		{"etcd_discovery_srv", first(e.EtcdDiscoverySRV, "ETCD_DISCOVERY_SRV")},
+		{"etcd_key_file", first(e.EtcdKeyFile, "ETCD_KEY_FILE")},
+		{"etcd_cert_file", first(e.EtcdCertFile, "ETCD_CERT_FILE")},
+		{"etcd_ca_cert_file", first(e.EtcdCACertFile, "ETCD_CA_CERT_FILE")},
+	} {
+		if unserved.value != "" {
+			return nil, &attach.Error{
+				Code: attach.CodeBadConfig, Msg: fmt.Sprintf("connect to etcd: %s is set to %q, which is not supported", unserved.key, unserved.value),
+				Details: "list http endpoints in etcd_endpoints",
+			}
+		}
+	}
+	endpoints, err := store.ParseEndpoints(first(legacyEndpoint(e), "ETCD_ENDPOINTS"))
+	if err != nil {
+		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: err.Error()}
+	}
+	client, err := store.New(store.Config{Endpoints: endpoints})
+	if err != nil {
+		return nil, &attach.Error{Code: attach.CodeDatastore, Msg: err.Error()}
+	}
+	return client, nil
+}
+
+// legacyEndpoint is the configured endpoints, in the old form if need be.
+func legacyEndpoint(e netconf.Etcd) string {
+	if e.EtcdEndpoints != "" || e.EtcdAuthority == "" {
+		return e.EtcdEndpoints
+	}
+	scheme := e.EtcdScheme
+	if scheme == "" {
+		scheme = "http"
+	}
+	return scheme + "://" + e.EtcdAuthority
+}
+
+// ipNet is a prefix as the CNI library takes it.
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -1,0 +1,136 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/hostside"
+)
+
+// moduleDoor runs the IPAM module by ordinary CNI delegation. (Package invoke of the CNI library does this too, but it links
+// OpenTelemetry, and this program starts once for every pod.)
+type moduleDoor struct {
+	program string
+	netconf map[string]json.RawMessage
+}
+
+// moduleVersion is what the module's result comes in, whatever the runtime speaks: older ones have no interfaces, and so no MAC.
+const moduleVersion = "1.1.0"
+
+// A module that was told to stop, and that still holds its pipes open after this, is left behind.
+const moduleGrace = time.Second
+
+func newModuleDoor(module string, args *skel.CmdArgs) (*moduleDoor, error) {
+	program, err := findModule(module, filepath.SplitList(args.Path))
+	if err != nil {
+		return nil, failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
+	}
+	d := &moduleDoor{program: program}
+	if err := json.Unmarshal(args.StdinData, &d.netconf); err != nil {
+		return nil, failure(attach.CodeDecode, err, "")
+	}
+	d.netconf["cniVersion"] = json.RawMessage(`"` + moduleVersion + `"`)
+	return d, nil
+}
+
+// findModule returns the first program of that name in CNI_PATH's folders.
+func findModule(name string, folders []string) (string, error) {
+	for _, folder := range folders {
+		path := filepath.Join(folder, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("find IPAM module %q in CNI_PATH %s: no such program", name, strings.Join(folders, ":"))
+}
+
+func (d *moduleDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	out, err := d.run(ctx, "ADD", req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	return readModuleResult(out)
+}
+
+func (d *moduleDoor) finish(ctx context.Context, w hostside.Workload) error {
+	if err := programHost(ctx, w); err != nil {
+		return failure(attach.CodeKernel, err, "")
+	}
+	return nil
+}
+
+func (d *moduleDoor) release(ctx context.Context, req attach.Request) error {
+	_, err := d.run(ctx, "DEL", req)
+	return err
+}
+
+func (d *moduleDoor) close() {}
+
+// run executes the module and returns what it printed.
+func (d *moduleDoor) run(ctx context.Context, command string, req attach.Request) ([]byte, error) {
+	stage := fmt.Sprintf("run %s %s", d.program, command)
+	raw, err := json.Marshal(req)
+	if err != nil {
+		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+	}
+	d.netconf["muslin"] = raw
+	stdin, err := json.Marshal(d.netconf)
+	if err != nil {
+		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, d.program)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // of two, the last one counts
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.WaitDelay = moduleGrace
+	if err := cmd.Run(); err != nil {
+		return nil, moduleFailure(ctx, fmt.Errorf("%s: %w", stage, err), stdout.Bytes(), stderr.Bytes())
+	}
+	return stdout.Bytes(), nil
+}
+
+// moduleFailure is the error that the module printed, else what is known.
+func moduleFailure(ctx context.Context, err error, stdout, stderr []byte) error {
+	if ctx.Err() != nil {
+		return failure(attach.CodeTryAgain, fmt.Errorf("%w: no answer in time", err), "check that etcd answers")
+	}
+	var told types.Error
+	if json.Unmarshal(stdout, &told) == nil && told.Msg != "" {
+		return &attach.Error{Code: told.Code, Msg: told.Msg, Details: told.Details}
+	}
+	const enough = 500
+	return failure(attach.CodeInternal, err, strings.TrimSpace(string(stderr[:min(len(stderr), enough)])))
+}
+
+// readModuleResult finds the addresses and the MAC in a module's result.
+func readModuleResult(out []byte) (attach.Reply, error) {
+	var res types100.Result
+	if err := json.Unmarshal(out, &res); err != nil {
+		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's result: %w", err), "")
+	}
+	var reply attach.Reply
+	for _, ip := range res.IPs {
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's result: address %q", ip.Address.IP), "")
+		}
+		reply.Addrs = append(reply.Addrs, addr.Unmap())
+	}
+	if len(res.Interfaces) > 0 {
+		reply.MAC = res.Interfaces[0].Mac
+	}
+	return reply, nil
+}

@@ -1,0 +1,222 @@
+// Package netconf reads CNI network configurations and makes attach requests of them.
+//
+// The keys are those of Calico's configuration, so that a host's file for Calico serves Muslin as it is. Keys that are not listed
+// here are ignored, as the CNI specification asks.
+package netconf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+)
+
+// Module holds the keys that the IPAM module heeds, whoever calls it.
+type Module struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"` // skel has checked it (CNI specification 1.1, "Network configuration")
+	Type       string `json:"type"` // of the main plugin
+
+	Datastore string `json:"datastore_type"` // "" or "etcdv3"
+	Etcd
+	Node
+	IPAM   IPAM   `json:"ipam"`
+	Policy Policy `json:"policy"`
+
+	Muslin *attach.Request `json:"muslin"` // what our own main plugin hands over; nil from any other
+}
+
+// Etcd says how to reach etcd. A key that is set here beats its environment variable.
+type Etcd struct {
+	EtcdEndpoints    string `json:"etcd_endpoints"`
+	EtcdDiscoverySRV string `json:"etcd_discovery_srv"`
+	EtcdKeyFile      string `json:"etcd_key_file"`
+	EtcdCertFile     string `json:"etcd_cert_file"`
+	EtcdCACertFile   string `json:"etcd_ca_cert_file"`
+	EtcdAuthority    string `json:"etcd_authority"` // legacy form of the endpoints: host:port
+	EtcdScheme       string `json:"etcd_scheme"`    // and its scheme; "": http
+}
+
+// IPAM is the module's own section.
+type IPAM struct {
+	Type       string   `json:"type"`
+	AssignIPv4 any      `json:"assign_ipv4"` // "true" or "false", also as booleans; absent: true
+	AssignIPv6 any      `json:"assign_ipv6"` // absent: false
+	IPv4Pools  []string `json:"ipv4_pools"`  // names or CIDRs
+	IPv6Pools  []string `json:"ipv6_pools"`
+}
+
+// Policy says where the facts about a pod come from.
+type Policy struct {
+	Type string `json:"type"` // "" or "k8s"
+}
+
+// Conf holds the keys that the network plugin heeds.
+type Conf struct {
+	Module
+
+	MTU            int  `json:"mtu"` // 0: see the MTU method
+	RequireMTUFile bool `json:"require_mtu_file"`
+	NumQueues      int  `json:"num_queues"` // of either end of the veth pair, each way; 0: 1
+
+	ContainerSettings ContainerSettings `json:"container_settings"`
+	PolicyWait        string            `json:"policy_wait"` // "": an ADD waits for the agent; "none": it does without where no agent runs
+	DNS               types.DNS         `json:"dns"`         // handed on in the result
+	Args              Args              `json:"args"`
+	Runtime           Runtime           `json:"runtimeConfig"`
+}
+
+// NoWait is the value of policy_wait that lets an ADD do without the agent.
+const NoWait = "none"
+
+// ContainerSettings are settings of the pod's own network namespace.
+type ContainerSettings struct {
+	AllowIPForwarding bool `json:"allow_ip_forwarding"`
+}
+
+// Args is what the runtime adds to a configuration for one container.
+type Args struct {
+	CNI struct {
+		Labels []Label `json:"labels"`
+	} `json:"cni"`
+}
+
+// Label is one of the container's labels.
+type Label struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+// Runtime is what the runtime adds for the capabilities that a configuration claims.
+type Runtime struct {
+	Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
+}
+
+// Parse reads and checks the network plugin's configuration. Errors are *attach.Error and name the key.
+func Parse(stdin []byte) (Conf, error) {
+	var c Conf
+	if err := decode(stdin, &c); err != nil {
+		return Conf{}, err
+	}
+	return c, c.check()
+}
+
+// ParseModule reads and checks the part of any network configuration that concerns the IPAM module. Errors are *attach.Error
+// and name the key.
+func ParseModule(stdin []byte) (Module, error) {
+	var m Module
+	if err := decode(stdin, &m); err != nil {
+		return Module{}, err
+	}
+	return m, m.check()
+}
+
+// ResultVersion is the CNI version that the result is to be printed in.
+func (m *Module) ResultVersion() string {
+	if m.CNIVersion == "" {
+		return "0.2.0" // what Calico takes an absent version for
+	}
+	return m.CNIVersion
+}
+
+func decode(stdin []byte, v any) error {
+	err := json.Unmarshal(stdin, v)
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &wrong):
+		return badKey(keyPath(wrong.Field), "has the type %s, want %s", wrong.Value, jsonName(wrong.Type.Kind()))
+	default:
+		return &attach.Error{Code: attach.CodeDecode, Msg: "decode network configuration: " + err.Error()}
+	}
+}
+
+// keyPath strips the names of embedded structs, which are none of the configuration's words: Go capitals never start a key.
+func keyPath(field string) string {
+	parts := strings.Split(field, ".")
+	for len(parts) > 1 && parts[0] != "" && parts[0][0] >= 'A' && parts[0][0] <= 'Z' {
+		parts = parts[1:]
+	}
+	return strings.Join(parts, ".")
+}
+
+func badKey(key, format string, args ...any) *attach.Error {
+	return &attach.Error{
+		Code:    attach.CodeBadConfig,
+		Msg:     fmt.Sprintf("network configuration: key %q %s", key, fmt.Sprintf(format, args...)),
+		Details: "correct the file in /etc/cni/net.d",
+	}
+}
+
+func (c *Conf) check() error {
+	if err := c.Module.check(); err != nil {
+		return err
+	}
+	switch {
+	case !isOurs(c.IPAM.Type):
+		return badKey("ipam.type", "is %q, want \"muslin-ipam\" or \"calico-ipam\"", c.IPAM.Type)
+	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
+		return badKey("mtu", "is %d, want 0 or %d to %d", c.MTU, minMTU, maxMTU)
+	case c.NumQueues < 0 || c.NumQueues > maxQueues:
+		return badKey("num_queues", "is %d, want 0 to %d", c.NumQueues, maxQueues)
+	case c.PolicyWait != "" && c.PolicyWait != NoWait:
+		return badKey("policy_wait", "is %q, want \"\" or %q", c.PolicyWait, NoWait)
+	}
+	return nil
+}
+
+// maxQueues is the kernel's for a veth device (linux/drivers/net/veth.c takes at most 4096 of either kind).
+const maxQueues = 4096
+
+func isOurs(ipam string) bool { return ipam == "muslin-ipam" || ipam == "calico-ipam" }
+
+func (m *Module) check() error {
+	if m.Datastore != "" && m.Datastore != "etcdv3" {
+		return badKey("datastore_type", "is %q, want \"etcdv3\": etcd is the one datastore", m.Datastore)
+	}
+	if m.Policy.Type != "" && m.Policy.Type != "k8s" {
+		return badKey("policy.type", "is %q, want \"\" or \"k8s\"", m.Policy.Type)
+	}
+	v4, err := flag("ipam.assign_ipv4", m.IPAM.AssignIPv4, true)
+	if err != nil {
+		return err
+	}
+	v6, err := flag("ipam.assign_ipv6", m.IPAM.AssignIPv6, false)
+	if err != nil {
+		return err
+	}
+	if !v4 && !v6 {
+		return badKey("ipam.assign_ipv4", "is false and so is ipam.assign_ipv6: a pod needs an address of one family at least")
+	}
+	return errors.Join(checkPools("ipam.ipv4_pools", m.IPAM.IPv4Pools, false), checkPools("ipam.ipv6_pools", m.IPAM.IPv6Pools, true))
+}
+
+// checkPools refuses what looks like a CIDR of the wrong family. Names are the handler's to look up.
+func checkPools(key string, pools []string, v6 bool) error {
+	for _, pool := range pools {
+		cidr, err := netip.ParsePrefix(pool)
+		if err == nil && cidr.Addr().Is6() != v6 {
+			return badKey(key, "holds %q, which is of the other family", pool)
+		}
+	}
+	return nil
+}
+
+// flag reads a boolean that Calico writes as a string.
+func flag(key string, v any, absent bool) (bool, error) {
+	switch v {
+	case nil:
+		return absent, nil
+	case true, "true":
+		return true, nil
+	case false, "false":
+		return false, nil
+	}
+	return false, badKey(key, "is %v, want \"true\" or \"false\"", v)
+}

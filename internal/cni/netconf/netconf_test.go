@@ -1,0 +1,223 @@
+package netconf
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+)
+
+// everyKey holds each key of Calico's configuration, with the type that Calico gives it.
+const everyKey = `{
+	"name": "k8s-pod-network", "type": "calico", "cniVersion": "0.3.1", "datastore_type": "etcdv3",
+	"etcd_endpoints": "http://10.0.0.1:2379", "etcd_discovery_srv": "", "etcd_key_file": "", "etcd_cert_file": "", "etcd_ca_cert_file": "",
+	"etcd_authority": "", "etcd_scheme": "",
+	"log_level": "info", "log_file_path": "/var/log/calico/cni/cni.log", "log_file_max_size": 100, "log_file_max_age": 30, "log_file_max_count": 10,
+	"mtu": 1440, "require_mtu_file": true, "num_queues": 2,
+	"nodename": "node-1", "nodename_file": "/somewhere", "nodename_file_optional": true, "hostname": "h",
+	"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "false", "ipv4_pools": ["10.0.0.0/24", "blue"], "ipv6_pools": ["fd00::/64"]},
+	"policy": {"type": "k8s", "k8s_api_root": "", "k8s_auth_token": "t", "k8s_client_certificate": "", "k8s_client_key": "", "k8s_certificate_authority": ""},
+	"kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig", "k8s_api_root": "", "node_name": ""},
+	"container_settings": {"allow_ip_forwarding": true}, "feature_control": {"ip_addrs_no_ipam": true, "floating_ips": true},
+	"include_default_routes": false, "ipam_lock_file": "/var/run/calico/ipam.lock", "readiness_gates": ["http://localhost:9099/readiness"],
+	"policy_setup_timeout_seconds": 0, "endpoint_status_dir": "/var/run/calico/endpoint-status", "mode": "", "vxlan_mac_prefix": "", "vxlan_vni": 4096,
+	"windows_use_single_network": false, "calico_api_group": "", "qps": 5, "burst": 10, "dataplane_options": {"type": "grpc"}, "policy_wait": "none"
+}`
+
+func TestParseAcceptsEveryKeyOfCalico(t *testing.T) {
+	got, err := Parse([]byte(everyKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Conf{
+		Module: Module{
+			CNIVersion: "0.3.1", Name: "k8s-pod-network", Type: "calico", Datastore: "etcdv3",
+			Etcd: Etcd{EtcdEndpoints: "http://10.0.0.1:2379"},
+			Node: Node{Nodename: "node-1", NodenameFile: "/somewhere", NodenameFileOptional: true, Hostname: "h"},
+			IPAM: IPAM{
+				Type: "calico-ipam", AssignIPv4: "true", AssignIPv6: "false",
+				IPv4Pools: []string{"10.0.0.0/24", "blue"}, IPv6Pools: []string{"fd00::/64"},
+			},
+			Policy: Policy{Type: "k8s"},
+		},
+		MTU: 1440, RequireMTUFile: true, NumQueues: 2, ContainerSettings: ContainerSettings{AllowIPForwarding: true}, PolicyWait: "none",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+}
+
+func TestParseAcceptsConfigurationsInUse(t *testing.T) {
+	for name, conf := range map[string]string{
+		"one file of an old release": `{"name":"calico-k8s-network","cniVersion":"0.1.0","type":"calico","etcd_endpoints":"http://127.0.0.1:2379",
+			"log_level":"debug","ipam":{"type":"calico-ipam"},"policy":{"type":"k8s"},"kubernetes":{"kubeconfig":"/etc/kubeconfig"}}`,
+		"installer's template": `{"type":"calico","log_level":"info","log_file_path":"/var/log/calico/cni/cni.log","etcd_endpoints":"http://e:2379",
+			"etcd_key_file":"","etcd_cert_file":"","etcd_ca_cert_file":"","mtu":0,"ipam":{"type":"calico-ipam"},"policy":{"type":"k8s"},
+			"kubernetes":{"kubeconfig":"/etc/cni/net.d/calico-kubeconfig"},"name":"k8s-pod-network","cniVersion":"0.3.1"}`,
+		"no version": `{"name":"n","type":"muslin","ipam":{"type":"muslin-ipam","assign_ipv4":true,"assign_ipv6":true}}`,
+		"previous result": `{"name":"n","type":"muslin","cniVersion":"1.1.0","ipam":{"type":"muslin-ipam"},
+			"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/32"}]},"cni.dev/valid-attachments":[]}`,
+	} {
+		if _, err := Parse([]byte(conf)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseNamesTheKeyThatIsWrong(t *testing.T) {
+	for _, c := range []struct{ member, says string }{
+		{`"mtu":"1440"`, `key "mtu" has the type string, want whole number`},
+		{`"mtu":1.5`, `key "mtu" has the type number 1.5, want whole number`},
+		{`"mtu":67`, `key "mtu" is 67, want 0 or 68 to 65535`},
+		{`"num_queues":-1`, `key "num_queues" is -1`},
+		{`"nodename":7`, `key "nodename" has the type number, want string`},
+		{`"etcd_endpoints":["http://a"]`, `key "etcd_endpoints" has the type array, want string`},
+		{`"nodename_file_optional":"true"`, `key "nodename_file_optional" has the type string, want bool`},
+		{`"ipam":"muslin-ipam"`, `key "ipam" has the type string, want object`},
+		{`"ipam":{"type":"host-local"}`, `key "ipam.type" is "host-local"`},
+		{`"ipam":{"type":""}`, `key "ipam.type" is ""`},
+		{`"ipam":{"type":"muslin-ipam","assign_ipv4":"yes"}`, `key "ipam.assign_ipv4" is yes`},
+		{`"ipam":{"type":"muslin-ipam","assign_ipv6":[]}`, `key "ipam.assign_ipv6" is []`},
+		{`"ipam":{"type":"muslin-ipam","assign_ipv4":"false"}`, `key "ipam.assign_ipv4" is false`},
+		{`"ipam":{"type":"muslin-ipam","ipv4_pools":"10.0.0.0/8"}`, `key "ipam.ipv4_pools" has the type string, want array`},
+		{`"ipam":{"type":"muslin-ipam","ipv4_pools":["fd00::/64"]}`, `key "ipam.ipv4_pools" holds "fd00::/64"`},
+		{`"ipam":{"type":"muslin-ipam","ipv6_pools":["10.0.0.0/8"]}`, `key "ipam.ipv6_pools" holds "10.0.0.0/8"`},
+		{`"policy":{"type":"none"}`, `key "policy.type" is "none"`},
+		{`"policy_wait":"never"`, `key "policy_wait" is "never"`},
+		{`"datastore_type":"kubernetes"`, `key "datastore_type" is "kubernetes"`},
+		{`"container_settings":{"allow_ip_forwarding":1}`, `key "container_settings.allow_ip_forwarding" has the type number, want bool`},
+		{`"args":{"cni":{"labels":{"a":"b"}}}`, `key "args.cni.labels" has the type object, want array`},
+		{`"runtimeConfig":{"io.kubernetes.cri.pod-annotations":[]}`, `key "runtimeConfig.io.kubernetes.cri.pod-annotations" has the type array, want object`},
+	} {
+		_, err := Parse([]byte(`{"name":"n","ipam":{"type":"muslin-ipam"},` + c.member + `}`))
+		var told *attach.Error
+		if !errors.As(err, &told) || told.Code != attach.CodeBadConfig || !strings.Contains(told.Msg, c.says) {
+			t.Errorf("%s: got %v, want code %d with %q", c.member, err, attach.CodeBadConfig, c.says)
+		}
+	}
+}
+
+func TestParseModuleIgnoresAForeignPluginsKeys(t *testing.T) {
+	got, err := ParseModule([]byte(`{"name":"n","type":"bridge","mtu":"big","policy_wait":7,"args":[],"ipam":{"type":"muslin-ipam"}}`))
+	if err != nil || got.Type != "bridge" || got.Muslin != nil {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestRequestTakesThePodFromTheArguments(t *testing.T) {
+	conf, err := Parse([]byte(`{"name":"n","ipam":{"type":"muslin-ipam","assign_ipv6":"true"},"args":{"cni":{"labels":[{"key":"a","value":"1"},{"key":"b","value":"2"}]}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := attach.Request{
+		Version: attach.Version, Verb: attach.Add, Network: "n", ContainerID: "0123456789abcdef", IfName: "eth0", AssignIPv4: true, AssignIPv6: true,
+		Labels: attach.Strings{"a": "1", "b": "2"},
+	}
+	for _, c := range []struct {
+		args, hostIf string
+		pod          attach.Pod
+	}{
+		{"", "cali0123456789a", attach.Pod{}},
+		{"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=nginx;K8S_POD_UID=u;K8S_POD_INFRA_CONTAINER_ID=c;OTHER=x", "calic440f455693", attach.Pod{Namespace: "default", Name: "nginx", UID: "u"}},
+		{"K8S_POD_NAME=nginx", "cali0123456789a", attach.Pod{}},
+	} {
+		want := base
+		want.HostIf, want.Pod = c.hostIf, c.pod
+		got, err := conf.Request(attach.Add, &skel.CmdArgs{ContainerID: base.ContainerID, IfName: "eth0", Args: c.args})
+		if err != nil {
+			t.Errorf("%q: %v", c.args, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", c.args, diff)
+		}
+	}
+}
+
+func TestRequestRefusesArgumentsItCannotHeed(t *testing.T) {
+	conf, err := Parse([]byte(`{"name":"n","ipam":{"type":"muslin-ipam"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"K8S_POD_NAME", "OTHER=x", "IP=10.0.0.1", "IgnoreUnknown=maybe"} {
+		_, err := conf.Request(attach.Add, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: args})
+		var told *attach.Error
+		if !errors.As(err, &told) || told.Code != attach.CodeBadEnv {
+			t.Errorf("%q: got %v, want code %d", args, err, attach.CodeBadEnv)
+		}
+	}
+}
+
+func TestNodeNameComesFromTheFirstSourceThatHasIt(t *testing.T) {
+	dir := t.TempDir()
+	file, none := filepath.Join(dir, "nodename"), filepath.Join(dir, "none")
+	if err := os.WriteFile(file, []byte("from-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		node Node
+		want string // "": an error
+	}{
+		{Node{Nodename: "key", NodenameFile: file, Hostname: "old"}, "key"},
+		{Node{NodenameFile: file, Hostname: "old"}, "from-file"},
+		{Node{NodenameFile: none, NodenameFileOptional: true, Hostname: "old"}, "old"},
+		{Node{NodenameFile: none, NodenameFileOptional: true}, strings.ToLower(host)},
+		{Node{NodenameFile: none}, ""},
+		{Node{NodenameFile: none, Nodename: "key"}, ""}, // the file also says that the agent has started
+	} {
+		got, err := c.node.Name()
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%+v: got %q, %v, want %q", c.node, got, err, c.want)
+		}
+	}
+}
+
+func TestPodMTUComesFromTheKeyElseTheFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good, bad, none := write("good", "1400\n"), write("bad", "-7"), filepath.Join(dir, "none")
+	for _, c := range []struct {
+		conf Conf
+		file string
+		want int
+		ok   bool
+	}{
+		{Conf{MTU: 1300}, good, 1300, true},
+		{Conf{}, good, 1400, true},
+		{Conf{}, none, 0, true},
+		{Conf{RequireMTUFile: true}, none, 0, false},
+		{Conf{}, bad, 0, false},
+	} {
+		got, err := c.conf.PodMTU(c.file)
+		if got != c.want || (err == nil) != c.ok {
+			t.Errorf("key %d, file %s: got %d, %v, want %d", c.conf.MTU, c.file, got, err, c.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(everyKey))
+	f.Add([]byte(`{"ipam":{"assign_ipv4":{"a":[]}}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, err := Parse(b)
+		var told *attach.Error
+		if err != nil && !errors.As(err, &told) {
+			t.Errorf("an error without a code: %v", err)
+		}
+	})
+}

@@ -1,0 +1,205 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// pairWish says what veth pair a pod is to get.
+type pairWish struct {
+	hostIf, podIf string
+	mac           kernel.MAC // of the pod's side
+	mtu           int        // 0: the kernel's default
+	queues        int        // of either side, each way
+	forwarding    bool       // may the pod forward packets
+	v6            bool       // may it have IPv6 addresses
+}
+
+// pair is the veth pair of a pod, with a netlink socket at either end.
+type pair struct {
+	hostLinks, podLinks *netlink.Handle
+
+	host kernel.Dev
+	pod  *netlink.Veth // as the kernel describes it
+	mac  kernel.MAC    // of the pod's side
+}
+
+// netlinkTimeout bounds the wait for the kernel's answer to one request.
+const netlinkTimeout = 20 * time.Second
+
+// openLinks opens a netlink socket in the calling thread's network namespace.
+func openLinks() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
+	}
+	return h, nil
+}
+
+// makePair makes the pair at once across both namespaces: names, MACs and MTU in one message, the host's side up. It takes over the
+// host's handle. Nothing is left behind after an error.
+func makePair(host *netlink.Handle, ns *netns, w pairWish) (*pair, error) {
+	p := &pair{hostLinks: host, mac: w.mac}
+	index, err := addVeth(host, ns, w)
+	if err != nil {
+		host.Close()
+		return nil, err
+	}
+	p.host = kernel.Dev{Name: w.hostIf, Index: index}
+	if err := p.enterPod(ns, w); err != nil {
+		err = errors.Join(err, p.remove())
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// addVeth makes the pair and returns the index of its host's side. An interface that has the name already is an earlier one of the same
+// pod (the name is a hash of it), and goes.
+func addVeth(host *netlink.Handle, ns *netns, w pairWish) (int, error) {
+	veth, err := describe(ns, w)
+	if err != nil {
+		return 0, err
+	}
+	err = host.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) {
+		if err := removeOld(host, w.hostIf); err != nil {
+			return 0, err
+		}
+		err = host.LinkAdd(veth)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return 0, fmt.Errorf("make interface %s: the pod's network namespace %s has an interface of that name, and it is not ours", w.podIf, ns.file.Name())
+	}
+	if err != nil {
+		return 0, fmt.Errorf("make veth pair %s and %s: %w", w.hostIf, w.podIf, err)
+	}
+	if veth.Index == 0 {
+		return 0, fmt.Errorf("make veth pair %s and %s: it is gone again", w.hostIf, w.podIf)
+	}
+	return veth.Index, nil
+}
+
+func describe(ns *netns, w pairWish) (*netlink.Veth, error) {
+	hostMAC, err := kernel.ParseMAC(hostside.MAC)
+	if err != nil {
+		return nil, err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = w.hostIf
+	attrs.MTU = w.mtu
+	attrs.HardwareAddr = hostMAC[:]
+	attrs.NumTxQueues, attrs.NumRxQueues = w.queues, w.queues
+	attrs.Flags = net.FlagUp
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName = w.podIf
+	veth.PeerHardwareAddr = w.mac[:]
+	veth.PeerNamespace = netlink.NsFd(ns.fd())
+	return veth, nil
+}
+
+// removeOld removes the host's side of an earlier pair, if there is one.
+func removeOld(host *netlink.Handle, name string) error {
+	link, err := host.LinkByName(name)
+	if isGone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at interface %s: %w", name, err)
+	}
+	if _, ok := link.(*netlink.Veth); !ok {
+		return fmt.Errorf("replace interface %s: it is no veth device but a %s, and so not ours: remove or rename it", name, link.Type())
+	}
+	return removeLink(host, link)
+}
+
+// enterPod looks at the pod's side, opens a netlink socket beside it and sets what must be set before it is up.
+func (p *pair) enterPod(ns *netns, w pairWish) error {
+	return ns.run(func() error {
+		var err error
+		if p.podLinks, err = openLinks(); err != nil {
+			return err
+		}
+		link, err := p.podLinks.LinkByName(w.podIf)
+		if err != nil {
+			return fmt.Errorf("look at interface %s in the pod: %w", w.podIf, err)
+		}
+		veth, ok := link.(*netlink.Veth)
+		if !ok {
+			return fmt.Errorf("look at interface %s in the pod: it is no veth device but a %s", w.podIf, link.Type())
+		}
+		p.pod = veth
+		return podSettings(w)
+	})
+}
+
+// remove removes the pair, both sides. It succeeds when the pair is gone already.
+func (p *pair) remove() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = p.host.Name, p.host.Index
+	return removeLink(p.hostLinks, netlink.NewVeth(attrs))
+}
+
+func (p *pair) close() {
+	p.hostLinks.Close()
+	if p.podLinks != nil {
+		p.podLinks.Close()
+	}
+}
+
+// detach removes the interface from the pod's network namespace, and its other side with it. It succeeds when either is gone: with
+// its namespace the kernel removes the pair.
+func detach(netnsPath, ifName string) error {
+	if netnsPath == "" {
+		return nil
+	}
+	ns, err := openNetns(netnsPath)
+	if errors.Is(err, errNoNetns) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	var links *netlink.Handle
+	if err := ns.run(func() (err error) { links, err = openLinks(); return err }); err != nil {
+		return err
+	}
+	defer links.Close()
+	link, err := links.LinkByName(ifName)
+	if isGone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at interface %s in the pod: %w", ifName, err)
+	}
+	if _, ok := link.(*netlink.Veth); !ok {
+		return nil // never ours
+	}
+	return removeLink(links, link)
+}
+
+func removeLink(h *netlink.Handle, link netlink.Link) error {
+	err := h.LinkDel(link)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func isGone(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
+}

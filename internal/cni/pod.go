@@ -1,0 +1,121 @@
+package cni
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// podSettings writes the settings of the pod's network namespace, which must be the calling thread's. Those of IPv6 must stand
+// before the interface is up.
+func podSettings(w pairWish) error {
+	forwarding := "0"
+	if w.forwarding {
+		forwarding = "1"
+	}
+	err := set("ipv4/ip_forward", forwarding)
+	if !w.v6 {
+		return err
+	}
+	return errors.Join(err,
+		set("ipv6/conf/all/disable_ipv6", "0"), set("ipv6/conf/default/disable_ipv6", "0"), set("ipv6/conf/lo/disable_ipv6", "0"),
+		set("ipv6/conf/"+w.podIf+"/accept_dad", "0"),
+		set("ipv6/conf/all/forwarding", forwarding))
+}
+
+// set writes a setting below /proc/sys/net unless it has the value: writing some of them costs the kernel much more than reading.
+func set(name, value string) error {
+	path := "/proc/sys/net/" + name
+	have, err := os.ReadFile(path)
+	if err == nil && string(bytes.TrimSpace(have)) == value {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte(value), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("set %s to %s in the pod: %w", path, value, err)
+	}
+	return nil
+}
+
+// configure brings the pod's side up and gives it its MAC, routes and addresses. The routes come first, so that from the
+// moment the pod has an address it can reach others.
+func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC) error {
+	if mac != p.mac {
+		if err := p.podLinks.LinkSetHardwareAddr(p.pod, mac[:]); err != nil {
+			return fmt.Errorf("set MAC %v of the pod's %s: %w", mac, p.pod.Name, err)
+		}
+		p.mac = mac
+	}
+	if err := p.podLinks.LinkSetUp(p.pod); err != nil {
+		return fmt.Errorf("set the pod's %s up: %w", p.pod.Name, err)
+	}
+	for _, r := range podRoutes(addrs) {
+		if err := p.podLinks.RouteAdd(r.netlink(p.pod.Index)); err != nil {
+			return fmt.Errorf("add route %v to the pod: %w", r, err)
+		}
+	}
+	for _, a := range addrs {
+		if err := p.podLinks.AddrAdd(p.pod, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil {
+			return fmt.Errorf("add address %v to the pod: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// podRoute is a route inside the pod.
+type podRoute struct {
+	dst netip.Prefix
+	gw  netip.Addr // zero: dst is on the link
+}
+
+// String is the route as ip route prints it.
+func (r podRoute) String() string {
+	if !r.gw.IsValid() {
+		return r.dst.String() + " scope link"
+	}
+	return r.dst.String() + " via " + r.gw.String()
+}
+
+// podRoutes are the routes of a pod with these addresses, in the order in which the kernel takes them. All traffic goes to a next hop
+// that the host's side answers for: in IPv4 by proxy ARP, in IPv6 as its link-local address.
+func podRoutes(addrs []netip.Addr) []podRoute {
+	var out []podRoute
+	for _, a := range addrs {
+		if a.Is4() {
+			gw := netip.MustParseAddr(hostside.Gateway)
+			out = append(out,
+				podRoute{dst: netip.PrefixFrom(gw, gw.BitLen())},
+				podRoute{dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), gw: gw})
+			continue
+		}
+		out = append(out, podRoute{dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), gw: netip.MustParseAddr(gateway6)})
+	}
+	return out
+}
+
+// gateway6 is the link-local address that the kernel gives to an interface with the MAC hostside.MAC (RFC 4291, appendix A).
+const gateway6 = "fe80::ecee:eeff:feee:eeee"
+
+func (r podRoute) netlink(index int) *netlink.Route {
+	out := &netlink.Route{LinkIndex: index, Dst: ipNet(r.dst), Protocol: unix.RTPROT_BOOT, Scope: netlink.SCOPE_LINK}
+	if r.gw.IsValid() {
+		out.Gw, out.Scope = r.gw.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	return out
+}
+
+// ipNet is a prefix as the netlink and CNI libraries take it.
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

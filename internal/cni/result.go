@@ -1,0 +1,34 @@
+package cni
+
+import (
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/muslin-cni/muslin/internal/hostside"
+)
+
+// result describes what is in the kernel: both interfaces, and the pod's addresses and routes as they are. No address has a
+// gateway, since the next hop is no host's and is in no subnet of the pod's.
+func (a *attachment) result() *types100.Result {
+	veth := a.pair.pod.Attrs()
+	res := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{
+			{Name: a.pair.host.Name, Mac: hostside.MAC, Mtu: veth.MTU},
+			{Name: veth.Name, Mac: a.mac.String(), Mtu: veth.MTU, Sandbox: a.req.Netns},
+		},
+		DNS: a.conf.DNS,
+	}
+	for _, addr := range a.addrs {
+		const ofPod = 1 // in Interfaces
+		res.IPs = append(res.IPs, &types100.IPConfig{
+			Interface: types100.Int(ofPod), Address: *ipNet(netip.PrefixFrom(addr, addr.BitLen())),
+		})
+	}
+	for _, r := range podRoutes(a.addrs) {
+		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(r.dst), GW: r.gw.AsSlice()})
+	}
+	return res
+}
