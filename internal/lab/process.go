@@ -249,9 +249,12 @@ func (c child) waitReady(ctx context.Context, r *os.File) error {
 	if err == nil && string(line[:n]) == "ready\n" {
 		return nil
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case ctx.Err() != nil:
+		err = fmt.Errorf("it is not ready: %w", ctx.Err())
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = errors.New("it does not become ready")
-	} else {
+	default:
 		err = errors.New("it ended before it was ready")
 	}
 	return errors.Join(err, c.signal(unix.SIGKILL))

@@ -61,7 +61,10 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	if err := l.create(ctx, bin, cfg.Options); err != nil {
-		return nil, errors.Join(err, l.clear(context.WithoutCancel(ctx)))
+		if errors.Is(ctx.Err(), context.Canceled) {
+			err = fmt.Errorf("bring the lab up: interrupted: %w", err)
+		}
+		return nil, errors.Join(err, l.clear(context.WithoutCancel(ctx)), removeFile(l.lockPath()))
 	}
 	return l, nil
 }
@@ -140,7 +143,7 @@ func (l *Lab) create(ctx context.Context, bin string, o Options) error {
 	if err := wireFabric(s); err != nil {
 		return err
 	}
-	l.progress(fmt.Sprintf("%d nodes on %d subnets, joined by the fabric", o.Nodes, o.Subnets))
+	l.progress(fmt.Sprintf("nodes: %d, subnets: %d, joined by the fabric", o.Nodes, o.Subnets))
 	if err := l.startServices(ctx, s); err != nil {
 		return err
 	}
@@ -208,7 +211,7 @@ func (l *Lab) startServices(ctx context.Context, s *state) error {
 	if err := errors.Join(group.Wait(), l.save(s)); err != nil {
 		return err
 	}
-	l.progress(fmt.Sprintf("%d agents are ready", len(s.Nodes)))
+	l.progress(fmt.Sprintf("agents ready: %d", len(s.Nodes)))
 	return nil
 }
 
