@@ -189,6 +189,19 @@ func TestDelWorksWithoutAgent(t *testing.T) {
 	d.wantNothing()
 }
 
+func TestParallelAddsWithoutAgentGetDistinctAddresses(t *testing.T) {
+	const count = 8
+	n := newNode(t)
+	d := newDatastore(n)
+	each := parallel(t, count)
+	each(func(p *pod) error { _, err := n.add(d.conf(noWait), p); return err })
+	if routes := strings.Count(n.Exec("ip", "route"), "proto 80"); routes != count || d.allocated() != count {
+		t.Errorf("%d routes and %d addresses, want %d", routes, d.allocated(), count)
+	}
+	each(func(p *pod) error { return n.del(d.conf(""), p) })
+	d.wantNothing()
+}
+
 func TestModuleServesEveryVersion(t *testing.T) {
 	n := newNode(t)
 	d := newDatastore(n)

@@ -353,25 +353,31 @@ func TestChosenMACsAreDistinctAndLocallyAdministered(t *testing.T) {
 	}
 }
 
-func TestParallelAddsAndDelsOfManyPods(t *testing.T) {
-	const count = 16
-	n := newNode(t)
-	a := (&fakeAgent{}).start(n)
+// parallel makes pods, and returns a function that calls another on all of them at once and reports its errors.
+func parallel(t *testing.T, count int) func(func(*pod) error) {
+	t.Helper()
 	pods := make([]*pod, count)
 	for i := range pods {
 		pods[i] = newPod(t, fmt.Sprintf("c%d", i), fmt.Sprintf("pod-%d", i))
 	}
-	each := func(f func(*pod) error) {
+	return func(f func(*pod) error) {
 		var wg sync.WaitGroup
 		for _, p := range pods {
 			wg.Go(func() {
 				if err := f(p); err != nil {
-					t.Error(err)
+					t.Errorf("%s: %v", p.id, err)
 				}
 			})
 		}
 		wg.Wait()
 	}
+}
+
+func TestParallelAddsAndDelsOfManyPods(t *testing.T) {
+	const count = 16
+	n := newNode(t)
+	a := (&fakeAgent{}).start(n)
+	each := parallel(t, count)
 	each(func(p *pod) error { _, err := n.add(conf{}, p); return err })
 	if got := len(n.links()); got != count || a.registered() != count {
 		t.Fatalf("%d links and %d pods with the agent, want %d", got, a.registered(), count)
