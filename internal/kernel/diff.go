@@ -86,7 +86,7 @@ func Each[K comparable, V comparable](changes []Change[K, V], do func(Change[K, 
 // Failed returns the keys of the failures that err consists of. If it holds anything else, all is false: then nothing is known
 // about the changes that it does not name.
 func Failed[K comparable](err error) (keys []K, all bool) {
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // the shape of a joined error is what is looked at, level by level
 	case nil:
 		return nil, true
 	case *Failure[K]:

@@ -84,7 +84,7 @@ type AddrKey struct {
 // RouteKey names a route of the main table: the kernel holds one route of ours per destination and metric.
 type RouteKey struct {
 	Dst    netip.Prefix
-	Metric int // 0: the kernel's default
+	Metric int // 0: none. For IPv6 say 1024 instead, which the kernel takes 0 for and lists
 }
 
 // RouteType is the kind of a route.

@@ -7,6 +7,7 @@ package nettest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -68,7 +69,7 @@ func onThread(f func() error) error {
 }
 
 // errLeft says that a function ended its goroutine instead of returning, as testing's FailNow does.
-var errLeft = fmt.Errorf("function did not return")
+var errLeft = errors.New("function did not return")
 
 // Do runs f inside the namespace and waits for it. Goroutines that f starts are outside. If f calls t.FailNow or t.SkipNow,
 // the test ends as usual.
@@ -83,9 +84,9 @@ func (ns *NS) Do(f func()) {
 	})
 	switch {
 	case err == nil:
-	case err == errLeft && ns.t.Skipped():
+	case errors.Is(err, errLeft) && ns.t.Skipped():
 		ns.t.SkipNow()
-	case err == errLeft:
+	case errors.Is(err, errLeft):
 		ns.t.FailNow()
 	default:
 		ns.t.Fatal(err)

@@ -31,9 +31,10 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	devices  map[int]device
-	addrs    []address     // in the kernel's order
-	events   kernel.Events // since the last call of Events
-	snapshot kernel.Host   // of devices and addrs, if not stale
+	addrs    []address                      // in the kernel's order
+	neighs   map[kernel.NeighKey]kernel.MAC // permanent ones of ours: the kernel's own come and go and are no news
+	events   kernel.Events                  // since the last call of Events
+	snapshot kernel.Host                    // of devices and addrs, if not stale
 	stale    bool
 }
 
@@ -129,9 +130,13 @@ func (m *Monitor) resync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	neighs, err := m.c.Neighs().List(ctx)
+	if err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.devices, m.addrs, m.stale = devices, addrs, true
+	m.devices, m.addrs, m.neighs, m.stale = devices, addrs, neighs, true
 	m.events = kernel.NewEvents()
 	m.events.Lost = true
 	m.wake()
@@ -228,8 +233,9 @@ func (m *Monitor) linkGone(d device) (news bool) {
 	return true
 }
 
-// forget drops the events of what hung on a device: the event of the device says more.
+// forget drops neighbours and the events of what hung on a device: the event of the device says more.
 func (m *Monitor) forget(index int) {
+	maps.DeleteFunc(m.neighs, func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == index })
 	maps.DeleteFunc(m.events.Neighs, func(k kernel.NeighKey, _ *kernel.MAC) bool { return k.Dev.Index == index })
 	maps.DeleteFunc(m.events.Routes, func(_ kernel.RouteKey, r *kernel.Route) bool { return r != nil && r.Dev.Index == index })
 }
@@ -259,13 +265,25 @@ func (m *Monitor) neighbour(n neighbour, added bool) (news bool) {
 		return false
 	}
 	if !n.bridge {
-		m.events.Neighs[kernel.NeighKey{Dev: d.dev(), Addr: n.addr}] = present(n.mac, added && n.permanent)
-		return true
+		return m.neighbourOf(kernel.NeighKey{Dev: d.dev(), Addr: n.addr}, n.mac, added && n.permanent)
 	}
 	if !ourTunnel(d.name) || !n.self {
 		return false
 	}
 	m.events.FDB[kernel.FDBKey{Dev: d.dev(), MAC: n.mac}] = present(n.addr, added && ourFDB(d.name, n))
+	return true
+}
+
+func (m *Monitor) neighbourOf(k kernel.NeighKey, mac kernel.MAC, there bool) (news bool) {
+	if _, known := m.neighs[k]; !known && !there {
+		return false
+	}
+	if there {
+		m.neighs[k] = mac
+	} else {
+		delete(m.neighs, k)
+	}
+	m.events.Neighs[k] = present(mac, there)
 	return true
 }
 

@@ -168,6 +168,14 @@ func TestEventsReportNeighboursForwardingAndAddresses(t *testing.T) {
 
 	h.Exec("ip", "neigh", "del", "10.244.1.0", "dev", dev.Name)
 	seen(t, m, "the removed neighbour", func(e kernel.Events) bool { x, ok := e.Neighs[neigh]; return ok && x == nil })
+	h.Exec("ip", "neigh", "add", "10.244.9.9", "lladdr", "66:09:00:00:00:00", "dev", dev.Name, "nud", "reachable")
+	h.Exec("ip", "neigh", "add", "10.244.9.8", "lladdr", "66:09:00:00:00:00", "dev", dev.Name, "nud", "permanent")
+	seen(t, m, "the last neighbour", func(e kernel.Events) bool {
+		if _, reported := e.Neighs[kernel.NeighKey{Dev: dev, Addr: netip.MustParseAddr("10.244.9.9")}]; reported {
+			t.Error("a neighbour that is not permanent is reported")
+		}
+		return e.Neighs[kernel.NeighKey{Dev: dev, Addr: netip.MustParseAddr("10.244.9.8")}] != nil
+	})
 	h.Exec("bridge", "fdb", "del", "66:01:00:00:00:00", "dev", dev.Name, "dst", "172.30.0.2")
 	seen(t, m, "the removed forwarding entry", func(e kernel.Events) bool { x, ok := e.FDB[fdb]; return ok && x == nil })
 	h.Exec("ip", "addr", "del", "10.244.0.0/32", "dev", dev.Name)

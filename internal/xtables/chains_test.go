@@ -315,7 +315,7 @@ func TestAdditionsComeBeforeWhatUsesThem(t *testing.T) {
 	for _, changes := range [][]kernel.Change[kernel.ChainKey, kernel.Chain]{kernel.Diff(nil, want), kernel.Diff(want, nil)} {
 		puts, removals := sortChanges(changes)
 		slices.Reverse(removals)
-		all := append(puts, removals...)
+		all := slices.Concat(puts, removals)
 		if len(all) != len(want) || all[len(all)-1].Key != key("FORWARD") {
 			t.Errorf("order %v", all)
 		}
