@@ -177,8 +177,7 @@ func (c *checker) try(ctx context.Context, from, to *endpoint) Pair {
 			return p
 		}
 	}
-	tcp, tcpErr := from.askTCP(ctx, to, 0)
-	udp, udpErr := from.askUDP(ctx, to, 0)
+	tcp, udp, tcpErr, udpErr := from.askBoth(ctx, to)
 	p.Reached = tcpErr == nil && udpErr == nil
 	p.Seen = tcp.Seen
 	if !p.Reached {

@@ -116,7 +116,7 @@ func (l *Lab) attach(ctx context.Context, s *state, pod *Pod) error {
 		began := time.Now()
 		result, err := call.cni.AddNetworkList(ctx, call.list, call.conf)
 		if err != nil {
-			return cniError("ADD", err)
+			return fmt.Errorf("CNI ADD: %w", err)
 		}
 		pod.Took = time.Since(began)
 		pod.Addr, err = firstAddr(result)
@@ -139,7 +139,7 @@ func (l *Lab) detach(ctx context.Context, s *state, pod *Pod) error {
 			return err
 		}
 		if err := call.cni.DelNetworkList(ctx, call.list, call.conf); err != nil {
-			return cniError("DEL", err)
+			return fmt.Errorf("CNI DEL: %w", err)
 		}
 		return removeNetns(pod.netns())
 	})
@@ -281,14 +281,6 @@ func newPluginExec(s *state) *pluginExec {
 // ExecPlugin is invoke.Exec's. Where a variable is given twice the last one holds.
 func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	return e.DefaultExec.ExecPlugin(ctx, path, stdin, slices.Concat(environ, e.env))
-}
-
-// cniError shows a plugin's message with its details, where the remedy is.
-func cniError(command string, err error) error {
-	if e, ok := errors.AsType[*types.Error](err); ok && e.Details != "" {
-		return fmt.Errorf("CNI %s: %w (%s)", command, err, e.Details)
-	}
-	return fmt.Errorf("CNI %s: %w", command, err)
 }
 
 func firstAddr(result types.Result) (netip.Addr, error) {

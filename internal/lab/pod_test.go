@@ -280,7 +280,7 @@ func TestFailedAddLeavesNothingAndFailedDelCanBeRepeated(t *testing.T) {
 	spec := PodSpec{Name: "web", Node: "node-1"}
 	output(t, l, "node-1", "touch", "/run/fail-ADD")
 	_, err := l.AddPod(t.Context(), spec)
-	if err == nil || !strings.Contains(err.Error(), "add pod web to node-1: CNI ADD") || !strings.Contains(err.Error(), "(start it)") {
+	if err == nil || !strings.Contains(err.Error(), "add pod web to node-1: CNI ADD") || !strings.Contains(err.Error(), "the agent does not answer; start it") {
 		t.Errorf("error = %v, want one with the plugin's words", err)
 	}
 	if got := output(t, l, "node-1", "sh", "-c", "rm /run/fail-ADD; ls /run/netns"); got != "" {

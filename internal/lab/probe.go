@@ -210,6 +210,15 @@ func dontFragment(_, _ string, raw syscall.RawConn) error {
 	return errors.Join(ctlErr, err)
 }
 
+// askBoth asks small questions by TCP and UDP at once.
+func (e *endpoint) askBoth(ctx context.Context, to *endpoint) (tcp, udp answer, tcpErr, udpErr error) {
+	var asking sync.WaitGroup
+	asking.Go(func() { tcp, tcpErr = e.askTCP(ctx, to, 0) })
+	udp, udpErr = e.askUDP(ctx, to, 0)
+	asking.Wait()
+	return tcp, udp, tcpErr, udpErr
+}
+
 // askTCP connects, sends bulk bytes and returns the verified answer.
 func (e *endpoint) askTCP(ctx context.Context, to *endpoint, bulk int) (answer, error) {
 	conn, err := e.dial(ctx, to.tcp.Addr())
