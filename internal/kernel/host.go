@@ -14,7 +14,8 @@ type HostLink struct {
 	MTU   int
 	MAC   MAC
 	Kind  string // veth, vxlan, bridge …; "" for a physical device
-	Up    bool   // administratively up, and its carrier is there or unknown
+	Up    bool   // administratively: routes may hang on it
+	Live  bool   // up, and its carrier is there or unknown: packets can pass
 }
 
 // HostAddr is an address as found, with the prefix length of its subnet.

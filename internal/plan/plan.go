@@ -6,6 +6,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -150,18 +151,22 @@ func (c *computation) workloads() {
 	}
 }
 
-// hostMTU is the smallest MTU of the devices that may carry traffic between nodes.
+// hostMTU is the smallest MTU of the devices that may carry traffic between nodes: of those that are live, or while an uplink has lost
+// its carrier and none is, of those that will be.
 func (c *computation) hostMTU() int {
-	mtu := 0
+	live, up := 0, 0
 	for name, l := range c.host.Links {
-		if l.Up && c.MTUIface.MatchString(name) && (mtu == 0 || l.MTU < mtu) {
-			mtu = l.MTU
+		if !c.MTUIface.MatchString(name) {
+			continue
+		}
+		if l.Live && (live == 0 || l.MTU < live) {
+			live = l.MTU
+		}
+		if l.Up && (up == 0 || l.MTU < up) {
+			up = l.MTU
 		}
 	}
-	if mtu == 0 {
-		return fallbackMTU
-	}
-	return mtu
+	return cmp.Or(live, up, fallbackMTU)
 }
 
 // poolOf returns the pool that holds a prefix, or nil: blocks outlive a deleted pool.

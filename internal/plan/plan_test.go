@@ -143,7 +143,7 @@ func blocksYAML(text string) string {
 	return b.String()
 }
 
-// host reads lines of "name index mtu up|down [address]…".
+// host reads lines of "name index mtu up|nocarrier|down [address]…".
 func host(t *testing.T, text string) kernel.Host {
 	t.Helper()
 	h := kernel.Host{Links: map[string]kernel.HostLink{}}
@@ -156,7 +156,7 @@ func host(t *testing.T, text string) kernel.Host {
 		if _, err := fmt.Sscan(f[1]+" "+f[2], &l.Index, &l.MTU); err != nil {
 			t.Fatal(err)
 		}
-		l.Up = f[3] == "up"
+		l.Up, l.Live = f[3] != "down", f[3] == "up"
 		h.Links[f[0]] = l
 		for _, a := range f[4:] {
 			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: f[0], Addr: netip.MustParsePrefix(a)})

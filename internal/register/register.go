@@ -13,12 +13,12 @@ package register
 
 import (
 	"context"
-	"crypto/rand"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -77,7 +77,7 @@ func New(cfg Config) *Handler {
 		cfg.Now = time.Now
 	}
 	if cfg.UUID == nil {
-		cfg.UUID = newUUID
+		cfg.UUID = uuid.NewString
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -148,12 +148,4 @@ func (h *Handler) Release(ctx context.Context, req attach.Request) error {
 		return failure("release", j, err)
 	}
 	return nil
-}
-
-// newUUID is a random UUID (RFC 9562, version 4).
-func newUUID() string {
-	var b [16]byte
-	rand.Read(b[:]) // never fails: see its documentation
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

@@ -57,7 +57,8 @@ func decodeLink(m []byte) (d device, ok bool, err error) {
 			d.host.Kind = kind(a.Value)
 		}
 	}
-	d.host.Up = d.admin && (oper == netlink.OperUp || oper == netlink.OperUnknown)
+	d.host.Up = d.admin
+	d.host.Live = d.admin && (oper == netlink.OperUp || oper == netlink.OperUnknown)
 	return d, true, nil
 }
 

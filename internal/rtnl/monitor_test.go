@@ -83,19 +83,19 @@ func TestHostFollowsTheKernel(t *testing.T) {
 	})
 }
 
-func TestDeviceWithoutCarrierIsNotUp(t *testing.T) {
+func TestDeviceWithoutCarrierIsUpAndNotLive(t *testing.T) {
 	h, peer := newHost(t), nettest.New(t)
 	nettest.Pair(h.NS, "eth1", peer, "eth1")
 	m := watch(t, h)
 	peer.Exec("ip", "link", "set", "eth1", "down")
 	nettest.Eventually(t, func() error {
-		if _, up := m.Host().Dev("eth1"); up {
-			return errors.New("eth1 is up though its peer is down")
+		if l := m.Host().Links["eth1"]; l.Live || !l.Up {
+			return fmt.Errorf("eth1, whose peer is down: %+v; want it up and not live", l)
 		}
 		return nil
 	})
-	if _, up := m.Host().Dev("lo"); !up {
-		t.Error("lo, whose carrier is unknown, is not up")
+	if !m.Host().Links["lo"].Live {
+		t.Error("lo, whose carrier is unknown, is not live")
 	}
 }
 

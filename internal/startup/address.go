@@ -162,7 +162,7 @@ func choose(h kernel.Host, method string, keep func(kernel.HostAddr) bool) (neti
 		if !ip.Is4() || !ip.IsGlobalUnicast() {
 			continue
 		}
-		if h.Links[a.Dev].Up && keep(a) {
+		if h.Links[a.Dev].Live && keep(a) {
 			return a.Addr, nil
 		}
 		seen = append(seen, a.Dev+" "+a.Addr.String())

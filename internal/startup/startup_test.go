@@ -28,7 +28,7 @@ func hostWith(addrs ...string) kernel.Host {
 	h := kernel.Host{Links: map[string]kernel.HostLink{}}
 	for i, s := range addrs {
 		dev, addr, _ := strings.Cut(s, " ")
-		h.Links[dev] = kernel.HostLink{Index: i + 2, MTU: 1500, Up: true}
+		h.Links[dev] = kernel.HostLink{Index: i + 2, MTU: 1500, Up: true, Live: true}
 		h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: dev, Addr: netip.MustParsePrefix(addr)})
 	}
 	return h

@@ -74,6 +74,7 @@ var Layers = []Row{
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
+	{Level: Test, Path: "test/bench/floor", Sentence: "the least that an attach can cost, as a process of its own"},
 	{Level: Test, Path: "test/bench", Sentence: "measures ADD and DEL against a floor"},
 	{Level: Test, Path: "test/calicowriter", Sentence: "replays the step sequences of Calico's own writers against ours"},
 	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
