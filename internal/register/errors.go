@@ -50,14 +50,15 @@ func failure(stage string, j *job, err error) error {
 }
 
 func codeOf(reason error) uint {
-	switch reason {
-	case ipam.ErrNotReady, ipam.ErrNoNode, ipam.ErrBusy:
-		return attach.CodeTryAgain
-	case ipam.ErrRequest:
-		return attach.CodeBadConfig
-	default:
-		return attach.CodeNoAddress
+	for _, again := range []error{ipam.ErrNotReady, ipam.ErrNoNode, ipam.ErrBusy} {
+		if errors.Is(reason, again) {
+			return attach.CodeTryAgain
+		}
 	}
+	if errors.Is(reason, ipam.ErrRequest) {
+		return attach.CodeBadConfig
+	}
+	return attach.CodeNoAddress
 }
 
 // subject names the pod or container of a job.

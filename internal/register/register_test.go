@@ -7,15 +7,18 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/register"
@@ -307,7 +310,7 @@ func TestRefusalsNameCodeObjectAndRemedy(t *testing.T) {
 	}
 }
 
-func TestDelWorksWhileTheClusterIsLockedOnlyAfterIt(t *testing.T) {
+func TestDelHeedsTheLockAndNeedsNeitherNodeNorPool(t *testing.T) {
 	w := newWorld(t)
 	w.node("node-1", nil)
 	w.pool("pool", "10.0.0.0/24", 26)
@@ -399,47 +402,47 @@ func TestSteadyStateIsOneTransaction(t *testing.T) {
 	h := register.New(register.Config{Client: w.c, Source: register.FromFeed(f), Node: "node-1", Committed: f.Commit})
 	w.add(h, request("first")) // claims the block, creates the profile
 	rev := w.revision()
-	before := served(t)
+	before := w.served()
 	for i := range 5 {
 		w.add(h, request(fmt.Sprint("c", i)))
 	}
-	if n := served(t) - before; n != 5 {
-		t.Errorf("5 ADDs were %v requests to etcd, want 5", n)
+	if n := w.served() - before; n != 5 {
+		t.Errorf("5 ADDs were %d requests to etcd, want 5", n)
 	}
 	if now := w.revision(); now != rev+5 {
 		t.Errorf("5 ADDs made %d revisions, want 5", now-rev)
 	}
-	before = served(t)
+	before = w.served()
 	for i := range 5 {
 		w.del(h, request(fmt.Sprint("c", i)))
 	}
-	if n := served(t) - before; n != 10 {
-		t.Errorf("5 DELs were %v requests to etcd, want 10", n)
+	if n := w.served() - before; n != 10 {
+		t.Errorf("5 DELs were %d requests to etcd, want 10", n)
 	}
 	w.consistent()
 }
 
-// served returns how many reads and transactions etcd has been asked for in this process.
-func served(t *testing.T) (n float64) {
-	t.Helper()
-	all, err := prometheus.DefaultGatherer.Gather()
+// served returns how many reads and transactions etcd has been asked for in this process, as its metrics say.
+func (w *world) served() (n int) {
+	w.t.Helper()
+	res, err := http.Get(w.etcd.Endpoint() + "/metrics")
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	for _, f := range all {
-		if f.GetName() != "grpc_server_started_total" {
+	defer res.Body.Close()
+	s := bufio.NewScanner(res.Body)
+	for s.Scan() {
+		if !strings.HasPrefix(s.Text(), "grpc_server_started_total{") || !strings.Contains(s.Text(), `grpc_service="etcdserverpb.KV"`) {
 			continue
 		}
-		for _, m := range f.GetMetric() {
-			for _, l := range m.GetLabel() {
-				if l.GetName() == "grpc_service" && l.GetValue() == "etcdserverpb.KV" {
-					n += m.GetCounter().GetValue()
-				}
-			}
+		count, err := strconv.Atoi(s.Text()[strings.LastIndex(s.Text(), " ")+1:])
+		if err != nil {
+			w.t.Fatal(err)
 		}
+		n += count
 	}
 	if n == 0 {
-		t.Fatal("etcd's metrics are not there")
+		w.t.Fatal("etcd's metrics are not there")
 	}
 	return n
 }
@@ -676,5 +679,133 @@ func TestEtcdAwayIsSaidAndRepaired(t *testing.T) {
 	w.del(h, request("a"))
 	if got := w.consistent(); got != 1 {
 		t.Errorf("%d addresses, want 1", got)
+	}
+}
+
+func TestAddCompletesWhatWasOnlyAllocated(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/24", 26)
+	h := register.New(register.Config{Client: w.c, Source: always(w.picture()), Node: "node-1"})
+	held, err := h.Allocate(w.ctx(), request("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply := w.add(h, request("c"))
+	if len(reply.Addrs) != 1 || reply.Addrs[0] != held[0].Addr() || len(w.endpoints()) != 1 {
+		t.Errorf("ADD gave %v, and %v was allocated; %d endpoints", reply.Addrs, held, len(w.endpoints()))
+	}
+	w.consistent()
+}
+
+func TestDamagedBlockInThePictureIsPassedOver(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/30", 30)
+	w.add(w.handler("node-1"), request("first"))
+	w.putRaw("/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-30", `{"cidr":7}`)
+	w.pool("pool2", "10.1.0.0/30", 30)
+	h := register.New(register.Config{Client: w.c, Source: always(w.picture()), Node: "node-1"})
+	rev := w.revision()
+	if got := w.add(h, request("next")).Addrs[0]; got.String() != "10.1.0.0" {
+		t.Errorf("address %v", got)
+	}
+	if now := w.revision(); now != rev+1 {
+		t.Errorf("%d transactions, want 1", now-rev)
+	}
+	var cni *attach.Error
+	if _, err := h.Del(w.ctx(), request("first")); !errors.As(err, &cni) || !strings.Contains(cni.Msg, "10.0.0.0-30") {
+		t.Errorf("DEL from the damaged block: %v", err)
+	}
+}
+
+// TestUnknownOutcomeIsSaidAndFinished cuts the way back while an ADD's transaction is on its way.
+func TestUnknownOutcomeIsSaidAndFinished(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/24", 26)
+	cut := newCutter(t, strings.TrimPrefix(w.etcd.Endpoint(), "http://"))
+	c, err := store.New(store.Config{Endpoints: []string{"http://" + cut.addr}, Timeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Revision(w.ctx()); err != nil { // connects
+		t.Fatal(err)
+	}
+	h := register.New(register.Config{Client: c, Source: always(w.picture()), Node: "node-1"})
+	rev := w.revision()
+	cut.back.Store(true)
+	_, _, err = h.Add(w.ctx(), request("c"))
+	var cni *attach.Error
+	if !errors.Is(err, store.ErrUnknown) || !errors.As(err, &cni) || !strings.Contains(cni.Details, "it may have been done") {
+		t.Fatalf("ADD whose answer is lost: %v", err)
+	}
+	if now := w.revision(); now != rev+1 {
+		t.Fatalf("the transaction was not carried out: revision %d, was %d", now, rev)
+	}
+	direct := w.handler("node-1")
+	reply := w.add(direct, request("c"))
+	if now := w.revision(); now != rev+1 || len(reply.Addrs) != 1 || w.consistent() != 1 {
+		t.Errorf("repeated ADD: %v, and revision %d, was %d", reply, now, rev+1)
+	}
+	w.del(direct, request("c"))
+	if w.consistent() != 0 || len(w.endpoints()) != 0 {
+		t.Error("DEL left something behind")
+	}
+}
+
+// cutter passes bytes on between clients and a server, until it drops those on the way back.
+type cutter struct {
+	addr string
+	back atomic.Bool
+}
+
+func newCutter(t *testing.T, to string) *cutter {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{addr: l.Addr().String()}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			wg.Go(func() { pass(server, client, nil) })
+			wg.Go(func() { pass(client, server, &c.back) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return c
+}
+
+// pass copies until either end closes, then closes both.
+func pass(to, from net.Conn, drop *atomic.Bool) {
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		if drop != nil && drop.Load() {
+			continue
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
 	}
 }

@@ -116,7 +116,7 @@ func (p *Plan) Txn() *store.Txn {
 // the commit conflicts if it exists.
 //
 // Blocks of the node come first, then a new one is claimed. Of what the node's affinities may say: one whose block belongs to
-// somebody else, or to nobody, is stale and is deleted; one without a block gets it; one that is not confirmed is confirmed
+// somebody else, or to nobody, is stale and is deleted; one that cannot be read counts for nothing; one without a block gets it; one that is not confirmed is confirmed
 // together with the allocation, which takes the block's revision from under whoever was about to release it.
 //
 // The error is a *Refusal, or the Source's.
@@ -241,6 +241,8 @@ func (p *Plan) confirm(cidr netip.Prefix) {
 	switch {
 	case !known:
 		c.was.Key = api.AffinityKey(p.node, cidr)
+	case c.unreadable():
+		c.was = store.Entry[api.Affinity]{Key: c.was.Key, Rev: c.was.Rev} // to be written over, not merged with
 	case c.now != nil && c.now.Confirmed():
 		if c.now == c.was.Value {
 			p.depend(c.was.Key, c.was.Rev)
@@ -324,7 +326,7 @@ func (p *Plan) adopt(pools []store.Entry[api.IPPool], all []store.Entry[api.Bloc
 			continue
 		}
 		pool, ok := poolOf(pools, cidr)
-		if _, known := p.claims[cidr]; known || !ok || block.Free(e.Value) == 0 {
+		if p.claims[cidr].now != nil || !ok || block.Free(e.Value) == 0 {
 			continue
 		}
 		if _, loaded := p.blocks[cidr]; !loaded {

@@ -15,8 +15,8 @@ type Facts struct {
 	Cluster    store.Entry[api.ClusterInformation]
 	Config     store.Entry[api.IPAMConfig]
 	Pools      []store.Entry[api.IPPool]   // all of them, by name
-	Affinities []store.Entry[api.Affinity] // the node's own, of both families
-	Bad        []error                     // pools and affinities that could not be read, and are missing above
+	Affinities []store.Entry[api.Affinity] // the node's own, of both families; one that cannot be read has a Rev and no Value
+	Bad        []error                     // why pools could not be read, which are missing above
 }
 
 // Source supplies what a Plan starts from. What it says may be out of date: the commit finds out. All methods may be
@@ -53,8 +53,18 @@ func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return Facts{}, err
 	}
-	f.Pools = many[api.IPPool](got[3], &f.Bad)
-	f.Affinities = many[api.Affinity](got[4], &f.Bad)
+	for _, kv := range got[3] {
+		pool, err := store.Decode[api.IPPool](kv)
+		if err != nil {
+			f.Bad = append(f.Bad, err)
+			continue
+		}
+		f.Pools = append(f.Pools, pool)
+	}
+	for _, kv := range got[4] {
+		e, _ := store.Decode[api.Affinity](kv) // unreadable: an entry without a Value
+		f.Affinities = append(f.Affinities, e)
+	}
 	return f, nil
 }
 
@@ -105,17 +115,4 @@ func one[T api.Value](key string, kvs []store.KV) (store.Entry[T], error) {
 		return store.Entry[T]{Key: key}, nil
 	}
 	return store.Decode[T](kvs[0])
-}
-
-func many[T api.Value](kvs []store.KV, bad *[]error) []store.Entry[T] {
-	out := make([]store.Entry[T], 0, len(kvs))
-	for _, kv := range kvs {
-		e, err := store.Decode[T](kv)
-		if err != nil {
-			*bad = append(*bad, err)
-			continue
-		}
-		out = append(out, e)
-	}
-	return out
 }

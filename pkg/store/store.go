@@ -10,6 +10,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -226,12 +227,25 @@ func (t *Txn) PutRaw(key string, value []byte, rev int64) {
 // Put writes v in the place of what e was read as: created if e does not exist, else replaced at e's revision
 // with the fields that T does not know kept.
 func Put[T api.Value](t *Txn, e Entry[T], v *T) {
-	raw, err := api.Encode(v, e.raw)
+	prior := e.raw
+	if e.complete() {
+		prior = nil // nothing to keep: spares the search, which takes ten times as long as the rest for a full block
+	}
+	raw, err := api.Encode(v, prior)
 	if err != nil {
 		t.fail(fmt.Errorf("write %s: %w", e.Key, err))
 		return
 	}
 	t.PutRaw(e.Key, raw, e.Rev)
+}
+
+// complete reports whether Value is all that raw says: no field of it is unknown to T.
+func (e Entry[T]) complete() bool {
+	if e.Value == nil {
+		return false
+	}
+	known, err := api.Encode(e.Value, nil)
+	return err == nil && bytes.Equal(known, e.raw)
 }
 
 // Empty reports whether the transaction would write nothing.
