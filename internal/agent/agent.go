@@ -72,6 +72,19 @@ func (a *Agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.monitor.Run(ctx) })
+	g.Go(func() error { return a.work(ctx, g) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	a.log.Info("agent stopped; what it programmed stays", "node", a.node)
+	return err
+}
+
+// work starts the node and then everything that goes on until ctx ends.
+func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	if err := a.start(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -79,18 +92,11 @@ func (a *Agent) run(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
-	err := g.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
-	}
-	a.log.Info("agent stopped; what it programmed stays", "node", a.node)
-	return err
+	return nil
 }
 
 // open connects to etcd and the kernel.
@@ -127,9 +133,9 @@ func (a *Agent) close() {
 
 // start does what has to be done before the loop, and waits for etcd as long as it takes.
 func (a *Agent) start(ctx context.Context) error {
-	deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Now: time.Now, UUID: uuid.NewString, Log: a.log}
 	waiting := false
 	for {
+		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Now: time.Now, UUID: uuid.NewString, Log: a.log}
 		err := startup.Run(ctx, a.node, a.cfg, deps)
 		if err == nil {
 			a.tunnels.ensure(ctx)

@@ -119,7 +119,7 @@ func explicit(h kernel.Host, text string) (netip.Prefix, error) {
 // detect finds the node's IPv4 address on its devices by an autodetection method.
 func detect(h kernel.Host, method string) (netip.Prefix, error) {
 	name, arg, _ := strings.Cut(method, "=")
-	keep := func(kernel.HostAddr) bool { return true }
+	var keep func(kernel.HostAddr) bool
 	switch name {
 	case "first-found":
 		keep = except(regexp.MustCompile(notForNodes))

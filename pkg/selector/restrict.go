@@ -119,11 +119,11 @@ func requireAny(demands []map[string]Restriction) map[string]Restriction {
 	return result
 }
 
-// either returns what holds where a or b holds, its values unsorted. It reuses a's values.
+// either returns what holds where a or b holds, its values unsorted.
 func either(a, b Restriction) Restriction {
 	r := Restriction{MustBePresent: a.MustBePresent && b.MustBePresent, MustBeAbsent: a.MustBeAbsent && b.MustBeAbsent}
 	if a.MustHaveOneOf != nil && b.MustHaveOneOf != nil {
-		r.MustHaveOneOf = append(a.MustHaveOneOf, b.MustHaveOneOf...)
+		r.MustHaveOneOf = slices.Concat(a.MustHaveOneOf, b.MustHaveOneOf)
 	}
 	return r
 }
