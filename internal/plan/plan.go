@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/hostside"
@@ -28,7 +29,7 @@ type Model struct {
 // Settings are the effective settings of this node.
 type Settings struct {
 	Node         string
-	IPv6         bool
+	IPv6         bool           // do IPv6 where a pool asks for it
 	VXLANEnabled *bool          // nil: when a pool uses VXLAN
 	VXLANPort    uint16         // UDP
 	VXLANVNI     uint32         // VXLAN network identifier
@@ -70,7 +71,8 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
 	c.workloads()
 	families := []bool{false}
-	if s.IPv6 {
+	// Forwarding makes a host deaf to router advertisements, so IPv6 is touched only where pods have it.
+	if s.IPv6 && slices.ContainsFunc(m.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) {
 		c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv6/conf/all/forwarding"}] = "1"
 		families = append(families, true)
 	}

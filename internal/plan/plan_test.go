@@ -69,7 +69,7 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 }
 
 func settings() Settings {
-	return Settings{Node: "node-1", VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
+	return Settings{Node: "node-1", IPv6: true, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
 }
 
 // model reads YAML documents of stored resources.

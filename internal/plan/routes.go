@@ -19,7 +19,7 @@ func (f *family) blocks() {
 		case owner != f.Node:
 			f.remote(b.CIDR, owner)
 		case !b.CIDR.IsSingleIP():
-			f.out.Routes[kernel.RouteKey{Dst: b.CIDR}] = kernel.Route{Type: kernel.Blackhole, Protocol: kernel.RouteProtocol}
+			f.out.Routes[f.key(b.CIDR)] = kernel.Route{Type: kernel.Blackhole, Protocol: kernel.RouteProtocol}
 		}
 		f.borrowed(b, owner)
 	}
@@ -68,7 +68,7 @@ func (f *family) remote(dst netip.Prefix, owner string) {
 	case encapsulated(ipip, near):
 		f.problem(name, "uses IP-in-IP, which this version does not program; no route to %s. Use vxlanMode", owner)
 	case near:
-		f.out.Routes[kernel.RouteKey{Dst: dst}] = kernel.Route{
+		f.out.Routes[f.key(dst)] = kernel.Route{
 			Gateway: addr.Addr(), Dev: f.parent, Onlink: true, Protocol: kernel.RouteProtocol,
 		}
 	default:
@@ -96,7 +96,15 @@ func (f *family) throughVXLAN(dst netip.Prefix, n *api.Node) {
 	if dst.IsSingleIP() && dst.Addr() == gw {
 		r = kernel.Route{Scope: kernel.LinkScope, Dev: f.dev, Protocol: kernel.RouteProtocol}
 	}
-	f.out.Routes[kernel.RouteKey{Dst: dst}] = r
+	f.out.Routes[f.key(dst)] = r
+}
+
+// key names a route to a range. The kernel gives an IPv6 route without metric this one.
+func (f *family) key(dst netip.Prefix) kernel.RouteKey {
+	if f.v6 {
+		return kernel.RouteKey{Dst: dst, Metric: 1024}
+	}
+	return kernel.RouteKey{Dst: dst}
 }
 
 // nth is the address i places after a.
