@@ -22,5 +22,5 @@ func main() {
 		return
 	}
 	plugin := cni.Plugin{Limits: cni.DefaultLimits(), Stdout: os.Stdout}
-	skel.PluginMainFuncs(skel.CNIFuncs{Add: plugin.Add, Del: plugin.Del}, cniversion.All, "CNI network plugin muslin "+version)
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: plugin.Add, Del: plugin.Del, Status: plugin.Status}, cniversion.All, "CNI network plugin muslin "+version)
 }
