@@ -266,19 +266,21 @@ func TestLastReleaseKeepsTheNodesBlock(t *testing.T) {
 }
 
 func TestDamagedBlockStopsOnlyItself(t *testing.T) {
-	w := newWorld(t)
-	w.mustAssign("mine")
-	w.put(blockKey, `{"cidr":7}`)
-	w.pool("pool2", `"cidr":"10.1.0.0/30","blockSize":30`)
-	if a := w.mustAssign("next"); a.Addr().String() != "10.1.0.0" {
-		t.Errorf("address %v", a)
-	}
-	if got := w.get(blockKey); got != `{"cidr":7}` {
-		t.Errorf("the damaged block was changed to %s", got)
-	}
-	p, h := w.plan("node-1", "mine")
-	if _, err := p.Release(w.ctx(), h); err == nil || !strings.Contains(err.Error(), blockKey) {
-		t.Errorf("release from a damaged block: %v", err)
+	for _, damaged := range []string{`{"cidr":7}`, strings.Replace(blockJSON(`"host:node-1"`), "10.0.0.0/30", "10.1.0.0/30", 1)} {
+		w := newWorld(t)
+		w.mustAssign("mine")
+		w.put(blockKey, damaged)
+		w.pool("pool2", `"cidr":"10.1.0.0/30","blockSize":30`)
+		if a := w.mustAssign("next"); a.Addr().String() != "10.1.0.0" {
+			t.Errorf("address %v", a)
+		}
+		if got := w.get(blockKey); got != damaged {
+			t.Errorf("the damaged block was changed to %s", got)
+		}
+		p, h := w.plan("node-1", "mine")
+		if _, err := p.Release(w.ctx(), h); err == nil || !strings.Contains(err.Error(), blockKey) {
+			t.Errorf("release from a damaged block: %v", err)
+		}
 	}
 }
 

@@ -390,7 +390,7 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 	for _, cidr := range cidrs {
 		b := p.blocks[cidr]
 		if b.unreadable() {
-			return nil, fmt.Errorf("read block %v of handle %s: it is not a block's JSON: repair or delete %s", cidr, id, b.was.Key)
+			return nil, fmt.Errorf("read block %v of handle %s: it is damaged: repair or delete %s", cidr, id, b.was.Key)
 		}
 		p.depend(b.was.Key, b.was.Rev)
 		if b.now == nil {
