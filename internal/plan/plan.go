@@ -67,6 +67,9 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 		Model: m, Settings: s, host: h, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
 		out: kernel.NewState(), said: map[Problem]struct{}{},
 	}
+	c.out.Routes = make(map[kernel.RouteKey]kernel.Route, len(m.Blocks)+len(m.Endpoints)) // maps that grow are filled twice
+	c.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(m.Nodes)+len(m.Endpoints))
+	c.out.FDB = make(map[kernel.FDBKey]netip.Addr, len(m.Nodes))
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
 	}
