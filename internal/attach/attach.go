@@ -150,6 +150,9 @@ func (c *Conn) Receive(v any) error {
 		if err == io.EOF && len(line) == 0 {
 			return io.EOF
 		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
 			return fmt.Errorf("receive message: %w", err)
 		}

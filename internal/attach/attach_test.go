@@ -61,3 +61,12 @@ func TestReceiveRefusesWhatIsNoMessage(t *testing.T) {
 		})
 	}
 }
+
+func TestReceiveTellsACutMessageFromAClosedConnection(t *testing.T) {
+	for input, want := range map[string]error{"": io.EOF, `{"mac":`: io.ErrUnexpectedEOF} {
+		var r Reply
+		if err := NewConn(&wire{Reader: strings.NewReader(input)}).Receive(&r); !errors.Is(err, want) {
+			t.Errorf("after %q: %v, want %v", input, err, want)
+		}
+	}
+}

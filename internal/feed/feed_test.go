@@ -293,6 +293,22 @@ func TestBadValueIsNamedAndStopsNothing(t *testing.T) {
 	r.wantFresh(s)
 }
 
+func TestBlockOfARangeThatNoneHasIsBad(t *testing.T) {
+	r := newRig(t)
+	r.run()
+	var rev int64
+	for path, cidr := range map[string]string{"0.0.0.0-0": "0.0.0.0/0", "10.0.0.0-8": "10.0.0.0/8", "10.0.0.1-26": "10.0.0.1/26", "10.0.0.0-26": "10.0.0.0/26", "10.0.16.0-20": "10.0.16.0/20"} {
+		rev = r.put(api.BlocksPrefix(false)+path, fmt.Sprintf(`{"cidr":%q,"affinity":"host:node-2"}`, cidr))
+	}
+	var good []string
+	for key := range r.at(rev).Blocks() {
+		good = append(good, strings.TrimPrefix(key, api.BlocksPrefix(false)))
+	}
+	if diff := cmp.Diff([]string{"10.0.0.0-26", "10.0.16.0-20"}, good); diff != "" {
+		t.Errorf("blocks (-want +got):\n%s", diff)
+	}
+}
+
 func TestRestartOfEtcdIsSurvivedAndToldOnce(t *testing.T) {
 	r := newRig(t)
 	r.run()

@@ -9,6 +9,7 @@ import (
 	"github.com/tidwall/btree"
 
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam/block"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -206,7 +207,7 @@ func newState() *state {
 		FelixConfigs: object(func(v *api.FelixConfiguration) api.Object { return v }),
 		Profiles:     object(func(v *api.Profile) api.Object { return v }),
 		Tiers:        object(func(v *api.Tier) api.Object { return v }),
-		Blocks:       &values[api.Block]{check: checkBlock},
+		Blocks:       &values[api.Block]{check: block.CheckKey},
 		Affinities:   &values[api.Affinity]{check: checkAffinity},
 		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck},
 	}}

@@ -130,17 +130,6 @@ func object[T api.Value](as func(*T) api.Object) *values[T] {
 	}}
 }
 
-func checkBlock(key string, b *api.Block) error {
-	cidr, err := api.ParseBlockKey(key)
-	if err != nil {
-		return err
-	}
-	if b.CIDR != cidr {
-		return fmt.Errorf("the block says that it is %v", b.CIDR)
-	}
-	return nil
-}
-
 func checkAffinity(key string, _ *api.Affinity) error {
 	_, _, err := api.ParseAffinityKey(key)
 	return err

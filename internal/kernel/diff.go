@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"errors"
-	"maps"
 	"slices"
 )
 
@@ -25,33 +24,31 @@ func DiffFunc[K comparable, V comparable](have, want map[K]V, same func(key K, h
 		h, ok := have[k]
 		switch {
 		case !ok:
-			out = append(out, Change[K, V]{Key: k, New: &w})
+			out = append(out, Change[K, V]{Key: k, New: ptr(w)})
 		case !same(k, h, w):
-			out = append(out, Change[K, V]{Key: k, Old: &h, New: &w})
+			out = append(out, Change[K, V]{Key: k, Old: ptr(h), New: ptr(w)})
 		}
 	}
 	for k, h := range have {
 		if _, ok := want[k]; !ok {
-			out = append(out, Change[K, V]{Key: k, Old: &h})
+			out = append(out, Change[K, V]{Key: k, Old: ptr(h)})
 		}
 	}
 	return out
 }
 
-// Patch returns what have becomes when the changes are made. have is not modified.
-func Patch[K comparable, V comparable](have map[K]V, changes []Change[K, V]) map[K]V {
-	out := maps.Clone(have)
-	if out == nil {
-		out = map[K]V{}
-	}
+// ptr is a pointer to a copy, made only where there is a change: the address of a loop's variable would be allocated for each object.
+func ptr[V any](v V) *V { return &v }
+
+// Patch makes the changes in have, which must not be nil.
+func Patch[K comparable, V comparable](have map[K]V, changes []Change[K, V]) {
 	for _, c := range changes {
 		if c.New == nil {
-			delete(out, c.Key)
+			delete(have, c.Key)
 			continue
 		}
-		out[c.Key] = *c.New
+		have[c.Key] = *c.New
 	}
-	return out
 }
 
 // Failure is a change that could not be made, and why.

@@ -12,16 +12,17 @@ import (
 type family struct {
 	*computation
 	v6     bool
-	vxlan  bool         // some pool of the family uses VXLAN
-	mtu    int          // of the VXLAN device
-	self   netip.Prefix // this node's address with its subnet; invalid if unknown
-	parent kernel.Dev   // the device that holds it; zero if none
-	dev    kernel.Dev   // the VXLAN device, if tunnel
-	tunnel bool         // the VXLAN device is there and up, so that routes can hang on it
+	vxlan  bool            // some pool of the family uses VXLAN
+	mtu    int             // of the VXLAN device
+	self   netip.Prefix    // this node's address with its subnet; invalid if unknown
+	parent kernel.Dev      // the device that holds it; zero if none
+	dev    kernel.Dev      // the VXLAN device, if tunnel
+	tunnel bool            // the VXLAN device is there and up, so that routes can hang on it
+	vteps  map[string]bool // nodes whose VXLAN device we reach through ours
 }
 
 func (c *computation) family(v6 bool, hostMTU int) *family {
-	f := &family{computation: c, v6: v6}
+	f := &family{computation: c, v6: v6, vteps: map[string]bool{}}
 	for _, p := range c.Pools {
 		f.vxlan = f.vxlan || p.Spec.CIDR.Addr().Is6() == v6 && p.Spec.VXLANMode != api.Never
 	}
@@ -101,11 +102,26 @@ func (f *family) vtep(n *api.Node) {
 		return
 	}
 	mac, ok := f.vtepMAC(n)
-	if !ok {
-		return
+	key := kernel.NeighKey{Dev: f.dev, Addr: tunnel}
+	_, taken := f.out.Neighs[key]
+	switch {
+	case !ok || f.ours(n, addr):
+	case taken || tunnel == tunnelAddr(f.nodes[f.Node], f.v6):
+		f.problem("Node("+n.Metadata.Name+")", "has the VXLAN tunnel address %v of another node; remove it from the Node, and its agent allocates one", tunnel)
+	default:
+		f.out.Neighs[key] = mac
+		f.out.FDB[kernel.FDBKey{Dev: f.dev, MAC: mac}] = addr.Addr()
+		f.vteps[n.Metadata.Name] = true
 	}
-	f.out.Neighs[kernel.NeighKey{Dev: f.dev, Addr: tunnel}] = mac
-	f.out.FDB[kernel.FDBKey{Dev: f.dev, MAC: mac}] = addr.Addr()
+}
+
+// ours reports whether another node's address is our own: it cannot be reached then, and the kernel refuses such routes.
+func (f *family) ours(n *api.Node, addr netip.Prefix) bool {
+	if addr.Addr() != f.self.Addr() {
+		return false
+	}
+	f.problem("Node("+n.Metadata.Name+")", "has the address %v of this node; correct it, or delete the Node if it is this host's old name", addr.Addr())
+	return true
 }
 
 func (f *family) vtepMAC(n *api.Node) (kernel.MAC, bool) {
@@ -123,9 +139,14 @@ func (f *family) vtepMAC(n *api.Node) (kernel.MAC, bool) {
 	return mac, err == nil
 }
 
+// tunnelAddr is the address of a node's VXLAN device; the zero Addr if it has none of the family.
 func tunnelAddr(n *api.Node, v6 bool) netip.Addr {
+	a := n.Spec.IPv4VXLANTunnelAddr
 	if v6 {
-		return n.Spec.IPv6VXLANTunnelAddr
+		a = n.Spec.IPv6VXLANTunnelAddr
 	}
-	return n.Spec.IPv4VXLANTunnelAddr
+	if a.Is6() != v6 {
+		return netip.Addr{}
+	}
+	return a
 }

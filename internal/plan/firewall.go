@@ -96,13 +96,25 @@ func (f *family) addresses(own bool) []netip.Prefix {
 }
 
 func (f *family) set(name string, members []netip.Prefix) {
-	slices.SortFunc(members, netip.Prefix.Compare)
-	members = slices.Compact(members)
+	members = slices.Compact(slices.SortedFunc(slices.Values(halved(members)), netip.Prefix.Compare))
 	text := make([]string, len(members))
 	for i, m := range members {
 		text[i] = m.String()
 	}
 	f.out.Sets[kernel.SetKey(name)] = kernel.Set{Members: strings.Join(text, ",")}
+}
+
+// halved replaces a range of all IPv4 addresses, which an ipset cannot hold, by its halves.
+func halved(ranges []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, r := range ranges {
+		if r.Bits() > 0 {
+			out = append(out, r)
+			continue
+		}
+		out = append(out, netip.PrefixFrom(r.Addr(), 1), netip.PrefixFrom(netip.AddrFrom4([4]byte{128}), 1))
+	}
+	return out
 }
 
 func (f *family) chain(table, name string, rules ...string) {

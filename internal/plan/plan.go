@@ -64,12 +64,20 @@ const (
 
 // Compute returns the state that the node's kernel should have. Inputs are not modified.
 func Compute(m Model, s Settings, h kernel.Host) Result {
-	c := &computation{Model: m, Settings: s, host: h, nodes: map[string]*api.Node{}, out: kernel.NewState(), said: map[Problem]struct{}{}}
+	c := &computation{
+		Model: m, Settings: s, host: h, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
+		out: kernel.NewState(), said: map[Problem]struct{}{},
+	}
+	c.out.Routes = make(map[kernel.RouteKey]kernel.Route, len(m.Blocks)+len(m.Endpoints)) // maps that grow are filled twice
+	c.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(m.Nodes)+len(m.Endpoints))
+	c.out.FDB = make(map[kernel.FDBKey]netip.Addr, len(m.Nodes))
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
 	}
 	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
-	c.workloads()
+	for _, e := range m.Endpoints {
+		c.workload(e)
+	}
 	families := []bool{false}
 	// Forwarding makes a host deaf to router advertisements, so IPv6 is touched only where pods have it.
 	if s.IPv6 && slices.ContainsFunc(m.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) {
@@ -98,6 +106,7 @@ type computation struct {
 	Settings
 	host     kernel.Host
 	nodes    map[string]*api.Node
+	local    map[netip.Addr]string // the endpoint that has the address
 	out      kernel.State
 	problems []Problem
 	said     map[Problem]struct{}
@@ -112,45 +121,46 @@ func (c *computation) problem(object, format string, args ...any) {
 	c.problems = append(c.problems, p)
 }
 
-// workloads adds what the local endpoints need. An endpoint whose device is not there or not up yet waits for it.
-func (c *computation) workloads() {
-	holder := map[netip.Addr]string{}
-	for _, e := range c.Endpoints {
-		name := "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
-		w := hostside.Workload{}
-		for _, p := range e.Spec.IPNetworks {
-			if !p.IsValid() || !p.IsSingleIP() {
-				c.problem(name, "spec.ipNetworks: %v is not a single address; re-create the pod", p)
-				continue
-			}
-			if !c.IPv6 && p.Addr().Is6() {
-				continue
-			}
-			if first, taken := holder[p.Addr()]; taken {
-				c.problem(name, "address %v belongs to %s too, which keeps it; re-create this pod", p.Addr(), first)
-				continue
-			}
-			holder[p.Addr()] = name
-			w.Addrs = append(w.Addrs, p.Addr())
+// workload adds what a local endpoint needs. One whose device is not there or not up yet waits for it.
+func (c *computation) workload(e *api.WorkloadEndpoint) {
+	name := "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
+	if !strings.HasPrefix(e.Spec.InterfaceName, kernel.WorkloadPrefix) {
+		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, kernel.WorkloadPrefix)
+		return
+	}
+	w := hostside.Workload{Addrs: c.addrs(name, e)}
+	if e.Spec.MAC != "" {
+		mac, err := kernel.ParseMAC(e.Spec.MAC)
+		if err != nil {
+			c.problem(name, "spec.mac: %v", err)
 		}
-		if e.Spec.MAC != "" {
-			mac, err := kernel.ParseMAC(e.Spec.MAC)
-			if err != nil {
-				c.problem(name, "spec.mac: %v", err)
-			}
-			w.MAC = mac
-		}
-		if !strings.HasPrefix(e.Spec.InterfaceName, kernel.WorkloadPrefix) {
-			c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, kernel.WorkloadPrefix)
-			continue
-		}
-		dev, up := c.host.Dev(e.Spec.InterfaceName)
-		if !up {
-			continue
-		}
-		w.Dev = dev
+		w.MAC = mac
+	}
+	var up bool
+	if w.Dev, up = c.host.Dev(e.Spec.InterfaceName); up {
 		w.Add(c.out)
 	}
+}
+
+// addrs lists the addresses that a local endpoint has to itself, the first that asks for one.
+func (c *computation) addrs(name string, e *api.WorkloadEndpoint) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range e.Spec.IPNetworks {
+		if !p.IsValid() || !p.IsSingleIP() {
+			c.problem(name, "spec.ipNetworks: %v is not a single address; re-create the pod", p)
+			continue
+		}
+		if !c.IPv6 && p.Addr().Is6() {
+			continue
+		}
+		if first, taken := c.local[p.Addr()]; taken {
+			c.problem(name, "address %v belongs to %s too, which keeps it; re-create this pod", p.Addr(), first)
+			continue
+		}
+		c.local[p.Addr()] = name
+		out = append(out, p.Addr())
+	}
+	return out
 }
 
 // hostMTU is the smallest MTU of the devices that may carry traffic between nodes: of those that are live, or while an uplink has lost

@@ -40,8 +40,11 @@ func (f *family) borrowed(b *api.Block, owner string) {
 	}
 }
 
-// remote adds the route to a range that is used on another node.
+// remote adds the route to a range that is used on another node. The address of a pod of ours is not, whatever its block says.
 func (f *family) remote(dst netip.Prefix, owner string) {
+	if _, here := f.local[dst.Addr()]; here && dst.IsSingleIP() {
+		return
+	}
 	object := "Node(" + owner + ")"
 	n := f.nodes[owner]
 	if n == nil {
@@ -53,7 +56,7 @@ func (f *family) remote(dst netip.Prefix, owner string) {
 		f.problem(object, "owns %v but has no address of that family; no route until its agent has started", dst)
 		return
 	}
-	if f.parent == (kernel.Dev{}) {
+	if f.parent == (kernel.Dev{}) || f.ours(n, addr) {
 		return
 	}
 	near := f.self.Contains(addr.Addr())
@@ -89,7 +92,7 @@ func (f *family) throughVXLAN(dst netip.Prefix, n *api.Node) {
 		f.problem("Node("+n.Metadata.Name+")", "has no VXLAN tunnel address yet; no route to %v until its agent has allocated one", dst)
 		return
 	}
-	if !f.tunnel {
+	if !f.tunnel || !f.vteps[n.Metadata.Name] {
 		return
 	}
 	r := kernel.Route{Gateway: gw, Dev: f.dev, Onlink: true, Protocol: kernel.RouteProtocol}

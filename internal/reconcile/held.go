@@ -2,5 +2,5 @@ package reconcile
 
 import "github.com/muslin-cni/muslin/internal/kernel"
 
-// Routes returns the routes that the kernel is known to hold. The map is not modified afterwards; do not modify it either.
+// Routes returns the routes that the kernel is known to hold. The map is good until the next call of a method; do not modify it.
 func (r *Reconciler) Routes() map[kernel.RouteKey]kernel.Route { return r.routes.confirmed }

@@ -192,7 +192,7 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 		r.sysctls.forget(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
 	}
 	if e.Lost {
-		r.MarkDirty(Links, Addrs, Neighs, FDB, Routes)
+		r.MarkDirty(Sysctls, Links, Addrs, Neighs, FDB, Routes)
 	}
 	if e.RoutesLost {
 		r.MarkDirty(Routes)
@@ -202,7 +202,7 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 	r.neighs.observe(e.Neighs)
 	r.fdb.observe(e.FDB)
 	r.routes.observe(e.Routes)
-	return r.links.dirty || r.addrs.dirty || r.neighs.dirty || r.fdb.dirty || r.routes.dirty
+	return r.sysctls.dirty || r.links.dirty || r.addrs.dirty || r.neighs.dirty || r.fdb.dirty || r.routes.dirty
 }
 
 // flushed drops what the kernel drops when a device is set down.

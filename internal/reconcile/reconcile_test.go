@@ -48,7 +48,7 @@ func (f *fake[K, V]) Apply(_ context.Context, changes []kernel.Change[K, V]) err
 		if f.broken[c.Key] != nil {
 			return f.broken[c.Key]
 		}
-		f.have = kernel.Patch(f.have, []kernel.Change[K, V]{c})
+		kernel.Patch(f.have, []kernel.Change[K, V]{c})
 		return nil
 	})
 }
@@ -286,6 +286,24 @@ func TestObjectsWithoutMarkAreReadBeforeTheyAreWritten(t *testing.T) {
 	f.listErr = errors.New("unreadable")
 	if _, err := r.Apply(t.Context(), s); !errors.Is(err, f.listErr) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A device that leaves the namespace and comes back keeps its index, and has its settings reset.
+func TestSettingsAreReadAgainWhenEventsWereLost(t *testing.T) {
+	var journal []string
+	f := unmarked{newFake[kernel.SysctlKey, string]("sysctl", &journal)}
+	r := New(Tables{Sysctls: f}, silent())
+	mustRefresh(t, r)
+	key := kernel.SysctlKey{Path: "net/ipv4/conf/cali0/proxy_arp", Index: 7}
+	s := kernel.NewState()
+	s.Sysctls[key] = "1"
+	mustApply(t, r, s)
+	f.have[key] = "0"
+	r.Observe(kernel.Events{Lost: true})
+	mustRefresh(t, r)
+	if mustApply(t, r, s); f.have[key] != "1" {
+		t.Errorf("the setting is %s", f.have[key])
 	}
 }
 

@@ -97,7 +97,7 @@ func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V]) 
 	}
 	err = x.t.Apply(ctx, changes)
 	if err == nil {
-		x.confirmed = kernel.Patch(x.confirmed, changes)
+		kernel.Patch(x.confirmed, changes)
 		return nil, len(changes), nil
 	}
 	x.dirty = true
@@ -113,7 +113,7 @@ func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V]) 
 		bad[k] = true
 	}
 	done := slices.DeleteFunc(slices.Clone(changes), func(c kernel.Change[K, V]) bool { return bad[c.Key] })
-	x.confirmed = kernel.Patch(x.confirmed, done)
+	kernel.Patch(x.confirmed, done)
 	return failed, len(done), err
 }
 

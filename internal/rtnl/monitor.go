@@ -18,8 +18,12 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
-// eventBuffer is the size of the socket's buffer in bytes, about 10 000 events. When it overflows everything is read anew.
-const eventBuffer = 8 << 20
+const (
+	// eventBuffer is the size of the socket's buffer in bytes, about 10 000 events. When it overflows everything is read anew.
+	eventBuffer = 8 << 20
+	// maxEvents bounds the events that wait to be fetched, as while an agent waits for etcd. Beyond it everything is to be listed.
+	maxEvents = 1 << 14
+)
 
 // Monitor keeps the host facts of one network namespace up to date and collects what happens to our objects in it.
 // Host, Events and Changed may be used by any goroutine.
@@ -28,6 +32,7 @@ type Monitor struct {
 	s       *nl.NetlinkSocket
 	log     *slog.Logger
 	changed chan struct{}
+	closing sync.Mutex // held to close s, and to use its number
 
 	mu       sync.Mutex
 	devices  map[int]device
@@ -59,10 +64,10 @@ func NewMonitor(ctx context.Context, c *Conn, log *slog.Logger) (*Monitor, error
 
 // Run follows the events until ctx is done, and then returns nil. It may be called once.
 func (m *Monitor) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, m.s.Close)
+	stop := context.AfterFunc(ctx, m.close)
 	defer func() {
 		if stop() {
-			m.s.Close()
+			m.close()
 		}
 	}()
 	for {
@@ -72,7 +77,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			return nil
 		case is(err, unix.ENOBUFS):
 			m.log.Warn("netlink events were lost, reading everything anew")
-			if err := m.resync(ctx); err != nil && ctx.Err() == nil {
+			if err := m.startOver(ctx); err != nil && ctx.Err() == nil {
 				return fmt.Errorf("read host facts after lost events: %w", err)
 			}
 		case is(err, unix.EINTR, unix.EAGAIN):
@@ -120,6 +125,39 @@ func (m *Monitor) Events() kernel.Events {
 // Changed receives a value when Host or Events have something new. Many changes may give one value.
 func (m *Monitor) Changed() <-chan struct{} { return m.changed }
 
+// startOver makes up for lost events. The kernel goes on dropping events, without a word, until the socket has been read empty: only
+// after that can be read anew what they would have said.
+func (m *Monitor) startOver(ctx context.Context) error {
+	if err := m.drain(ctx); err != nil {
+		return err
+	}
+	return m.resync(ctx)
+}
+
+// drain reads and discards what the socket holds. It does not wait.
+func (m *Monitor) drain(ctx context.Context) error {
+	m.closing.Lock()
+	defer m.closing.Unlock()
+	buf := make([]byte, nl.RECEIVE_BUFFER_SIZE)
+	for ctx.Err() == nil {
+		_, _, err := unix.Recvfrom(m.s.GetFd(), buf, unix.MSG_DONTWAIT)
+		switch {
+		case is(err, unix.EAGAIN):
+			return nil
+		case err != nil && !is(err, unix.ENOBUFS, unix.EINTR):
+			return fmt.Errorf("read netlink socket: %w", err)
+		}
+	}
+	return ctx.Err()
+}
+
+// close closes the socket, which ends a Receive, but not under a drain, which uses its number.
+func (m *Monitor) close() {
+	m.closing.Lock()
+	defer m.closing.Unlock()
+	m.s.Close()
+}
+
 // resync reads devices and addresses anew and says that events were lost.
 func (m *Monitor) resync(ctx context.Context) error {
 	devices, err := m.c.devices(ctx)
@@ -162,9 +200,20 @@ func (m *Monitor) take(msgs []syscall.NetlinkMessage) {
 		}
 		wake = wake || news
 	}
+	m.bound()
 	if wake {
 		m.wake()
 	}
+}
+
+// bound makes of too many events one that says that everything may have changed.
+func (m *Monitor) bound() {
+	e := m.events
+	if len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes) <= maxEvents {
+		return
+	}
+	m.events = kernel.NewEvents()
+	m.events.Lost = true
 }
 
 func (m *Monitor) one(msg syscall.NetlinkMessage) (news bool, err error) {
@@ -197,6 +246,9 @@ func (m *Monitor) link(d device) (news bool) {
 	if known && old.admin && !d.admin {
 		m.events.Down = append(m.events.Down, d.dev())
 		m.forget(d.host.Index)
+	}
+	if known && old.name != d.name && ourTunnel(old.name) {
+		m.events.Links[old.name] = nil
 	}
 	if ourTunnel(d.name) {
 		m.events.Links[d.name] = m.describe(d)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
 )
@@ -22,15 +24,7 @@ func watch(t *testing.T, h host) *Monitor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("monitor ended: %v", err)
-		}
-	})
+	run(t, m)
 	if !m.Events().Lost {
 		t.Error("a new monitor does not say that everything must be listed")
 	}
@@ -192,8 +186,9 @@ func TestEventsReportDevicesThatTakeThingsWithThem(t *testing.T) {
 	seen(t, m, "the removed device", func(e kernel.Events) bool { return slices.Contains(e.Gone, cali0) })
 }
 
-func TestLostEventsAreMadeUpFor(t *testing.T) {
-	h := newHost(t)
+// overflown is a monitor that does not run yet and whose socket has lost events of addresses: it holds 172.31.0.1 to 172.31.0.50.
+func overflown(t *testing.T, h host) *Monitor {
+	t.Helper()
 	var m *Monitor
 	var err error
 	h.NS.Do(func() { m, err = NewMonitor(t.Context(), h.Conn, slog.New(slog.DiscardHandler)) })
@@ -207,20 +202,78 @@ func TestLostEventsAreMadeUpFor(t *testing.T) {
 	for i := range 50 {
 		h.Exec("ip", "addr", "add", fmt.Sprintf("172.31.0.%d/32", i+1), "dev", "eth0")
 	}
+	return m
+}
+
+// run runs a monitor until the test ends.
+func run(t *testing.T, m *Monitor) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("monitor ended: %v", err)
+		}
+	})
+}
+
+// knows waits until the monitor knows an address.
+func knows(t *testing.T, m *Monitor, addr string) {
+	t.Helper()
 	nettest.Eventually(t, func() error {
-		if _, ok := m.Host().Holder(netip.MustParseAddr("172.31.0.50")); !ok {
-			return errors.New("the last address is unknown")
+		if _, ok := m.Host().Holder(netip.MustParseAddr(addr)); !ok {
+			return fmt.Errorf("%s is unknown", addr)
 		}
 		return nil
 	})
+}
+
+func TestLostEventsAreMadeUpFor(t *testing.T) {
+	h := newHost(t)
+	m := overflown(t, h)
+	run(t, m)
+	knows(t, m, "172.31.0.50")
 	if !m.Events().Lost {
 		t.Error("lost events are not reported")
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+}
+
+// The kernel drops every further event until the socket has been read empty, and does not say so again.
+func TestWhatHappensRightAfterALossIsSeen(t *testing.T) {
+	h := newHost(t)
+	m := overflown(t, h)
+	if _, _, err := m.s.Receive(); !errors.Is(err, unix.ENOBUFS) {
+		t.Fatalf("the socket says %v, want that events were lost", err)
+	}
+	if err := m.startOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.Exec("ip", "addr", "add", "172.31.1.1/32", "dev", "eth0")
+	run(t, m)
+	knows(t, m, "172.31.1.1")
+}
+
+func TestDeviceThatIsRenamedAwayIsGone(t *testing.T) {
+	nettest.Need(t, "vxlan")
+	h := newHost(t)
+	mustBecome(t, h.Links(), map[string]kernel.Link{kernel.VXLANDevice: h.tunnel()})
+	m := watch(t, h)
+	h.Exec("ip", "link", "set", kernel.VXLANDevice, "name", "stolen")
+	seen(t, m, "the device that lost its name", func(e kernel.Events) bool {
+		l, reported := e.Links[kernel.VXLANDevice]
+		return reported && l == nil
+	})
+}
+
+func TestEventsThatNobodyFetchesAreBounded(t *testing.T) {
+	m := &Monitor{changed: make(chan struct{}, 1), devices: map[int]device{}, events: kernel.NewEvents()}
+	for i := range 3 * maxEvents {
+		m.devices[i] = device{name: "d", host: kernel.HostLink{Index: i}}
+		m.linkGone(m.devices[i])
+		m.bound()
+	}
+	if e := m.Events(); !e.Lost || len(e.Gone) > maxEvents {
+		t.Errorf("lost %v, %d devices gone; want a loss and at most %d", e.Lost, len(e.Gone), maxEvents)
 	}
 }

@@ -70,6 +70,7 @@ func ourRoute(r kernel.Route) bool {
 // Apply adds, replaces and removes routes, the removals last, so that a destination that moves from one route to another has
 // one at every moment. A route that is not ours is never overwritten: then the new one is refused.
 func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteKey, kernel.Route]) error {
+	x := routing{Routes: t}
 	return kernel.Each(changes, func(c kernel.Change[kernel.RouteKey, kernel.Route]) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("change route to %v: %w", c.Key.Dst, err)
@@ -78,34 +79,50 @@ func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteK
 		case c.New == nil:
 			return t.remove(c.Key, *c.Old)
 		case c.Old == nil:
-			return t.add(ctx, c.Key, *c.New)
+			return x.add(ctx, c.Key, *c.New)
 		default:
 			return t.replace(c.Key, *c.New)
 		}
 	})
 }
 
-func (t Routes) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) error {
-	err := t.c.h.RouteAdd(encodeRoute(k, r))
+// routing is one Apply.
+type routing struct {
+	Routes
+	foreign map[kernel.RouteKey]kernel.Route // nil until it is needed
+}
+
+func (x *routing) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) error {
+	err := x.c.h.RouteAdd(encodeRoute(k, r))
 	if !is(err, unix.EEXIST) {
 		return putError(k, r, err)
 	}
 	// Nobody told us of this route. It may still be ours: made since the list, or by a request whose answer was lost.
-	var inTheWay *kernel.Route
-	err = t.all(ctx, func(have route) {
-		if have.key == k && !ourRoute(have.val) {
-			inTheWay = &have.val
-		}
-	})
-	if err != nil {
+	if err := x.listForeign(ctx); err != nil {
 		return putError(k, r, err)
 	}
-	if inTheWay != nil {
-		text := kernel.RouteText(k, *inTheWay)
+	if inTheWay, ok := x.foreign[k]; ok {
+		text := kernel.RouteText(k, inTheWay)
 		return fmt.Errorf("add route %s: there is already %q, which is not ours; if it is not needed, `ip route del %s`",
 			kernel.RouteText(k, r), text, text)
 	}
-	return t.replace(k, r)
+	return x.replace(k, r)
+}
+
+func (x *routing) listForeign(ctx context.Context) error {
+	if x.foreign != nil {
+		return nil
+	}
+	foreign := map[kernel.RouteKey]kernel.Route{}
+	err := x.all(ctx, func(have route) {
+		if !ourRoute(have.val) {
+			foreign[have.key] = have.val
+		}
+	})
+	if err == nil {
+		x.foreign = foreign
+	}
+	return err
 }
 
 // replace relies on the kernel taking (destination, metric) for a route's identity, and swapping the rest in one step.

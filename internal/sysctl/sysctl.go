@@ -20,11 +20,10 @@ import (
 // which opens the file is in.
 const Root = "/proc/sys"
 
-// Table is the table of the settings that we want. Settings carry no mark: the table knows only those that it was told of, by Read
-// or Apply. Nothing is ever removed: a setting that is no longer wanted keeps its value. For one caller at a time.
+// Table is the table of the settings that we want. Nothing is ever removed: a setting that is no longer wanted keeps its value. Any
+// goroutine may use it.
 type Table struct {
-	root  *os.Root // keeps a device's name from leading outside
-	known map[kernel.SysctlKey]bool
+	root *os.Root // keeps a device's name from leading outside
 }
 
 // Open opens the settings below a folder, Root but in tests.
@@ -33,28 +32,16 @@ func Open(root string) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open kernel settings: %w", err)
 	}
-	return &Table{root: r, known: map[kernel.SysctlKey]bool{}}, nil
+	return &Table{root: r}, nil
 }
 
 // Close releases the folder.
 func (t *Table) Close() error { return t.root.Close() }
 
-// List reads the settings that the table knows. Those of a device that is gone are left out, and forgotten.
-func (t *Table) List(ctx context.Context) (map[kernel.SysctlKey]string, error) {
-	keys := make([]kernel.SysctlKey, 0, len(t.known))
-	for k := range t.known {
-		keys = append(keys, k)
-	}
-	out, err := t.Read(ctx, keys)
-	for _, k := range keys {
-		if _, ok := out[k]; !ok && err == nil {
-			delete(t.known, k)
-		}
-	}
-	return out, err
-}
+// List finds nothing: settings carry no mark. Read tells of those that somebody wants.
+func (t *Table) List(context.Context) (map[kernel.SysctlKey]string, error) { return nil, nil }
 
-// Read reads settings and knows them from now on. Those that are not there are left out.
+// Read reads settings. Those that are not there are left out.
 func (t *Table) Read(ctx context.Context, keys []kernel.SysctlKey) (map[kernel.SysctlKey]string, error) {
 	out := make(map[kernel.SysctlKey]string, len(keys))
 	for _, k := range keys {
@@ -68,7 +55,6 @@ func (t *Table) Read(ctx context.Context, keys []kernel.SysctlKey) (map[kernel.S
 		if err != nil {
 			return nil, fmt.Errorf("read kernel setting %s: %w", k.Path, err)
 		}
-		t.known[k] = true
 		out[k] = strings.Join(strings.Fields(string(b)), " ") // the kernel puts tabs between several values
 	}
 	return out, nil
@@ -86,7 +72,6 @@ func (t *Table) Apply(ctx context.Context, changes []kernel.Change[kernel.Sysctl
 			return fmt.Errorf("set %s: %w", c.Key.Path, err)
 		}
 		if c.New == nil {
-			delete(t.known, c.Key)
 			return nil
 		}
 		return t.write(c.Key, *c.New)
@@ -104,7 +89,6 @@ func (t *Table) write(k kernel.SysctlKey, value string) error {
 	if err != nil {
 		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)
 	}
-	t.known[k] = true
 	_, err = f.WriteString(value + "\n")
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)

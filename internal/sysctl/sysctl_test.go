@@ -1,8 +1,10 @@
 package sysctl
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,7 +46,7 @@ func TestSettingsRoundTripOnTheKernel(t *testing.T) {
 		if err := x.Apply(t.Context(), kernel.Diff(nil, want)); err != nil {
 			t.Error(err)
 		}
-		got, err := x.List(t.Context())
+		got, err := x.Read(t.Context(), slices.Collect(maps.Keys(want)))
 		if err != nil {
 			t.Error(err)
 		}
@@ -126,5 +128,22 @@ func TestRemovalKeepsTheValue(t *testing.T) {
 	}
 	if have, err := x.List(t.Context()); err != nil || len(have) != 0 {
 		t.Errorf("still lists %v, %v", have, err)
+	}
+}
+
+func TestRemadeDevicesLeaveNothingBehind(t *testing.T) {
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "x"), []byte("0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	x := open(t, root)
+	for index := range 10 {
+		want := map[kernel.SysctlKey]string{{Path: "x", Index: index + 1}: "1"}
+		if err := x.Apply(t.Context(), kernel.Diff(nil, want)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if have, err := x.List(t.Context()); err != nil || len(have) > 1 {
+		t.Errorf("one setting is listed as %v, %v", have, err)
 	}
 }

@@ -140,6 +140,12 @@ func TestNodeAddress(t *testing.T) {
 	if p, ok := n.Address(true); !ok || p != netip.MustParsePrefix("fd00::5/128") {
 		t.Errorf("IPv6 %v %t", p, ok)
 	}
+	n.Spec.BGP.IPv4Address, n.Spec.BGP.IPv6Address = n.Spec.BGP.IPv6Address, n.Spec.BGP.IPv4Address
+	for _, v6 := range []bool{false, true} {
+		if p, ok := n.Address(v6); ok {
+			t.Errorf("in the wrong field: %v", p)
+		}
+	}
 	n.Spec.BGP = nil
 	if p, ok := n.Address(false); ok {
 		t.Errorf("without BGP: %v", p)

@@ -152,7 +152,8 @@ type NodeStatus struct{}
 // KindOf describes Node.
 func (*Node) KindOf() Kind { return Kind{"Node", "nodes", false} }
 
-// Address returns the node's address of the family with its subnet; ok is false when it has none.
+// Address returns the node's address of the family with its subnet; ok is false when it has none. An address that stands in the
+// field of the other family counts for none.
 func (n *Node) Address(v6 bool) (p netip.Prefix, ok bool) {
 	if n.Spec.BGP == nil {
 		return netip.Prefix{}, false
@@ -161,7 +162,7 @@ func (n *Node) Address(v6 bool) (p netip.Prefix, ok bool) {
 	if v6 {
 		p = n.Spec.BGP.IPv6Address.Prefix
 	}
-	return p, p.IsValid()
+	return p, p.IsValid() && p.Addr().Is6() == v6
 }
 
 // WorkloadEndpoint is a pod's (or container's) attachment to the network.

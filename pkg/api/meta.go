@@ -18,7 +18,8 @@ type ObjectMeta struct {
 	UID       string `json:"uid,omitempty"`       // random UUID, set once at creation
 	// ResourceVersion is etcd's ModRevision in decimal. It is shown to users and never stored.
 	ResourceVersion   string            `json:"resourceVersion,omitempty"`
-	CreationTimestamp time.Time         `json:"creationTimestamp,omitzero"` // UTC, whole seconds
+	CreationTimestamp time.Time         `json:"creationTimestamp,omitzero"`  // UTC, whole seconds
+	DeletionTimestamp *time.Time        `json:"deletionTimestamp,omitempty"` // nil: not being deleted
 	Labels            map[string]string `json:"labels,omitempty"`
 	Annotations       map[string]string `json:"annotations,omitempty"`
 }

@@ -266,19 +266,21 @@ func TestLastReleaseKeepsTheNodesBlock(t *testing.T) {
 }
 
 func TestDamagedBlockStopsOnlyItself(t *testing.T) {
-	w := newWorld(t)
-	w.mustAssign("mine")
-	w.put(blockKey, `{"cidr":7}`)
-	w.pool("pool2", `"cidr":"10.1.0.0/30","blockSize":30`)
-	if a := w.mustAssign("next"); a.Addr().String() != "10.1.0.0" {
-		t.Errorf("address %v", a)
-	}
-	if got := w.get(blockKey); got != `{"cidr":7}` {
-		t.Errorf("the damaged block was changed to %s", got)
-	}
-	p, h := w.plan("node-1", "mine")
-	if _, err := p.Release(w.ctx(), h); err == nil || !strings.Contains(err.Error(), blockKey) {
-		t.Errorf("release from a damaged block: %v", err)
+	for _, damaged := range []string{`{"cidr":7}`, strings.Replace(blockJSON(`"host:node-1"`), "10.0.0.0/30", "10.1.0.0/30", 1)} {
+		w := newWorld(t)
+		w.mustAssign("mine")
+		w.put(blockKey, damaged)
+		w.pool("pool2", `"cidr":"10.1.0.0/30","blockSize":30`)
+		if a := w.mustAssign("next"); a.Addr().String() != "10.1.0.0" {
+			t.Errorf("address %v", a)
+		}
+		if got := w.get(blockKey); got != damaged {
+			t.Errorf("the damaged block was changed to %s", got)
+		}
+		p, h := w.plan("node-1", "mine")
+		if _, err := p.Release(w.ctx(), h); err == nil || !strings.Contains(err.Error(), blockKey) {
+			t.Errorf("release from a damaged block: %v", err)
+		}
 	}
 }
 
@@ -397,5 +399,39 @@ func TestRetryGivesUp(t *testing.T) {
 	err = ipam.Retry(ctx, func(int) error { cancel(); return store.ErrConflict })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("after the context ended: %v", err)
+	}
+}
+
+func TestHandleWithoutCountsIsCountedAnew(t *testing.T) {
+	for _, stored := range []string{`{}`, `{"block":null,"deleted":false}`, ``} {
+		w := newWorld(t)
+		w.put(api.HandleKey("mine"), stored)
+		w.mustAssign("mine")
+		if got := w.get(api.HandleKey("mine")); got != `{"block":{"10.0.0.0/30":1},"deleted":false}` {
+			t.Errorf("handle %s after %q", got, stored)
+		}
+	}
+}
+
+func TestAllocationDependsOnTheNodeThatPoolsSelect(t *testing.T) {
+	w := newWorld(t)
+	p, _ := w.plan("node-1", "mine")
+	if _, err := p.Assign(w.ctx(), ask("mine")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.e.Etcd().Delete(w.ctx(), nodeKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.c.Commit(w.ctx(), p.Txn()); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("commit for a node that was deleted meanwhile: %v", err)
+	}
+}
+
+func TestPoolThatIsBeingDeletedIsNotUsed(t *testing.T) {
+	w := newWorld(t)
+	w.put("/calico/resources/v3/projectcalico.org/ippools/pool",
+		`{"metadata":{"name":"pool","deletionTimestamp":"2026-01-01T00:00:00Z"},"spec":{"cidr":"10.0.0.0/30","blockSize":30}}`)
+	if a, err := w.assign("node-1", ask("mine")); !errors.Is(err, ipam.ErrNoPool) {
+		t.Errorf("got %v, %v", a, err)
 	}
 }

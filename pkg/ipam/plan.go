@@ -5,7 +5,7 @@
 //  1. An allocation is whole or not at all: claiming a block, taking addresses from it, counting them on the handle and
 //     whatever the caller adds (its endpoint) are the writes of one transaction.
 //  2. No address is given twice, whoever else writes: every block is written at the revision that it was read at, and so is
-//     compared what the choice rested on (affinity, pool, configuration, the cluster's ready flag).
+//     compared what the choice rested on (affinity, pool, node, configuration, the cluster's ready flag).
 //  3. The usual case reads nothing: a Plan starts from what its Source has in memory, and only a conflict sends it to etcd.
 //  4. What Calico's writers leave when they die between two of their steps is understood, and put right by the next
 //     transaction that works there: see Plan.Assign and Plan.Held.
@@ -116,8 +116,9 @@ func (p *Plan) Txn() *store.Txn {
 // the commit conflicts if it exists.
 //
 // Blocks of the node come first, then a new one is claimed. Of what the node's affinities may say: one whose block belongs to
-// somebody else, or to nobody, is stale and is deleted; one that cannot be read counts for nothing; one without a block gets it; one that is not confirmed is confirmed
-// together with the allocation, which takes the block's revision from under whoever was about to release it.
+// somebody else, or to nobody, is stale and is deleted; one that cannot be read is written over; one without a block gets it; one that
+// is not confirmed is confirmed together with the allocation, which takes the block's revision from under whoever was about to
+// release it.
 //
 // The error is a *Refusal, or the Source's.
 func (p *Plan) Assign(ctx context.Context, r Request) (netip.Prefix, error) {
@@ -231,6 +232,7 @@ func (p *Plan) assigned(o placed, b *api.Block, r Request) {
 	p.confirm(o.cidr)
 	p.count(r.Handle, o.cidr)
 	p.depend(o.pool.Key, o.pool.Rev)
+	p.depend(p.facts.Node.Key, p.facts.Node.Rev)
 	p.depend(api.IPAMConfigKey, p.facts.Config.Rev)
 	p.depend(ClusterKey(), p.facts.Cluster.Rev)
 }
@@ -259,10 +261,12 @@ func (p *Plan) count(id string, cidr netip.Prefix) {
 	if !known {
 		c.was.Key = api.HandleKey(id)
 	}
-	h := api.Handle{Block: map[string]int{}}
+	h := api.Handle{}
 	if c.now != nil {
 		h = *c.now
-		h.Block = maps.Clone(h.Block)
+	}
+	if h.Block = maps.Clone(h.Block); h.Block == nil {
+		h.Block = map[string]int{}
 	}
 	h.Block[cidr.String()]++
 	c.now = &h
@@ -386,7 +390,7 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 	for _, cidr := range cidrs {
 		b := p.blocks[cidr]
 		if b.unreadable() {
-			return nil, fmt.Errorf("read block %v of handle %s: it is not a block's JSON: repair or delete %s", cidr, id, b.was.Key)
+			return nil, fmt.Errorf("read block %v of handle %s: it is damaged: repair or delete %s", cidr, id, b.was.Key)
 		}
 		p.depend(b.was.Key, b.was.Rev)
 		if b.now == nil {

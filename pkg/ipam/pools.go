@@ -74,7 +74,7 @@ func (f Facts) choose(node string, r Request) ([]store.Entry[api.IPPool], error)
 func (f Facts) enabled(v6 bool) []store.Entry[api.IPPool] {
 	var out []store.Entry[api.IPPool]
 	for _, e := range f.Pools {
-		if p := e.Value; !p.Spec.Disabled && p.Check() == nil && p.Spec.CIDR.Addr().Is6() == v6 {
+		if p := e.Value; !p.Spec.Disabled && p.Metadata.DeletionTimestamp == nil && p.Check() == nil && p.Spec.CIDR.Addr().Is6() == v6 {
 			out = append(out, e)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam/block"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -25,9 +26,9 @@ type Source interface {
 	// Facts returns what concerns the node.
 	Facts(ctx context.Context, node string) (Facts, error)
 	// Blocks returns the blocks of these ranges in the same order. One that does not exist has Rev 0; one that cannot be
-	// read has a Rev and no Value.
+	// read, or that block.CheckKey refuses, has a Rev and no Value.
 	Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[api.Block], error)
-	// AllBlocks returns every block of the family, the ones that cannot be read without a Value.
+	// AllBlocks returns every block of the family, likewise.
 	AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error)
 }
 
@@ -86,8 +87,11 @@ func (s Etcd) Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[
 			return nil, err
 		}
 		for i, kvs := range got {
-			e, _ := one[api.Block](ranges[i].Key, kvs) // unreadable: an entry without a Value
-			out = append(out, e)
+			kv := store.KV{Key: ranges[i].Key}
+			if len(kvs) > 0 {
+				kv = kvs[0]
+			}
+			out = append(out, blockOf(kv))
 		}
 	}
 	return out, nil
@@ -104,9 +108,18 @@ func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block],
 	}
 	out := make([]store.Entry[api.Block], len(got))
 	for i, kv := range got {
-		out[i], _ = store.Decode[api.Block](kv) // as above
+		out[i] = blockOf(kv)
 	}
 	return out, nil
+}
+
+// blockOf decodes a block. One that cannot be read, or that belongs under another key, is an entry without a Value.
+func blockOf(kv store.KV) store.Entry[api.Block] {
+	e, err := store.Decode[api.Block](kv)
+	if err != nil || e.Exists() && block.CheckKey(kv.Key, e.Value) != nil {
+		return store.Entry[api.Block]{Key: kv.Key, Rev: kv.Rev}
+	}
+	return e
 }
 
 // one decodes the value of a single key, which may not exist.

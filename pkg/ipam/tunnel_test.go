@@ -2,6 +2,7 @@ package ipam_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -161,4 +162,46 @@ func TestTunnelNeedsTheNode(t *testing.T) {
 	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-9", false, time.Now); !errors.Is(err, ipam.ErrNoNode) {
 		t.Errorf("node that does not exist: %v", err)
 	}
+}
+
+// TestTunnelAddressIsStoredAsCalicoStoresIt compares bytes: what is written for the first tunnel address of a node, and what is
+// left when it is taken back.
+func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
+	w := newWorld(t)
+	const (
+		handleKey = "/calico/ipam/v2/handle/vxlan-tunnel-addr-node-1"
+		stored    = `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"node-1","uid":"u","creationTimestamp":"2026-11-20T16:22:10Z"},` +
+			`"spec":{"bgp":{"ipv4Address":"172.30.0.1/16"}%s,"addresses":[{"address":"172.30.0.1/16","type":"CalicoNodeIP"}]},"status":{}}`
+		header = `{"cidr":"10.0.0.0/30","affinity":"host:node-1","affinity_claim_time":"2026-11-20T16:44:44Z",`
+	)
+	now := func() time.Time { return time.Unix(1795193084, 244979214) }
+	compare := func(want map[string]string) {
+		t.Helper()
+		for key, value := range want {
+			if got := w.get(key); got != value {
+				t.Errorf("%s\n got %s\nwant %s", key, got, value)
+			}
+		}
+	}
+	w.put(nodeKey, fmt.Sprintf(stored, ""))
+	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+		t.Fatal(err)
+	}
+	compare(map[string]string{
+		nodeKey:     fmt.Sprintf(stored, `,"ipv4VXLANTunnelAddr":"10.0.0.0"`),
+		affinityKey: `{"state":"confirmed","deleted":false}`,
+		handleKey:   `{"block":{"10.0.0.0/30":1},"deleted":false}`,
+		blockKey: header + `"allocations":[0,null,null,null],"unallocated":[1,2,3],` +
+			`"attributes":[{"handle_id":"vxlan-tunnel-addr-node-1","secondary":{"node":"node-1","type":"vxlanTunnelAddress"}}],` +
+			`"sequenceNumber":1795193084244979215,"sequenceNumberForAllocation":{"0":1795193084244979214},"deleted":false}`,
+	})
+	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30,"vxlanMode":"Never"`)
+	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+		t.Fatal(err)
+	}
+	compare(map[string]string{
+		nodeKey: fmt.Sprintf(stored, ""), affinityKey: `{"state":"confirmed","deleted":false}`, handleKey: "",
+		blockKey: header + `"allocations":[null,null,null,null],"unallocated":[1,2,3,0],"attributes":[],` +
+			`"sequenceNumber":1795193084244979216,"sequenceNumberForAllocation":{},"deleted":false}`,
+	})
 }

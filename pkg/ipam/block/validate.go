@@ -7,9 +7,24 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
+// CheckKey reports why a block cannot be used under its etcd key: it is another's, or no range that a block can have. Such a
+// block is left alone: addresses would be given twice, and nodes route whole blocks.
+func CheckKey(key string, b *api.Block) error {
+	cidr, err := api.ParseBlockKey(key)
+	switch {
+	case err != nil:
+		return err
+	case b.CIDR != cidr:
+		return fmt.Errorf("the block says that it is %v", b.CIDR)
+	case cidr != cidr.Masked() || Size(cidr) == 0:
+		return fmt.Errorf("%v is not a range of at most %d addresses", cidr, 1<<maxBits)
+	}
+	return nil
+}
+
 // Validate reports everything in which a block contradicts itself: its range, the number of its addresses, free ones that are
-// held or missing from the queue, owners that are not listed. The other functions
-// work on such a block all the same, and what they change in it is right afterwards.
+// held or missing from the queue, owners that are not listed. The other functions work on such a block all the same, and what they
+// change in it is right afterwards.
 func Validate(b *api.Block) error {
 	size := Size(b.CIDR)
 	if size == 0 || b.CIDR != b.CIDR.Masked() {
