@@ -67,6 +67,7 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
 	}
+	c.Pools = c.usablePools()
 	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
 	c.workloads()
 	families := []bool{false}
@@ -108,6 +109,19 @@ func (c *computation) problem(object, format string, args ...any) {
 	}
 	c.said[p] = struct{}{}
 	c.problems = append(c.problems, p)
+}
+
+// usablePools leaves out, and names, the pools that make no sense.
+func (c *computation) usablePools() []*api.IPPool {
+	var out []*api.IPPool
+	for _, p := range c.Pools {
+		if err := p.Check(); err != nil {
+			c.problem("IPPool("+p.Metadata.Name+")", "%v; the pool is left out until it is corrected", err)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // workloads adds what the local endpoints need. An endpoint whose device is not there or not up yet waits for it.
