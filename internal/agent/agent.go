@@ -83,7 +83,7 @@ func alone(ctx context.Context) (*attachlock.Lock, error) {
 }
 
 const (
-	otherAgentTimeout = 5 * time.Second
+	otherAgentTimeout = 3 * time.Second
 	lockName          = "agent.lock"
 )
 

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if prefix := os.Getenv(keysVar); prefix != "" {
-		if err := listKeys(prefix); err != nil {
+		if err := talkToEtcd(prefix); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -17,10 +17,13 @@ import (
 	"github.com/muslin-cni/muslin/internal/lab"
 )
 
-// keysVar makes the test binary print what etcd holds below a prefix, from wherever it is started.
-const keysVar = "MUSLIN_E2E_KEYS"
+// What makes the test binary talk to etcd, from wherever it is started.
+const (
+	keysVar  = "MUSLIN_E2E_KEYS"  // print what it holds below this prefix
+	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead
+)
 
-func listKeys(prefix string) error {
+func talkToEtcd(prefix string) error {
 	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), Logger: zap.NewNop()})
 	if err != nil {
 		return err
@@ -28,6 +31,10 @@ func listKeys(prefix string) error {
 	defer func() { _ = c.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	if value, ok := os.LookupEnv(valueVar); ok {
+		_, err := c.Put(ctx, prefix, value)
+		return err
+	}
 	got, err := c.Get(ctx, prefix, clientv3.WithPrefix())
 	if err != nil {
 		return err
@@ -52,6 +59,16 @@ func values(t *testing.T, l *lab.Lab, prefix string) map[string]string {
 		t.Fatalf("list keys: %v", err)
 	}
 	return all
+}
+
+// put writes a value into etcd as it is.
+func put(t *testing.T, l *lab.Lab, key, value string) {
+	t.Helper()
+	var errs bytes.Buffer
+	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + key, valueVar + "=" + value}, Stderr: &errs}
+	if err := l.Exec(t.Context(), "fabric", c); err != nil {
+		t.Fatalf("put %s: %v: %s", key, err, errs.String())
+	}
 }
 
 // keys lists the keys that etcd holds below a prefix, in order.
