@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/reconcile"
@@ -51,8 +53,9 @@ type Agent struct {
 	isUp  chan struct{} // closed by it
 
 	// Owned by the loop.
-	said map[string]struct{} // problems that were logged and are still there
-	mtu  int                 // as published; 0: not yet
+	said    map[string]struct{} // problems that were logged and are still there
+	failing string              // why the last rounds failed, as logged; "": they did not
+	mtu     int                 // as published; 0: not yet
 }
 
 // Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
@@ -67,7 +70,29 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 	return a.run(ctx)
 }
 
+// alone makes sure that no other agent works on this host: two would undo each other's work and take each other's socket. One that
+// is just ending is waited for.
+func alone(ctx context.Context) (*attachlock.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, otherAgentTimeout)
+	defer cancel()
+	lock, err := attachlock.Acquire(ctx, filepath.Dir(attach.Socket), lockName)
+	if err != nil {
+		return nil, fmt.Errorf("another agent runs on this host, stop one of the two: %w", err)
+	}
+	return lock, nil
+}
+
+const (
+	otherAgentTimeout = 3 * time.Second
+	lockName          = "agent.lock"
+)
+
 func (a *Agent) run(ctx context.Context) error {
+	lock, err := alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
 	if err := a.open(ctx); err != nil {
 		return err
 	}
@@ -75,7 +100,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.work(ctx, g) })
-	err := g.Wait()
+	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
@@ -212,7 +237,8 @@ func (a *Agent) openKernel(ctx context.Context) error {
 
 func (a *Agent) felixConfig(ctx context.Context, name string) (*api.FelixConfiguration, error) {
 	e, err := store.Get[api.FelixConfiguration](ctx, a.store, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
-	if errors.Is(err, store.ErrNotFound) {
+	var unreadable *store.UnreadableError
+	if errors.Is(err, store.ErrNotFound) || errors.As(err, &unreadable) { // the loop names what cannot be read
 		return nil, nil
 	}
 	return e.Value, err

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -10,8 +11,11 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/plan"
+	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // How often the loop looks again without being told to.
@@ -27,10 +31,12 @@ func (a *Agent) loop(ctx context.Context) error {
 	defer refresh.Stop()
 	retry := backoff{}
 	for {
-		if err := a.round(ctx); err != nil && ctx.Err() == nil {
-			a.log.Error("round failed; it is tried again", "error", err, "after", retry.next())
+		if err := a.round(ctx); err != nil {
+			retry.next()
+			a.failed(ctx, err)
 		} else {
 			retry.reset()
+			a.succeeded()
 		}
 		select {
 		case <-ctx.Done():
@@ -38,11 +44,28 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.feed.Changed():
 		case <-a.monitor.Changed():
 		case <-retry.due():
+			retry.fired()
 		case <-refresh.C:
 			a.kernel.MarkDirty()
 			refresh.Reset(refreshInterval + rand.N(refreshInterval/10))
 		}
 	}
+}
+
+// failed says why rounds fail: once, and again when it is for another reason.
+func (a *Agent) failed(ctx context.Context, err error) {
+	if ctx.Err() != nil || err.Error() == a.failing {
+		return
+	}
+	a.failing = err.Error()
+	a.log.Error("round failed; it is tried again", "error", err)
+}
+
+func (a *Agent) succeeded() {
+	if a.failing != "" {
+		a.log.Info("rounds succeed again")
+	}
+	a.failing = ""
 }
 
 // round is one pass through the picture: list what is in doubt, compute, apply.
@@ -55,13 +78,26 @@ func (a *Agent) round(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the kernel: %w", err)
 	}
-	if listed {
-		// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen.
-		if err := a.catchUp(ctx); err != nil {
-			a.kernel.MarkDirty()
-			return err
-		}
+	if !listed {
+		return a.program(ctx, a.kernel.Apply, slog.LevelDebug)
 	}
+	// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen. What is missing is put back at once,
+	// etcd or no etcd; only removals wait until the feed has caught up.
+	repairErr := a.program(ctx, a.kernel.Repair, slog.LevelInfo)
+	if err := a.catchUp(ctx); err != nil {
+		a.kernel.MarkDirty()
+		return errors.Join(repairErr, err)
+	}
+	if err := a.program(ctx, a.kernel.Apply, slog.LevelInfo); err != nil {
+		return err
+	}
+	a.ready()
+	return nil
+}
+
+// program computes what the kernel should hold and writes it by write, whose changes are logged at a level: what pods bring with
+// them is routine, and what a list has found is for the operator to know.
+func (a *Agent) program(ctx context.Context, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
 	snap, _ := a.feed.Snapshot()
 	settings, problems := a.settings(snap)
 	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
@@ -69,18 +105,23 @@ func (a *Agent) round(ctx context.Context) error {
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
-	_, err = a.kernel.Apply(ctx, result.State)
+	done, err := write(ctx, result.State)
+	if done.Changed > 0 {
+		a.log.Log(ctx, level, "kernel changed", "objects", done.Changed, "by_table", done.Tables)
+	}
 	a.programmed.publish(a.kernel.Routes())
 	a.tunnels.consider(snap)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
-	a.ready()
 	return nil
 }
 
 // catchUp waits until the feed has seen everything that etcd holds now.
 func (a *Agent) catchUp(ctx context.Context) error {
+	if !a.feed.Connected() {
+		return fmt.Errorf("look for what is to be removed: %w", store.ErrUnavailable)
+	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
 	rev, err := a.store.Revision(ctx)
@@ -124,9 +165,7 @@ func logLevel(name string) slog.Level {
 func model(snap feed.Snapshot, node string) plan.Model {
 	var m plan.Model
 	for _, e := range snap.Pools() {
-		if e.Value.Check() == nil {
-			m.Pools = append(m.Pools, e.Value)
-		}
+		m.Pools = append(m.Pools, e.Value)
 	}
 	for _, e := range snap.Nodes() {
 		m.Nodes = append(m.Nodes, e.Value)
@@ -180,14 +219,20 @@ func (a *Agent) publishMTU(mtu int) error {
 // backoff spaces retries. The zero value has nothing to retry.
 type backoff struct {
 	wait  time.Duration
-	timer <-chan time.Time
+	timer <-chan time.Time // nil: none is set
 }
 
-func (b *backoff) next() time.Duration {
+// next sets a retry, later each time. One that is set already stays: a failure between, for another reason, does not put it off.
+func (b *backoff) next() {
+	if b.timer != nil {
+		return
+	}
 	b.wait = min(max(2*b.wait, firstRetry), lastRetry)
 	b.timer = time.After(b.wait)
-	return b.wait
 }
+
+// fired is called after due has received.
+func (b *backoff) fired() { b.timer = nil }
 
 func (b *backoff) reset() { *b = backoff{} }
 

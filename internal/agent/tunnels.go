@@ -56,6 +56,7 @@ func (t *tunnels) run(ctx context.Context) error {
 			return nil
 		case <-t.look:
 		case <-retry.due():
+			retry.fired()
 		}
 		if t.ensure(ctx) {
 			retry.reset()

@@ -74,13 +74,14 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
 	}
+	c.Pools = c.usablePools()
 	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
 	for _, e := range m.Endpoints {
 		c.workload(e)
 	}
 	families := []bool{false}
 	// Forwarding makes a host deaf to router advertisements, so IPv6 is touched only where pods have it.
-	if s.IPv6 && slices.ContainsFunc(m.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) {
+	if s.IPv6 && slices.ContainsFunc(c.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) {
 		c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv6/conf/all/forwarding"}] = "1"
 		families = append(families, true)
 	}
@@ -119,6 +120,19 @@ func (c *computation) problem(object, format string, args ...any) {
 	}
 	c.said[p] = struct{}{}
 	c.problems = append(c.problems, p)
+}
+
+// usablePools leaves out, and names, the pools that make no sense.
+func (c *computation) usablePools() []*api.IPPool {
+	var out []*api.IPPool
+	for _, p := range c.Pools {
+		if err := p.Check(); err != nil {
+			c.problem("IPPool("+p.Metadata.Name+")", "%v; the pool is left out until it is corrected", err)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // workload adds what a local endpoint needs. One whose device is not there or not up yet waits for it.

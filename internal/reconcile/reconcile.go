@@ -137,6 +137,15 @@ func (r *Reconciler) Refresh(ctx context.Context) (listed bool, err error) {
 // returned or Apply has written, and from a table that was never listed nothing. The error is every failure joined; a table with a failure is
 // dirty afterwards. want is not modified.
 func (r *Reconciler) Apply(ctx context.Context, want kernel.State) (Result, error) {
+	return r.apply(ctx, want, true)
+}
+
+// Repair is Apply without its removals, for a want that may be behind what the kernel holds.
+func (r *Reconciler) Repair(ctx context.Context, want kernel.State) (Result, error) {
+	return r.apply(ctx, want, false)
+}
+
+func (r *Reconciler) apply(ctx context.Context, want kernel.State, removing bool) (Result, error) {
 	res := Result{Tables: map[Name]int{}}
 	var errs []error
 	add := func(p part, n int, err error) {
@@ -153,13 +162,13 @@ func (r *Reconciler) Apply(ctx context.Context, want kernel.State) (Result, erro
 		n, err := p.put(ctx, want)
 		add(p, n, err)
 	}
+	if !removing {
+		return res, errors.Join(errs...)
+	}
 	for i := range parts {
 		p := parts[len(parts)-1-i]
 		n, err := p.remove(ctx)
 		add(p, n, err)
-	}
-	if res.Changed > 0 {
-		r.log.Info("kernel changed", "objects", res.Changed, "by_table", res.Tables)
 	}
 	return res, errors.Join(errs...)
 }

@@ -408,3 +408,24 @@ func TestAnyHistoryEndsInTheLastState(t *testing.T) {
 		}
 	})
 }
+
+func TestRepairPutsBackAndRemovesNothing(t *testing.T) {
+	r, f, _ := routing()
+	stays, missing := dst("10.0.0.0/26"), dst("10.0.0.64/26")
+	f.have[stays] = blackhole
+	if _, err := r.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Repair(t.Context(), routes(missing)); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[kernel.RouteKey]kernel.Route{stays: blackhole, missing: blackhole}; !maps.Equal(f.have, want) {
+		t.Errorf("after Repair: %v, want %v", f.have, want)
+	}
+	if _, err := r.Apply(t.Context(), routes(missing)); err != nil {
+		t.Fatal(err)
+	}
+	if _, still := f.have[stays]; still {
+		t.Error("Apply did not remove what Repair had left")
+	}
+}

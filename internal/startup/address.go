@@ -19,9 +19,12 @@ const notForNodes = `^(docker|cbr|dummy|podman|virbr|lxcbr|veth|lo|br-|cali|tunl
 
 // register writes the Node with its address. An address that was set by hand stays unless IP says otherwise.
 func (s *starter) register(ctx context.Context) error {
-	nodes, _, err := store.List[api.Node](ctx, s.Store, (*api.Node)(nil).KindOf().Prefix())
-	if err != nil {
+	nodes, rev, err := store.List[api.Node](ctx, s.Store, (*api.Node)(nil).KindOf().Prefix())
+	if err != nil && rev == 0 {
 		return err
+	}
+	if err != nil { // others' trouble; our own Node is read again below
+		s.Log.Warn("nodes that cannot be read are left out", "error", err)
 	}
 	var stored netip.Prefix
 	for _, n := range nodes {

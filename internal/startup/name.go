@@ -34,7 +34,7 @@ func NodeName(cfg config.Node, env config.Env) (string, error) {
 }
 
 func checkName(name, source string) (string, error) {
-	bad := len(name) > 253 || name[0] == '-' || name[0] == '.' || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789.-") != ""
+	bad := name == "" || len(name) > 253 || name[0] == '-' || name[0] == '.' || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789.-") != ""
 	if bad || strings.HasSuffix(name, "-") || strings.HasSuffix(name, ".") {
 		return "", fmt.Errorf("node name %q (from %s): want lower-case letters, digits, dashes and dots, beginning and ending with a letter or digit; set NODENAME", name, source)
 	}

@@ -6,6 +6,7 @@ package startup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -32,20 +33,27 @@ type Deps struct {
 }
 
 // Run writes what the cluster and the node need, in the order in which other components rely on it. Any error is final for this
-// attempt; it names the object and what to do.
+// attempt; it names the object and what to do. Objects that cannot be read stop nothing, but for our own Node: they are logged.
 func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
 	s := starter{Deps: d, cfg: cfg, node: node}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
+		must bool // also where what etcd holds cannot be read
 	}{
-		{"write the cluster's own objects", s.cluster},
-		{"write the address-management settings", s.ipamConfig},
-		{"register the node", s.register},
-		{"write the default settings", s.felix},
-		{"write the default pool", s.pool},
+		{"write the cluster's own objects", s.cluster, false},
+		{"write the address-management settings", s.ipamConfig, false},
+		{"register the node", s.register, true},
+		{"write the default settings", s.felix, false},
+		{"write the default pool", s.pool, false},
 	} {
-		if err := step.do(ctx); err != nil {
+		err := step.do(ctx)
+		var unreadable *store.UnreadableError
+		if errors.As(err, &unreadable) && !step.must {
+			d.Log.Warn("what etcd holds there cannot be read, and it stays as it is", "step", step.name, "error", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}

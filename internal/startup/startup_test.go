@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -262,6 +263,7 @@ func TestNodeNameSources(t *testing.T) {
 		{config.Node{NodeNameFile: file}, "HOST", "from-file"},
 		{config.Node{NodeNameFile: none}, "HOST", "host"},
 		{config.Node{NodeName: "Bad_Name", NodeNameFile: file}, "HOST", ""},
+		{config.Node{NodeNameFile: none}, "  ", ""},
 	} {
 		got, err := startup.NodeName(c.cfg, func(string) string { return c.hostname })
 		if got != c.want || (err != nil) != (c.want == "") {
@@ -285,5 +287,34 @@ func TestWriteFileLeavesNothingBehind(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(entries) != 1 {
 		t.Errorf("entries: %v, %v", entries, err)
+	}
+}
+
+func TestWhatCannotBeReadStopsNoNode(t *testing.T) {
+	srv := etcdtest.New(t)
+	c := srv.Store()
+	const r = api.ResourcesRoot
+	broken := []string{
+		r + "nodes/other", r + "ippools/other", r + "tiers/default", r + "felixconfigurations/default",
+		r + "clusterinformations/default", api.IPAMConfigKey,
+	}
+	for _, key := range broken {
+		if _, err := srv.Etcd().Put(t.Context(), key, "{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect"), deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Get[api.Node](t.Context(), c, r+"nodes/node-1"); err != nil {
+		t.Error(err)
+	}
+	for key, version := range dump(t, srv) {
+		if strings.HasPrefix(key, r+"ippools/") && key != r+"ippools/other" {
+			t.Errorf("%s was made beside a pool that cannot be read", key)
+		}
+		if slices.Contains(broken, key) && version != 1 {
+			t.Errorf("%s was written over", key)
+		}
 	}
 }

@@ -33,6 +33,18 @@ var (
 	ErrCompacted    = errors.New("revision compacted") // list again
 )
 
+// UnreadableError says that a key holds what cannot be decoded. Others' values do not suffer from it.
+type UnreadableError struct {
+	Key string
+	Err error
+}
+
+// Error names the key and what is wrong.
+func (e *UnreadableError) Error() string { return "read " + e.Key + ": " + e.Err.Error() }
+
+// Unwrap is what is wrong.
+func (e *UnreadableError) Unwrap() error { return e.Err }
+
 // KV is a key with its raw value. Rev is etcd's ModRevision; 0 means that the key does not exist. Where changes are told,
 // a nil Value with a Rev says that the key was deleted at that revision.
 type KV struct {
@@ -63,7 +75,7 @@ func Decode[T api.Value](kv KV) (Entry[T], error) {
 	}
 	v, err := api.Decode[T](kv.Value)
 	if err != nil {
-		return e, fmt.Errorf("read %s: %w", kv.Key, err)
+		return e, &UnreadableError{Key: kv.Key, Err: err}
 	}
 	e.Value = v
 	return e, nil

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if prefix := os.Getenv(keysVar); prefix != "" {
-		if err := listKeys(prefix); err != nil {
+		if err := talkToEtcd(prefix); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -316,24 +316,4 @@ func TestWhatSomebodyTookAwayComesBack(t *testing.T) {
 	if r := check(t, l); !r.OK {
 		t.Errorf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
 	}
-}
-
-// keys lists what etcd holds below a prefix.
-func keys(t *testing.T, l *lab.Lab, prefix string) []string {
-	t.Helper()
-	var out, errs bytes.Buffer
-	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + prefix}, Stdout: &out, Stderr: &errs}
-	if err := l.Exec(t.Context(), "fabric", c); err != nil {
-		t.Fatalf("list keys: %v: %s", err, errs.String())
-	}
-	return strings.Fields(out.String())
-}
-
-func self(t *testing.T) string {
-	t.Helper()
-	path, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }

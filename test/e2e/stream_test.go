@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"regexp"
@@ -12,9 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/muslin-cni/muslin/internal/lab"
 )
@@ -121,27 +116,6 @@ func (s *stream) stop(t *testing.T) outcome {
 		t.Fatal(err)
 	}
 	return outcome{sent: sent, lost: sent - <-s.back}
-}
-
-// keysVar makes the test binary list the etcd keys below a prefix, from wherever it is started.
-const keysVar = "MUSLIN_E2E_KEYS"
-
-func listKeys(prefix string) error {
-	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), Logger: zap.NewNop()})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	got, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	if err != nil {
-		return err
-	}
-	for _, kv := range got.Kvs {
-		fmt.Println(string(kv.Key))
-	}
-	return nil
 }
 
 // counters match what changes by itself in the output of iptables-save and ipset.

@@ -1,0 +1,87 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/muslin-cni/muslin/internal/lab"
+)
+
+// What makes the test binary talk to etcd, from wherever it is started.
+const (
+	keysVar  = "MUSLIN_E2E_KEYS"  // print what it holds below this prefix
+	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead
+)
+
+func talkToEtcd(prefix string) error {
+	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), Logger: zap.NewNop()})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if value, ok := os.LookupEnv(valueVar); ok {
+		_, err := c.Put(ctx, prefix, value)
+		return err
+	}
+	got, err := c.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	out := map[string]string{}
+	for _, kv := range got.Kvs {
+		out[string(kv.Key)] = string(kv.Value)
+	}
+	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+// values is what etcd holds below a prefix, by key.
+func values(t *testing.T, l *lab.Lab, prefix string) map[string]string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + prefix}, Stdout: &out, Stderr: &errs}
+	if err := l.Exec(t.Context(), "fabric", c); err != nil {
+		t.Fatalf("list keys: %v: %s", err, errs.String())
+	}
+	all := map[string]string{}
+	if err := json.Unmarshal(out.Bytes(), &all); err != nil {
+		t.Fatalf("list keys: %v", err)
+	}
+	return all
+}
+
+// put writes a value into etcd as it is.
+func put(t *testing.T, l *lab.Lab, key, value string) {
+	t.Helper()
+	var errs bytes.Buffer
+	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + key, valueVar + "=" + value}, Stderr: &errs}
+	if err := l.Exec(t.Context(), "fabric", c); err != nil {
+		t.Fatalf("put %s: %v: %s", key, err, errs.String())
+	}
+}
+
+// keys lists the keys that etcd holds below a prefix, in order.
+func keys(t *testing.T, l *lab.Lab, prefix string) []string {
+	t.Helper()
+	return slices.Sorted(maps.Keys(values(t, l, prefix)))
+}
+
+func self(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
