@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 # sudo drops PATH, and with it the place where Go's own instructions put it.
 GO ?= $(shell PATH="$$PATH:/usr/local/go/bin" command -v go 2>/dev/null)
+GO_WANTED := $(shell sed -n 's/^go //p' go.mod)
 export PATH := $(if $(GO),$(dir $(GO)):)$(PATH):/usr/sbin:/sbin
 
 # Every folder of cmd/ that holds Go files is a program.
@@ -29,8 +30,9 @@ help: ## List the targets
 build: need-go ## Build every program of cmd/ into bin/
 	@mkdir -p bin
 	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
+	@[ "$$(id -u)" != 0 ] || chown -R --reference=. bin # after sudo make, its owner can still build in this folder
 
-lab: need-root deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
+lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo
 
 test: need-root need-go deps build ## Run every test (root: most of them make network namespaces)
@@ -47,7 +49,7 @@ check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
-bench: need-root deps build ## Measure ADD and DEL against a floor (root)
+bench: need-root need-go deps build ## Measure ADD and DEL against a floor (root)
 	$(GO) run -buildvcs=false ./test/bench
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
@@ -58,9 +60,10 @@ golden: need-go ## Rewrite golden files and the package table; read the diff as 
 clean: ## Remove what the other targets made in this folder
 	rm -rf bin dist
 
-# program:package of what labs and tests call, or a file:package.
-DEPS := iptables:iptables ip:iproute2 nsenter:util-linux ipset:ipset git:git /etc/ssl/certs/ca-certificates.crt:ca-certificates
+# program:package of what the agent, labs and tests call, or file:package. (The certificates are for go, which fetches modules.)
+DEPS := iptables:iptables ip:iproute2 ipset:ipset /etc/ssl/certs/ca-certificates.crt:ca-certificates
 
+# Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
 deps: ## Install by apt what labs and tests need and this machine lacks (root)
 	@missing=(); \
 	for dep in $(DEPS); do \
@@ -73,10 +76,12 @@ deps: ## Install by apt what labs and tests need and this machine lacks (root)
 	echo "installing: $${missing[*]}"; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq; \
-	apt-get install -y -qq --no-install-recommends "$${missing[@]}"
+	apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$${missing[@]}" >/dev/null
 
 need-go:
-	@[ -n "$(GO)" ] || { echo "no go in PATH or /usr/local/go/bin: install Go 1.26 or newer, https://go.dev/doc/install" >&2; exit 1; }
+	@[ -n "$(GO)" ] || { echo "no go in PATH or /usr/local/go/bin: install Go $(GO_WANTED) or newer, https://go.dev/doc/install" >&2; exit 1; }
+	@have="$$($(GO) env GOVERSION)"; printf 'go%s\n%s\n' '$(GO_WANTED)' "$${have%% *}" | sort -CV || \
+	  { echo "$(GO) is $$have: install Go $(GO_WANTED) or newer, https://go.dev/doc/install, or name another one: make GO=/usr/local/go/bin/go" >&2; exit 1; }
 
 need-root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root, for it makes network namespaces: sudo make $(MAKECMDGOALS)" >&2; exit 1; }

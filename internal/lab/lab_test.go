@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer func() { _ = os.RemoveAll(bin) }()
-		if out, err := exec.Command("go", "build", "-o", bin, "github.com/muslin-cni/muslin/cmd/muslin-lab").CombinedOutput(); err != nil {
+		if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "github.com/muslin-cni/muslin/cmd/muslin-lab").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build muslin-lab: %v\n%s", err, out)
 			return 1
 		}

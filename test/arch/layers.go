@@ -43,7 +43,7 @@ var Layers = []Row{
 
 	{Level: 4, Path: "internal/reconcile", Sentence: "makes the kernel equal a desired state"},
 	{Level: 4, Path: "internal/register", Sentence: "the IPAM handler: pod facts, pools, one transaction"},
-	{Level: 4, Path: "internal/startup", Sentence: "a node's identity, addresses, default pool and tunnel addresses, before the loop"},
+	{Level: 4, Path: "internal/startup", Sentence: "a node's name and address, and what every cluster must hold, before the loop"},
 
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
@@ -55,7 +55,7 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
-	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, rules, neighbours and the FDB"},
+	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, neighbours and the FDB, and to their events"},
 	{Level: 2, Path: "internal/sysctl", Sentence: "the doorway to kernel settings"},
 	{Level: 2, Path: "internal/xtables", Sentence: "the doorway to iptables and ipset"},
 	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},

@@ -41,7 +41,7 @@ type listed struct {
 
 // Load reads every package of the module at root. It runs the go command found in PATH.
 func Load(root string) ([]Package, error) {
-	out, err := goCommand(root, "list", "-json", "./...")
+	out, err := goCommand(root, "list", "-buildvcs=false", "-json", "./...")
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func Load(root string) ([]Package, error) {
 
 // Links returns the import paths of everything linked into the program at path, which is below Module.
 func Links(root, path string) ([]string, error) {
-	out, err := goCommand(root, "list", "-deps", "./"+path)
+	out, err := goCommand(root, "list", "-buildvcs=false", "-deps", "./"+path)
 	if err != nil {
 		return nil, err
 	}
