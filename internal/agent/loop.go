@@ -70,29 +70,49 @@ func (a *Agent) succeeded() {
 
 // round is one pass through the picture: list what is in doubt, compute, apply.
 func (a *Agent) round(ctx context.Context) error {
-	if _, ok := a.feed.Snapshot(); !ok {
+	snap, ok := a.feed.Snapshot()
+	if !ok {
 		return nil // nothing is written before the first complete snapshot
 	}
+	if why := held(snap); why != "" {
+		a.say([]string{why}, nil, snap.Bad())
+		return nil
+	}
 	a.kernel.Observe(a.monitor.Events())
-	listed, err := a.kernel.Refresh(ctx)
-	if err != nil {
-		return fmt.Errorf("list the kernel: %w", err)
+	listed, listErr := a.kernel.Refresh(ctx)
+	if listErr != nil {
+		// The tables that could be listed are looked after all the same, and from the others nothing is removed.
+		listErr = fmt.Errorf("list the kernel: %w", listErr)
 	}
 	if !listed {
-		return a.program(ctx, a.kernel.Apply, slog.LevelDebug)
+		return errors.Join(listErr, a.program(ctx, a.kernel.Apply, slog.LevelDebug))
 	}
 	// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen. What is missing is put back at once,
 	// etcd or no etcd; only removals wait until the feed has caught up.
 	repairErr := a.program(ctx, a.kernel.Repair, slog.LevelInfo)
 	if err := a.catchUp(ctx); err != nil {
 		a.kernel.MarkDirty()
-		return errors.Join(repairErr, err)
+		return errors.Join(listErr, repairErr, err)
 	}
-	if err := a.program(ctx, a.kernel.Apply, slog.LevelInfo); err != nil {
+	if err := errors.Join(listErr, a.program(ctx, a.kernel.Apply, slog.LevelInfo)); err != nil {
 		return err
 	}
 	a.ready()
 	return nil
+}
+
+// held says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without
+// its data, is no reason to take the network away from pods that run.
+func held(snap feed.Snapshot) string {
+	c := snap.Cluster()
+	switch {
+	case !c.Exists():
+		return "ClusterInformation(default) is not in etcd, which seems to have lost its data: nothing is changed on this node until it is back; " +
+			"restore etcd, or restart the agent to begin with an empty cluster"
+	case !c.Value.Ready():
+		return "ClusterInformation(default): datastoreReady is not true, so a migration is under way: nothing is changed on this node until it is"
+	}
+	return ""
 }
 
 // program computes what the kernel should hold and writes it by write, whose changes are logged at a level: what pods bring with

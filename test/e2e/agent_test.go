@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 func agentLog(t *testing.T, l *lab.Lab, node string) string {
@@ -94,4 +96,40 @@ func TestBrokenObjectsAreNamedAndTheRestGoesOn(t *testing.T) {
 	if text := agentLog(t, l, "node-1"); strings.Contains(text, "round failed") {
 		t.Error("a round failed")
 	}
+}
+
+func TestLockedDatastoreChangesNothing(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	if r := check(t, l); !r.OK {
+		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	before := kernelState(t, l, "node-1")
+	change := func(key, from, to string) {
+		t.Helper()
+		value := values(t, l, key)[key]
+		if !strings.Contains(value, from) {
+			t.Fatalf("%s does not hold %s: %s", key, from, value)
+		}
+		put(t, l, key, strings.Replace(value, from, to, 1))
+	}
+	cluster, pool := api.ResourcesRoot+"clusterinformations/default", api.ResourcesRoot+"ippools/default-ipv4-ippool"
+	change(cluster, `"datastoreReady":true`, `"datastoreReady":false`)
+	change(pool, `"natOutgoing":true`, `"natOutgoing":false`)
+	put(t, l, api.ResourcesRoot+"tiers/the-end", "nonsense") // when this is named, what came before has been seen
+	nettest.Eventually(t, func() error {
+		if !strings.Contains(agentLog(t, l, "node-1"), "tiers/the-end") {
+			return errors.New("the agent has not seen the last of it")
+		}
+		return nil
+	})
+	if d := cmp.Diff(before, kernelState(t, l, "node-1")); d != "" {
+		t.Errorf("the kernel changed while the datastore was locked (-before +after):\n%s", d)
+	}
+	change(cluster, `"datastoreReady":false`, `"datastoreReady":true`)
+	nettest.Eventually(t, func() error {
+		if rules := run(t, l, "node-1", "iptables-save"); strings.Contains(rules, "cali-nat-outgoing") {
+			return errors.New("pods are masqueraded still")
+		}
+		return nil
+	})
 }
