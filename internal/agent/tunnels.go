@@ -20,8 +20,9 @@ type tunnels struct {
 	commit func([]store.KV) // shows a commit to the feed at once
 	log    *slog.Logger
 
-	look chan struct{} // cap 1: look again
-	seen string        // what the last look was about; owned by the loop
+	look    chan struct{} // cap 1: look again
+	seen    string        // what the last look was about; owned by the loop
+	failing string        // why the last look failed, as logged; owned by run, and by start before it
 }
 
 func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog.Logger) *tunnels {
@@ -66,14 +67,18 @@ func (t *tunnels) run(ctx context.Context) error {
 	}
 }
 
-// ensure looks once. What goes wrong is logged, and tried again after a while.
+// ensure looks once. What goes wrong is logged once, and tried again after a while.
 func (t *tunnels) ensure(ctx context.Context) (ok bool) {
 	addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, false, time.Now)
 	t.commit(changed)
 	if err != nil {
-		t.log.Warn("the tunnel address is not settled; it is tried again", "error", err)
+		if err.Error() != t.failing {
+			t.failing = err.Error()
+			t.log.Warn("the tunnel address is not settled; it is tried again", "error", err)
+		}
 		return false
 	}
+	t.failing = ""
 	if len(changed) > 0 {
 		t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
 	}
