@@ -7,8 +7,7 @@
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //
 // Between the two halves of an ADD the plugin finishes the veth pair, which it began to make while the agent worked. An agent
-// that loses the connection after its first reply does nothing: the runtime calls DEL, and the audit finds what nobody called DEL
-// for. Deadlines are the connection's: both ends set one before each turn.
+// that loses the connection after its first reply does nothing: the runtime calls DEL. Deadlines are the connection's: both ends set one before each turn.
 package attach
 
 import (

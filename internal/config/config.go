@@ -56,6 +56,11 @@ func FromEnv(env Env) (Node, error) {
 		ClusterType:   env("CLUSTER_TYPE"),
 		NoDefault:     env("NO_DEFAULT_POOLS") == "true",
 	}
+	for _, name := range []string{"ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_USERNAME", "ETCD_PASSWORD", "ETCD_DISCOVERY_SRV"} {
+		if env(name) != "" {
+			return n, fmt.Errorf("%s is set, and this version reaches etcd only by ETCD_ENDPOINTS, without certificates and passwords: unset it", name)
+		}
+	}
 	var err error
 	if n.Pool, err = pool(env); err != nil {
 		return n, err

@@ -46,12 +46,13 @@ func TestEnvironmentBeatsNodeBeatsDefault(t *testing.T) {
 	}
 }
 
-func TestBadPoolSettingsNameTheVariable(t *testing.T) {
+func TestBadSettingsNameTheVariable(t *testing.T) {
 	for _, c := range []struct{ set, want string }{
 		{"CALICO_IPV4POOL_CIDR=10.0.0.0", "CALICO_IPV4POOL_CIDR"},
 		{"CALICO_IPV4POOL_CIDR=fd00::/48", "CALICO_IPV4POOL_CIDR"},
 		{"CALICO_IPV4POOL_BLOCK_SIZE=33", "CALICO_IPV4POOL_BLOCK_SIZE"},
 		{"CALICO_IPV4POOL_VXLAN=Sometimes", "CALICO_IPV4POOL_VXLAN"},
+		{"ETCD_CA_CERT_FILE=/calico-secrets/etcd-ca", "ETCD_CA_CERT_FILE"},
 	} {
 		_, err := FromEnv(env(c.set))
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -19,6 +19,9 @@ const (
 	annotationIPv6Pools = "cni.projectcalico.org/ipv6pools"
 )
 
+// Annotations that ask for what is not built. A pod that has one is refused: it would get something else than it asks for.
+var notBuilt = []string{"cni.projectcalico.org/ipAddrs", "cni.projectcalico.org/ipAddrsNoIpam", "cni.projectcalico.org/floatingIPs"}
+
 // job is one command on its way.
 type job struct {
 	req         attach.Request
@@ -132,6 +135,11 @@ func (h *Handler) podFacts(ctx context.Context, req attach.Request) (Pod, error)
 
 // wants lists one request for each family. With no family asked for it is IPv4.
 func (h *Handler) wants(j *job, annotations map[string]string) ([]ipam.Request, error) {
+	for _, name := range notBuilt {
+		if _, asked := annotations[name]; asked {
+			return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: "read annotation " + name + ": this version cannot do what it asks for", Details: "remove it, or choose pools by " + annotationIPv4Pools}
+		}
+	}
 	attrs := map[string]string{api.AttrNode: h.cfg.Node, api.AttrTimestamp: h.cfg.Now().UTC().String()}
 	if j.endpoint.Spec.Pod != "" {
 		attrs[api.AttrPod], attrs[api.AttrNamespace] = j.endpoint.Spec.Pod, j.endpoint.Metadata.Namespace
