@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -48,7 +47,7 @@ func TestBackoffGrowsAndIsNotPutOff(t *testing.T) {
 		b.next()
 	}
 	if b.wait != lastRetry {
-		t.Errorf("waits %v in the end, want %v", b.wait, time.Duration(lastRetry))
+		t.Errorf("waits %v in the end, want %v", b.wait, lastRetry)
 	}
 	b.reset()
 	if b.due() != nil {

@@ -27,39 +27,27 @@ type Command struct {
 // NODENAME are set. When ctx ends the command gets SIGTERM, and SIGKILL five seconds later. A command that fails is an
 // *exec.ExitError.
 func (l *Lab) Exec(ctx context.Context, where string, c Command) error {
-	s, err := l.load()
-	if err != nil {
-		return err
-	}
-	pl, err := placeOf(s, where)
-	if err != nil {
-		return err
-	}
-	defer pl.close()
-	return c.run(ctx, s, pl, "NODENAME="+where)
+	return l.visit(where, func(s *state, pl *place) error { return c.run(ctx, s, pl, "NODENAME="+where) })
 }
 
 // PodExec runs a command in a pod's network namespace, with its node's files; otherwise as Exec.
 func (l *Lab) PodExec(ctx context.Context, name string, c Command) error {
-	s, err := l.load()
-	if err != nil {
-		return err
-	}
-	pod, err := s.pod(name)
-	if err != nil {
-		return err
-	}
-	pl, err := pod.place(s)
-	if err != nil {
-		return err
-	}
-	defer pl.close()
-	return c.run(ctx, s, pl, "NODENAME="+pod.Node)
+	return l.visitPod(name, func(s *state, pod *Pod, pl *place) error { return c.run(ctx, s, pl, "NODENAME="+pod.Node) })
 }
 
 // Within calls fn on a thread in the namespaces of a node, of "fabric" or of "outside", and waits for it. Sockets that fn opens
 // belong there for good; goroutines that it starts run where the caller is. fn must not keep the thread: it ends with fn.
 func (l *Lab) Within(where string, fn func() error) error {
+	return l.visit(where, func(_ *state, pl *place) error { return pl.run(fn) })
+}
+
+// WithinPod is Within for a pod.
+func (l *Lab) WithinPod(name string, fn func() error) error {
+	return l.visitPod(name, func(_ *state, _ *Pod, pl *place) error { return pl.run(fn) })
+}
+
+// visit opens a place for as long as fn runs.
+func (l *Lab) visit(where string, fn func(*state, *place) error) error {
 	s, err := l.load()
 	if err != nil {
 		return err
@@ -69,11 +57,11 @@ func (l *Lab) Within(where string, fn func() error) error {
 		return err
 	}
 	defer pl.close()
-	return pl.run(fn)
+	return fn(s, pl)
 }
 
-// WithinPod is Within for a pod.
-func (l *Lab) WithinPod(name string, fn func() error) error {
+// visitPod opens a pod's place for as long as fn runs.
+func (l *Lab) visitPod(name string, fn func(*state, *Pod, *place) error) error {
 	s, err := l.load()
 	if err != nil {
 		return err
@@ -87,7 +75,7 @@ func (l *Lab) WithinPod(name string, fn func() error) error {
 		return err
 	}
 	defer pl.close()
-	return pl.run(fn)
+	return fn(s, pod, pl)
 }
 
 // placeOf opens a node, the fabric or the outside host.
