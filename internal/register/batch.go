@@ -15,7 +15,7 @@ import (
 const (
 	// maxBatch bounds the jobs of one transaction: etcd takes 128 operations, and a job writes and compares up to three keys.
 	maxBatch = 24
-	// maxWork bounds the time for one batch, conflicts included.
+	// maxWork bounds the time for one batch, conflicts and second attempts one by one included.
 	maxWork = 10 * time.Second
 )
 
@@ -87,10 +87,14 @@ func (h *Handler) next() []*job {
 func (h *Handler) run(batch []*job) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWork)
 	defer cancel()
+	h.work(ctx, batch)
+}
+
+func (h *Handler) work(ctx context.Context, batch []*job) {
 	err := ipam.Retry(ctx, func(attempt int) error { return h.attempt(ctx, batch, attempt > 0) })
 	if err != nil && len(batch) > 1 && !hopeless(err) {
 		for _, j := range batch {
-			h.run([]*job{j}) // one of them spoils it for all
+			h.work(ctx, []*job{j}) // one of them spoils it for all
 		}
 		return
 	}

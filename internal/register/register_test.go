@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -811,4 +812,31 @@ func pass(to, from net.Conn, drop *atomic.Bool) {
 			return
 		}
 	}
+}
+
+// stuck is a source that never answers in time, and does not say that this is why.
+type stuck struct{ register.Source }
+
+func (stuck) Facts(ctx context.Context, _ string) (ipam.Facts, error) {
+	<-ctx.Done()
+	return ipam.Facts{}, errors.New("no answer")
+}
+
+func TestBatchThatFailsIsGivenUpInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := register.New(register.Config{Node: "node-1", Source: func() register.Source { return stuck{} }})
+		began := time.Now()
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				if _, err := h.Del(t.Context(), attach.Request{Network: "net", ContainerID: fmt.Sprint("c", i), IfName: "eth0"}); err == nil {
+					t.Error("no error")
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(began); took > 25*time.Second { // one that came first, and then the others together
+			t.Errorf("all that waited have an answer after %v", took)
+		}
+	})
 }
