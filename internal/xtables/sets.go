@@ -218,7 +218,7 @@ func decodeSet(m []byte, sets map[string]found) {
 		case nl.IPSET_ATTR_TYPENAME:
 			f.kind = strings.TrimRight(string(a.Value), "\x00")
 		case nl.IPSET_ATTR_FAMILY:
-			f.family = a.Value[0]
+			f.family = octet(a.Value)
 		case nl.IPSET_ATTR_ADT | nl.NLA_F_NESTED:
 			for e := range nl.ParseAttributes(a.Value) {
 				if p, ok := decodeElement(e.Value); ok {
@@ -244,11 +244,19 @@ func decodeElement(data []byte) (netip.Prefix, bool) {
 				ip, _ = netip.AddrFromSlice(x.Value)
 			}
 		case nl.IPSET_ATTR_CIDR:
-			bits = int(a.Value[0])
+			bits = int(octet(a.Value))
 		}
 	}
 	p := netip.PrefixFrom(ip, bits)
 	return p, p.IsValid()
+}
+
+// octet is an attribute of one byte; 0 if it is empty.
+func octet(value []byte) byte {
+	if len(value) == 0 {
+		return 0
+	}
+	return value[0]
 }
 
 // execute sends one request of the ipset protocol (linux/netfilter/ipset/ip_set.h) and returns the answers.
