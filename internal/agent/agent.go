@@ -184,10 +184,10 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 }
 
-// ready is called after each complete apply.
+// ready is called once every table has been listed and gone through.
 func (a *Agent) ready() { a.first.Do(func() { close(a.isUp) }) }
 
-// servePlugins opens the socket once the kernel is as it should be, so that whoever can connect will be served.
+// servePlugins opens the socket once the kernel has been brought up to date, so that whoever can connect will be served.
 func (a *Agent) servePlugins(ctx context.Context) error {
 	select {
 	case <-ctx.Done():

@@ -94,11 +94,13 @@ func (a *Agent) round(ctx context.Context) error {
 		a.kernel.MarkDirty()
 		return errors.Join(listErr, repairErr, err)
 	}
-	if err := errors.Join(listErr, a.program(ctx, a.kernel.Apply, slog.LevelInfo)); err != nil {
-		return err
+	err := a.program(ctx, a.kernel.Apply, slog.LevelInfo)
+	if listErr == nil {
+		// Every table has been seen and gone through. One object that the kernel refuses keeps no pod from being served: each waits
+		// for its own routes.
+		a.ready()
 	}
-	a.ready()
-	return nil
+	return errors.Join(listErr, err)
 }
 
 // held says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without

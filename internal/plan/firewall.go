@@ -46,10 +46,9 @@ func (f *family) poolSet(all, masq string) (masquerades bool) {
 		if p.Spec.CIDR.Addr().Is6() != f.v6 || slices.Equal(p.Spec.AllowedUses, []api.Use{api.UseLoadBalancer}) {
 			continue
 		}
-		members := setMembers(p.Spec.CIDR)
-		every = append(every, members...)
+		every = append(every, p.Spec.CIDR)
 		if p.Spec.NATOutgoing {
-			out = append(out, members...)
+			out = append(out, p.Spec.CIDR)
 		}
 	}
 	if len(out) == 0 {
@@ -58,17 +57,6 @@ func (f *family) poolSet(all, masq string) (masquerades bool) {
 	f.set(all, every)
 	f.set(masq, out)
 	return true
-}
-
-// setMembers is a range as ipsets take it: one of the type hash:net has no place for everything (ipset(8)), but for its halves.
-func setMembers(p netip.Prefix) []netip.Prefix {
-	if p.Bits() > 0 {
-		return []netip.Prefix{p}
-	}
-	half := p.Addr().AsSlice()
-	half[0] = 0x80
-	upper, _ := netip.AddrFromSlice(half) // the length is that of an address
-	return []netip.Prefix{netip.PrefixFrom(p.Addr(), 1), netip.PrefixFrom(upper, 1)}
 }
 
 func (f *family) masquerade() string {
