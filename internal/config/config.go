@@ -165,8 +165,8 @@ func Effective(env Env, global, node *api.FelixConfiguration) (Dataplane, []stri
 		VXLANEnabled:    resolve(r, "VXLANENABLED", nil, parseOptionalBool),
 		VXLANPort:       resolve(r, "VXLANPORT", 4789, within(1, 65535)),
 		VXLANVNI:        resolve(r, "VXLANVNI", 4096, within(0, 1<<24-1)),
-		VXLANMTU:        resolve(r, "VXLANMTU", 0, within(0, 65535)),
-		VXLANMTUV6:      resolve(r, "VXLANMTUV6", 0, within(0, 65535)),
+		VXLANMTU:        resolve(r, "VXLANMTU", 0, parseMTU),
+		VXLANMTUV6:      resolve(r, "VXLANMTUV6", 0, parseMTU),
 		MTUIface:        resolve(r, "MTUIFACEPATTERN", regexp.MustCompile(defaultMTUIface), regexp.Compile),
 		IptablesBackend: resolve(r, "IPTABLESBACKEND", "auto", oneOf("auto", "nft", "legacy")),
 		NATExclusions:   resolve(r, "NATOUTGOINGEXCLUSIONS", "ippoolsonly", oneOf("ippoolsonly", "ippoolsandhostips")),
@@ -264,6 +264,15 @@ func within(lo, hi int) func(string) (int, error) {
 		}
 		return v, nil
 	}
+}
+
+// parseMTU takes what the kernel takes for IPv4 (RFC 791: every link carries 68 octets), and 0 for "choose".
+func parseMTU(s string) (int, error) {
+	v, err := strconv.Atoi(s)
+	if err != nil || v != 0 && (v < 68 || v > 65535) {
+		return 0, fmt.Errorf("want 0 or a number between 68 and 65535")
+	}
+	return v, nil
 }
 
 func oneOf(words ...string) func(string) (string, error) {

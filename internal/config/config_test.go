@@ -78,3 +78,10 @@ func TestModeWordsOfOldManifestsAreUnderstood(t *testing.T) {
 		}
 	}
 }
+
+func TestMTUThatNoLinkCanHaveIsNamed(t *testing.T) {
+	d, problems := Effective(func(name string) string { return map[string]string{"FELIX_VXLANMTU": "10"}[name] }, nil, nil)
+	if d.VXLANMTU != 0 || len(problems) != 1 {
+		t.Errorf("MTU %d, problems %v", d.VXLANMTU, problems)
+	}
+}

@@ -38,7 +38,17 @@ func (c *computation) family(v6 bool, hostMTU int) *family {
 		f.mtu = hostMTU - overhead
 	}
 	f.locate()
+	f.limitMTU(overhead)
 	return f
+}
+
+// limitMTU lowers an MTU that the kernel would refuse: a tunnel's packets must fit into those of the device below.
+func (f *family) limitMTU(overhead int) {
+	below, ok := f.host.Links[f.parent.Name]
+	if most := below.MTU - overhead; ok && f.vxlan && f.mtu > most {
+		f.problem("FelixConfiguration", "an MTU of %d for %s does not fit into the %d of %s; %d is used", f.mtu, f.deviceName(), below.MTU, f.parent.Name, most)
+		f.mtu = most
+	}
 }
 
 // locate finds this node's own address and the device that holds it.

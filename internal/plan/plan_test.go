@@ -199,3 +199,22 @@ func TestNthCountsAcrossBytes(t *testing.T) {
 		}
 	}
 }
+
+func TestTunnelMTUIsLimitedByTheDeviceBelow(t *testing.T) {
+	m := model(t, `kind: IPPool
+metadata: {name: p}
+spec: {cidr: 10.244.0.0/16, vxlanMode: Always}
+---
+kind: Node
+metadata: {name: node-1}
+spec: {bgp: {ipv4Address: 172.30.1.1/24}}`)
+	s := settings()
+	s.VXLANMTU = 9000
+	r := Compute(m, s, host(t, "eth0 2 1500 up 172.30.1.1/24"))
+	if got := r.State.Links[kernel.VXLANDevice].MTU; got != 1450 || r.PodMTU != 1450 {
+		t.Errorf("device MTU %d, pod MTU %d, want 1450", got, r.PodMTU)
+	}
+	if !strings.Contains(fmt.Sprint(r.Problems), "9000") {
+		t.Errorf("the MTU is not named: %v", r.Problems)
+	}
+}

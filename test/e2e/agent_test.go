@@ -133,3 +133,21 @@ func TestLockedDatastoreChangesNothing(t *testing.T) {
 		return nil
 	})
 }
+
+func TestEtcdThatLostItsDataCostsNoPodItsNetwork(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	if r := check(t, l); !r.OK {
+		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	before := kernelState(t, l, "node-1")
+	put(t, l, "/calico/", gone)
+	nettest.Eventually(t, func() error {
+		if !strings.Contains(agentLog(t, l, "node-1"), "seems to have lost its data") {
+			return errors.New("the agent does not say that data are lost")
+		}
+		return nil
+	})
+	if d := cmp.Diff(before, kernelState(t, l, "node-1")); d != "" {
+		t.Errorf("the kernel differs (-before +after):\n%s", d)
+	}
+}

@@ -20,7 +20,9 @@ import (
 // What makes the test binary talk to etcd, from wherever it is started.
 const (
 	keysVar  = "MUSLIN_E2E_KEYS"  // print what it holds below this prefix
-	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead
+	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead; gone: delete what is below that prefix
+
+	gone = "-"
 )
 
 func talkToEtcd(prefix string) error {
@@ -31,7 +33,12 @@ func talkToEtcd(prefix string) error {
 	defer func() { _ = c.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if value, ok := os.LookupEnv(valueVar); ok {
+	value, writes := os.LookupEnv(valueVar)
+	if value == gone {
+		_, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
+		return err
+	}
+	if writes {
 		_, err := c.Put(ctx, prefix, value)
 		return err
 	}
