@@ -134,7 +134,10 @@ func (p *Plugin) undo(a *attachment, cause error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	linkErr, releaseErr := a.removePair(), a.release(ctx)
+	linkErr, releaseErr := a.removePair(), error(nil)
+	if told == nil || told.Code != attach.CodeBadEnv {
+		releaseErr = a.release(ctx) // what the handler cannot read it has not written, and would not release either
+	}
 	if etcdAway {
 		releaseErr = nil // was to be expected; the cause says what state etcd is in
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,11 +31,7 @@ func ParseEndpoints(list string) ([]string, error) {
 		if e == "" {
 			continue
 		}
-		u, err := url.Parse(e)
-		if err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: %w", e, err)
-		}
-		if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || !isPort(u.Port()) {
 			return nil, fmt.Errorf("etcd endpoint %q: want http://host:port or https://host:port", e)
 		}
 		out = append(out, e)
@@ -43,6 +40,12 @@ func ParseEndpoints(list string) ([]string, error) {
 		return nil, errors.New("no etcd endpoints specified: set ETCD_ENDPOINTS or etcd_endpoints, for example http://10.0.0.1:2379")
 	}
 	return out, nil
+}
+
+// isPort reports whether the text is a TCP port, or empty for the default one.
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return text == "" || err == nil && n > 0
 }
 
 // New prepares a client. It does not wait for etcd: the first call does, within its deadline.
