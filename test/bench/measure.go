@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Comparison is one floor and one subject, measured in alternation.
+// comparison is one floor and one subject, measured in alternation.
 type comparison struct {
 	name    string
 	floor   []time.Duration // by round, per operation
@@ -36,8 +36,8 @@ func median[T float64 | time.Duration](xs []T) T {
 // side is one way to do a thing n times.
 type side func(round, i int) error
 
-// alternate runs floor and subject round by round, the one that begins changing each time. setUp and tearDown run untimed
-// before and after each side with what it measures taken away again.
+// alternate measures an operation and its inverse, floor and subject by turns, the one that begins changing each round. Each side
+// undoes what it did before the other begins.
 func alternate(name string, rounds, n, parallel int, floor, subject pair) (do, undo comparison, err error) {
 	do, undo = comparison{name: "ADD " + name}, comparison{name: "DEL " + name}
 	for r := range rounds {
@@ -94,7 +94,7 @@ func timed(round, n, workers int, f side) (time.Duration, error) {
 	return took, nil
 }
 
-// print writes the comparisons as a table.
+// printTable writes the comparisons as a table.
 func printTable(out io.Writer, cs []comparison) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	if _, err := fmt.Fprintln(w, "\tfloor\tmuslin\tratio\t"); err != nil {
