@@ -41,7 +41,7 @@ func NewCommand(set Settings) *cobra.Command {
 		podCommand(set), execCommand(set), logsCommand(set),
 		agentCommand(set, "stop", "Stop a node's agent, or etcd", (*Lab).StopAgent, (*Lab).StopEtcd),
 		agentCommand(set, "start", "Start a node's agent, or etcd", (*Lab).StartAgent, (*Lab).StartEtcd),
-		holderCommand(), etcdCommand(), relayCommand(),
+		holderCommand(), etcdCommand(), relayCommand(), guardCommand(),
 	)
 	return root
 }
@@ -355,6 +355,16 @@ func relayCommand() *cobra.Command {
 	cmd := daemonCommand("run-relay", func(ctx context.Context, _ *slog.Logger) error { return runRelay(ctx, fabric, etcd) })
 	cmd.Flags().IntVar(&fabric, "fabric", 0, "")
 	cmd.Flags().StringVar(&etcd, "etcd", "", "")
+	return cmd
+}
+
+func guardCommand() *cobra.Command {
+	dir := ""
+	cmd := &cobra.Command{
+		Use: "run-guard", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return watch(dir) },
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "")
 	return cmd
 }
 

@@ -40,7 +40,7 @@ func Demo(ctx context.Context, dir, bin string, w io.Writer) (err error) {
 	options := Defaults()
 	options.Nodes, options.Subnets, options.Mode = demoNodes, 2, CrossSubnet
 	say("bringing up " + options.String())
-	l, err := Up(ctx, Config{Dir: dir, Bin: bin, Options: options, Progress: say})
+	l, err := Up(ctx, Config{Dir: dir, Bin: bin, Options: options, Progress: say, Guarded: true})
 	if err != nil {
 		return err
 	}

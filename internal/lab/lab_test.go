@@ -27,6 +27,9 @@ import (
 // TestMain builds the program that the lab's own processes run.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if os.Getenv("MUSLIN_LAB_TEST_BIN") != "" { // started by a test
+			return m.Run()
+		}
 		bin, err := os.MkdirTemp("", "muslin-lab-test-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -62,7 +65,7 @@ func bare(t *testing.T) Config {
 	needRoot(t)
 	o := Defaults()
 	o.NoAgents, o.Nodes, o.Subnets = true, 2, 2
-	return Config{Dir: filepath.Join(t.TempDir(), "lab"), Bin: os.Getenv("MUSLIN_LAB_TEST_BIN"), Options: o}
+	return Config{Dir: filepath.Join(t.TempDir(), "lab"), Bin: os.Getenv("MUSLIN_LAB_TEST_BIN"), Options: o, Guarded: true}
 }
 
 func up(t *testing.T, cfg Config) *Lab {

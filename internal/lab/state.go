@@ -78,6 +78,7 @@ func (s *state) pod(name string) (*Pod, error) {
 type Lab struct {
 	dir      string
 	progress func(string)
+	guard    guard // of a guarded lab, in the process that brought it up
 }
 
 // Open returns the lab that is up in dir ("": DefaultDir), or ErrNotUp.

@@ -29,6 +29,7 @@ type Config struct {
 	Bin      string // folder of the programs, muslin-lab itself among them
 	Options  Options
 	Progress func(string) // told of each step; nil: nobody
+	Guarded  bool         // the lab does not outlive the calling process, even one that is killed
 }
 
 // Up brings a lab up and returns when every agent is ready. Where it fails it leaves nothing behind. A lab that is up already and
@@ -60,11 +61,16 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	if !errors.Is(err, ErrNotUp) {
 		return nil, err
 	}
+	if cfg.Guarded {
+		if l.guard, err = startGuard(bin, l.dir); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.create(ctx, bin, cfg.Options); err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			err = fmt.Errorf("bring the lab up: interrupted: %w", err)
 		}
-		return nil, errors.Join(err, l.clear(context.WithoutCancel(ctx)), removeFile(l.lockPath()))
+		return nil, errors.Join(err, l.clear(context.WithoutCancel(ctx)), removeFile(l.lockPath()), l.guard.release())
 	}
 	return l, nil
 }
@@ -227,7 +233,14 @@ func Down(ctx context.Context, dir string) error {
 }
 
 // Down ends the lab; see the function of that name.
-func (l *Lab) Down(ctx context.Context) error { return Down(ctx, l.dir) }
+func (l *Lab) Down(ctx context.Context) error {
+	if err := Down(ctx, l.dir); err != nil {
+		return err
+	}
+	released := l.guard.release()
+	l.guard = guard{}
+	return released
+}
 
 // clear does the work of Down for a caller that holds the lock.
 func (l *Lab) clear(ctx context.Context) error {

@@ -52,7 +52,7 @@ func outer(ctx context.Context, bin string) (err error) {
 	}
 	o := lab.Defaults()
 	o.Nodes = 1
-	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join("/run", filepath.Base(work)), Bin: work, Options: o})
+	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join("/run", filepath.Base(work)), Bin: work, Options: o, Guarded: true})
 	if err != nil {
 		return err
 	}

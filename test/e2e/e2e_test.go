@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,13 +36,10 @@ func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
 	nettest.Need(t, "root")
 	o := lab.Defaults()
 	change(&o)
-	dir, err := os.MkdirTemp("/run", "muslin-e2e-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := filepath.Join("/run", fmt.Sprintf("muslin-e2e-%d-%x", os.Getpid(), fnv32(t.Name())))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join(dir, "lab"), Bin: programs(t), Options: o})
+	l, err := lab.Up(ctx, lab.Config{Dir: dir, Bin: programs(t), Options: o, Guarded: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,9 +52,6 @@ func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
 		if err := l.Down(ctx); err != nil {
 			t.Errorf("take the lab down: %v", err)
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
 	})
 	for n := range o.Nodes {
 		for _, p := range []string{"a", "b"} {
@@ -64,6 +59,13 @@ func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
 		}
 	}
 	return l
+}
+
+// fnv32 makes a short name of a long one.
+func fnv32(s string) uint32 {
+	h := fnv.New32()
+	_, _ = h.Write([]byte(s)) // never fails
+	return h.Sum32()
 }
 
 func addPod(t *testing.T, l *lab.Lab, name, node string) lab.Pod {
