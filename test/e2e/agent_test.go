@@ -127,10 +127,11 @@ func TestLockedDatastoreChangesNothing(t *testing.T) {
 	}
 	change(cluster, `"datastoreReady":false`, `"datastoreReady":true`)
 	nettest.Eventually(t, func() error {
-		if rules := run(t, l, "node-1", "iptables-save"); strings.Contains(rules, "cali-nat-outgoing") {
-			return errors.New("pods are masqueraded still")
+		rules, err := try(t, l, "node-1", "iptables-save")
+		if err == nil && strings.Contains(rules, "cali-nat-outgoing") {
+			err = errors.New("pods are masqueraded still")
 		}
-		return nil
+		return err
 	})
 }
 

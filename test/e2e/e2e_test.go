@@ -103,11 +103,21 @@ func logs(t *testing.T, l *lab.Lab, nodes int) {
 
 func run(t *testing.T, l *lab.Lab, where string, args ...string) string {
 	t.Helper()
+	out, err := try(t, l, where, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// try is run for what may fail, such as iptables-save while rules and their sets go.
+func try(t *testing.T, l *lab.Lab, where string, args ...string) (string, error) {
+	t.Helper()
 	var out, errs bytes.Buffer
 	if err := l.Exec(t.Context(), where, lab.Command{Args: args, Stdout: &out, Stderr: &errs}); err != nil {
-		t.Fatalf("%s: %s: %v: %s", where, strings.Join(args, " "), err, errs.String())
+		return "", fmt.Errorf("%s: %s: %w: %s", where, strings.Join(args, " "), err, errs.String())
 	}
-	return out.String()
+	return out.String(), nil
 }
 
 func check(t *testing.T, l *lab.Lab) lab.Report {
