@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
-	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // Limits of one connection.
@@ -25,8 +24,8 @@ const (
 
 // handler allocates and releases: register.Handler, or a test's.
 type handler interface {
-	Add(context.Context, attach.Request) (attach.Reply, []store.KV, error)
-	Del(context.Context, attach.Request) ([]store.KV, error)
+	Add(context.Context, attach.Request) (attach.Reply, error)
+	Del(context.Context, attach.Request) error
 }
 
 // server answers the plugins on the unix socket.
@@ -114,7 +113,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 }
 
 func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
-	reply, _, err := s.handler.Add(ctx, req)
+	reply, err := s.handler.Add(ctx, req)
 	if err != nil {
 		return refuse(conn, err)
 	}
@@ -135,7 +134,7 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 }
 
 func (s *server) del(ctx context.Context, conn *attach.Conn, req attach.Request) error {
-	if _, err := s.handler.Del(ctx, req); err != nil {
+	if err := s.handler.Del(ctx, req); err != nil {
 		return refuse(conn, err)
 	}
 	return conn.Send(attach.Reply{})

@@ -15,7 +15,6 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/kernel"
-	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // counting hands out addresses in order and remembers what was asked.
@@ -26,21 +25,21 @@ type counting struct {
 	fail    error
 }
 
-func (h *counting) Add(_ context.Context, r attach.Request) (attach.Reply, []store.KV, error) {
+func (h *counting) Add(_ context.Context, r attach.Request) (attach.Reply, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.fail != nil {
-		return attach.Reply{}, nil, h.fail
+		return attach.Reply{}, h.fail
 	}
 	h.next = h.next.Next()
-	return attach.Reply{Addrs: []netip.Addr{h.next}, MAC: r.MAC}, nil, nil
+	return attach.Reply{Addrs: []netip.Addr{h.next}, MAC: r.MAC}, nil
 }
 
-func (h *counting) Del(_ context.Context, r attach.Request) ([]store.KV, error) {
+func (h *counting) Del(_ context.Context, r attach.Request) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.deleted = append(h.deleted, r.ContainerID)
-	return nil, h.fail
+	return h.fail
 }
 
 type rig struct {

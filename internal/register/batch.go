@@ -159,10 +159,10 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 			return j.err
 		}
 	}
-	return h.commit(ctx, batch, plan.Txn())
+	return h.commit(ctx, plan.Txn())
 }
 
-func (h *Handler) commit(ctx context.Context, batch []*job, t *store.Txn) error {
+func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
 	if t.Empty() {
 		return nil
 	}
@@ -171,9 +171,6 @@ func (h *Handler) commit(ctx context.Context, batch []*job, t *store.Txn) error 
 		return err
 	}
 	h.cfg.Committed(changed)
-	for _, j := range batch {
-		j.changed = changed
-	}
 	return nil
 }
 

@@ -33,12 +33,11 @@ type job struct {
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.
-	addrs   []netip.Prefix
-	mac     string
-	changed []store.KV
-	err     error
-	done    chan struct{}
-	ctx     context.Context // the caller's: a job lives as long as the call that it stands for
+	addrs []netip.Prefix
+	mac   string
+	err   error
+	done  chan struct{}
+	ctx   context.Context // the caller's: a job lives as long as the call that it stands for
 }
 
 // prior is what etcd held before a job. Entries with Rev 0 do not exist.

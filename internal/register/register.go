@@ -89,37 +89,36 @@ func New(cfg Config) *Handler {
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,
-// the addresses and MAC of the first. changed is what was written, possibly together with others' commands; the receiver
-// of Config.Committed has it already. Errors match *attach.Error.
-func (h *Handler) Add(ctx context.Context, req attach.Request) (reply attach.Reply, changed []store.KV, err error) {
+// the addresses and MAC of the first. What was written goes to Config.Committed. Errors match *attach.Error.
+func (h *Handler) Add(ctx context.Context, req attach.Request) (reply attach.Reply, err error) {
 	j, err := h.newAdd(ctx, req)
 	if err != nil {
-		return attach.Reply{}, nil, err
+		return attach.Reply{}, err
 	}
 	if err := h.do(ctx, j); err != nil {
-		return attach.Reply{}, nil, failure("register", j, err)
+		return attach.Reply{}, failure("register", j, err)
 	}
 	reply.MAC = j.mac
 	for _, a := range j.addrs {
 		reply.Addrs = append(reply.Addrs, a.Addr())
 	}
 	h.cfg.Log.Debug("registered", "container", req.ContainerID, "endpoint", j.endpointKey, "addresses", j.addrs)
-	return reply, j.changed, nil
+	return reply, nil
 }
 
 // Del takes back the container's addresses and deletes its endpoint, unless that is another container's by now. It succeeds
 // if there is nothing to do. Otherwise as Add.
-func (h *Handler) Del(ctx context.Context, req attach.Request) (changed []store.KV, err error) {
+func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 	j, err := newJob(h.cfg.Node, req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	j.plan = h.planDel
 	if err := h.do(ctx, j); err != nil {
-		return nil, failure("unregister", j, err)
+		return failure("unregister", j, err)
 	}
 	h.cfg.Log.Debug("unregistered", "container", req.ContainerID, "endpoint", j.endpointKey, "addresses", j.addrs)
-	return j.changed, nil
+	return nil
 }
 
 // Allocate gives the container addresses and writes no endpoint, for a main plugin of another project. Each address has

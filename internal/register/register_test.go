@@ -212,7 +212,7 @@ func TestBothFamiliesComeInOneTransaction(t *testing.T) {
 		t.Errorf("%d addresses are left", n)
 	}
 	w.pool("pool6", "fd00:10::/48", 122, disabled)
-	if _, _, err := h.Add(w.ctx(), req); !errors.Is(err, ipam.ErrNoPool) {
+	if _, err := h.Add(w.ctx(), req); !errors.Is(err, ipam.ErrNoPool) {
 		t.Errorf("ADD without a pool of the second family: %v", err)
 	}
 	if n := w.consistent(); n != 0 {
@@ -296,7 +296,7 @@ func TestRefusalsNameCodeObjectAndRemedy(t *testing.T) {
 				c.change(&req)
 			}
 			before := w.dump()
-			_, _, err := w.handler("node-1").Add(w.ctx(), req)
+			_, err := w.handler("node-1").Add(w.ctx(), req)
 			var cni *attach.Error
 			if !errors.As(err, &cni) {
 				t.Fatalf("error %v, want a CNI error", err)
@@ -321,7 +321,7 @@ func TestDelHeedsTheLockAndNeedsNeitherNodeNorPool(t *testing.T) {
 	h := w.handler("node-1")
 	w.add(h, request("c"))
 	w.lock(true)
-	if _, err := h.Del(w.ctx(), request("c")); !errors.Is(err, ipam.ErrNotReady) {
+	if err := h.Del(w.ctx(), request("c")); !errors.Is(err, ipam.ErrNotReady) {
 		t.Errorf("DEL in a locked cluster: %v", err)
 	}
 	w.lock(false)
@@ -360,7 +360,7 @@ func TestPolicyNetworksTakeLabelsAndProfilesFromKubernetes(t *testing.T) {
 	}
 	req.Pod.Name = "gone"
 	var cni *attach.Error
-	if _, _, err := h.Add(w.ctx(), req); !errors.As(err, &cni) || cni.Code != attach.CodeTryAgain || !errors.Is(err, os.ErrNotExist) {
+	if _, err := h.Add(w.ctx(), req); !errors.As(err, &cni) || cni.Code != attach.CodeTryAgain || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("pod that Kubernetes does not know: %v", err)
 	}
 }
@@ -460,7 +460,7 @@ func TestManyAtOnceShareTransactions(t *testing.T) {
 	const n = 40
 	rev := w.revision()
 	parallel(t, n, func(i int) error {
-		_, _, err := h.Add(w.ctx(), request(fmt.Sprint("c", i)))
+		_, err := h.Add(w.ctx(), request(fmt.Sprint("c", i)))
 		return err
 	})
 	if got := w.revision() - rev; got >= n {
@@ -473,7 +473,7 @@ func TestManyAtOnceShareTransactions(t *testing.T) {
 		t.Errorf("%d blocks of 16 for %d containers, want 3", got, n)
 	}
 	parallel(t, n, func(i int) error {
-		_, err := h.Del(w.ctx(), request(fmt.Sprint("c", i)))
+		err := h.Del(w.ctx(), request(fmt.Sprint("c", i)))
 		return err
 	})
 	if got := w.consistent(); got != 0 || len(w.endpoints()) != 0 {
@@ -499,7 +499,7 @@ func TestSeparateProcessesOnOneNodeNeverShareAnAddress(t *testing.T) {
 	w.node("node-1", nil)
 	w.pool("pool", "10.0.0.0/24", 26)
 	parallel(t, 16, func(i int) error {
-		_, _, err := w.handler("node-1").Add(w.ctx(), request(fmt.Sprint("c", i)))
+		_, err := w.handler("node-1").Add(w.ctx(), request(fmt.Sprint("c", i)))
 		return err
 	})
 	if got := w.consistent(); got != 16 {
@@ -516,7 +516,7 @@ func TestNodesShareAPoolOfFewBlocks(t *testing.T) {
 		handlers[i] = w.handler(fmt.Sprint("node-", i))
 	}
 	parallel(t, 48, func(i int) error {
-		_, _, err := handlers[i%3].Add(w.ctx(), request(fmt.Sprint("c", i)))
+		_, err := handlers[i%3].Add(w.ctx(), request(fmt.Sprint("c", i)))
 		return err
 	})
 	if got := w.consistent(); got != 48 {
@@ -526,7 +526,7 @@ func TestNodesShareAPoolOfFewBlocks(t *testing.T) {
 	var mu sync.Mutex
 	var refused int
 	parallel(t, 3, func(i int) error {
-		_, _, err := handlers[i].Add(w.ctx(), request(fmt.Sprint("more", i)))
+		_, err := handlers[i].Add(w.ctx(), request(fmt.Sprint("more", i)))
 		if errors.Is(err, ipam.ErrNoAddress) && strings.Contains(err.Error(), "no free blocks in pools [pool 10.0.0.0/26]") {
 			mu.Lock()
 			defer mu.Unlock()
@@ -555,7 +555,7 @@ func TestSameContainerAtOnceGetsOneAddress(t *testing.T) {
 		if i%2 == 0 {
 			h = w.handler("node-1")
 		}
-		reply, _, err := h.Add(w.ctx(), request("c"))
+		reply, err := h.Add(w.ctx(), request("c"))
 		if err != nil {
 			return err
 		}
@@ -578,12 +578,12 @@ func TestCallersThatLeaveLeaveNothingBehind(t *testing.T) {
 	parallel(t, 60, func(i int) error {
 		ctx, cancel := context.WithTimeout(w.ctx(), rand.N(20*time.Millisecond))
 		defer cancel()
-		_, _, err := h.Add(ctx, request(fmt.Sprint("c", i)))
+		_, err := h.Add(ctx, request(fmt.Sprint("c", i)))
 		var cni *attach.Error
 		if err != nil && !errors.As(err, &cni) {
 			return err
 		}
-		_, err = h.Del(w.ctx(), request(fmt.Sprint("c", i)))
+		err = h.Del(w.ctx(), request(fmt.Sprint("c", i)))
 		return err
 	})
 	if got := w.consistent(); got != 0 || len(w.endpoints()) != 0 || len(listOf[api.Handle](w, api.HandlesRoot)) != 0 {
@@ -639,7 +639,7 @@ func TestConflictsAreSeenAndPlannedAgain(t *testing.T) {
 			w.add(w.handler("node-1"), request("first"))
 			src := &meddling{Source: w.picture(), do: func() { c.do(w) }}
 			h := register.New(register.Config{Client: w.c, Source: always(src), Node: "node-1"})
-			if _, _, err := h.Add(w.ctx(), request("c")); !errors.Is(err, c.want) {
+			if _, err := h.Add(w.ctx(), request("c")); !errors.Is(err, c.want) {
 				t.Errorf("ADD: %v, want %v", err, c.want)
 			}
 			w.consistent()
@@ -670,12 +670,12 @@ func TestEtcdAwayIsSaidAndRepaired(t *testing.T) {
 	h := w.handler("node-1")
 	w.add(h, request("a"))
 	w.etcd.Stop()
-	_, _, err := h.Add(w.ctx(), request("b"))
+	_, err := h.Add(w.ctx(), request("b"))
 	var cni *attach.Error
 	if !errors.Is(err, store.ErrUnavailable) || !errors.As(err, &cni) || cni.Code != attach.CodeDatastore {
 		t.Errorf("ADD without etcd: %v", err)
 	}
-	if _, err := h.Del(w.ctx(), request("a")); !errors.Is(err, store.ErrUnavailable) {
+	if err := h.Del(w.ctx(), request("a")); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("DEL without etcd: %v", err)
 	}
 	w.etcd.Start()
@@ -718,7 +718,7 @@ func TestDamagedBlockInThePictureIsPassedOver(t *testing.T) {
 		t.Errorf("%d transactions, want 1", now-rev)
 	}
 	var cni *attach.Error
-	if _, err := h.Del(w.ctx(), request("first")); !errors.As(err, &cni) || !strings.Contains(cni.Msg, "10.0.0.0-30") {
+	if err := h.Del(w.ctx(), request("first")); !errors.As(err, &cni) || !strings.Contains(cni.Msg, "10.0.0.0-30") {
 		t.Errorf("DEL from the damaged block: %v", err)
 	}
 }
@@ -740,7 +740,7 @@ func TestUnknownOutcomeIsSaidAndFinished(t *testing.T) {
 	h := register.New(register.Config{Client: c, Source: always(w.picture()), Node: "node-1"})
 	rev := w.revision()
 	cut.back.Store(true)
-	_, _, err = h.Add(w.ctx(), request("c"))
+	_, err = h.Add(w.ctx(), request("c"))
 	var cni *attach.Error
 	if !errors.Is(err, store.ErrUnknown) || !errors.As(err, &cni) || !strings.Contains(cni.Details, "it may have been done") {
 		t.Fatalf("ADD whose answer is lost: %v", err)
@@ -829,7 +829,7 @@ func TestBatchThatFailsIsGivenUpInTime(t *testing.T) {
 		var all sync.WaitGroup
 		for i := range 8 {
 			all.Go(func() {
-				if _, err := h.Del(t.Context(), attach.Request{Network: "net", ContainerID: fmt.Sprint("c", i), IfName: "eth0"}); err == nil {
+				if err := h.Del(t.Context(), attach.Request{Network: "net", ContainerID: fmt.Sprint("c", i), IfName: "eth0"}); err == nil {
 					t.Error("no error")
 				}
 			})

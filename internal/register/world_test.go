@@ -218,7 +218,7 @@ func podRequest(container, pod string) attach.Request {
 
 func (w *world) add(h *register.Handler, req attach.Request) attach.Reply {
 	w.t.Helper()
-	reply, _, err := h.Add(w.ctx(), req)
+	reply, err := h.Add(w.ctx(), req)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func (w *world) add(h *register.Handler, req attach.Request) attach.Reply {
 
 func (w *world) del(h *register.Handler, req attach.Request) {
 	w.t.Helper()
-	if _, err := h.Del(w.ctx(), req); err != nil {
+	if err := h.Del(w.ctx(), req); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -111,7 +111,7 @@ func (c *command) add(ctx context.Context) (*types100.Result, error) {
 		}
 		return res, err
 	}
-	reply, _, err := c.handler.Add(ctx, c.req)
+	reply, err := c.handler.Add(ctx, c.req)
 	for _, a := range reply.Addrs {
 		res.IPs = append(res.IPs, &types100.IPConfig{Interface: types100.Int(0), Address: ipNet(netip.PrefixFrom(a, a.BitLen()))})
 	}
@@ -123,7 +123,7 @@ func (c *command) del(ctx context.Context) error {
 	if c.conf.Muslin == nil {
 		return c.handler.Release(ctx, c.req)
 	}
-	_, err := c.handler.Del(ctx, c.req)
+	err := c.handler.Del(ctx, c.req)
 	return err
 }
 
