@@ -70,12 +70,8 @@ func (a *Agent) succeeded() {
 
 // round is one pass through the picture: list what is in doubt, compute, apply.
 func (a *Agent) round(ctx context.Context) error {
-	snap, ok := a.feed.Snapshot()
+	snap, ok := a.usable()
 	if !ok {
-		return nil // nothing is written before the first complete snapshot
-	}
-	if why := held(snap); why != "" {
-		a.say([]string{why}, nil, snap.Bad())
 		return nil
 	}
 	a.kernel.Observe(a.monitor.Events())
@@ -85,22 +81,40 @@ func (a *Agent) round(ctx context.Context) error {
 		listErr = fmt.Errorf("list the kernel: %w", listErr)
 	}
 	if !listed {
-		return errors.Join(listErr, a.program(ctx, a.kernel.Apply, slog.LevelDebug))
+		return errors.Join(listErr, a.program(ctx, snap, a.kernel.Apply, slog.LevelDebug))
 	}
 	// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen. What is missing is put back at once,
 	// etcd or no etcd; only removals wait until the feed has caught up.
-	repairErr := a.program(ctx, a.kernel.Repair, slog.LevelInfo)
+	repairErr := a.program(ctx, snap, a.kernel.Repair, slog.LevelInfo)
 	if err := a.catchUp(ctx); err != nil {
 		a.kernel.MarkDirty()
 		return errors.Join(listErr, repairErr, err)
 	}
-	err := a.program(ctx, a.kernel.Apply, slog.LevelInfo)
+	if snap, ok = a.usable(); !ok {
+		a.kernel.MarkDirty()
+		return errors.Join(listErr, repairErr)
+	}
+	err := a.program(ctx, snap, a.kernel.Apply, slog.LevelInfo)
 	if listErr == nil {
 		// Every table has been seen and gone through. One object that the kernel refuses keeps no pod from being served: each waits
 		// for its own routes.
 		a.ready()
 	}
 	return errors.Join(listErr, err)
+}
+
+// usable returns the snapshot that the kernel may be made to match. ok is false before the first complete one, and while the
+// datastore is not to be believed.
+func (a *Agent) usable() (snap feed.Snapshot, ok bool) {
+	snap, ok = a.feed.Snapshot()
+	if !ok {
+		return snap, false
+	}
+	if why := held(snap); why != "" {
+		a.say([]string{why}, nil, snap.Bad())
+		return snap, false
+	}
+	return snap, true
 }
 
 // held says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without
@@ -117,10 +131,9 @@ func held(snap feed.Snapshot) string {
 	return ""
 }
 
-// program computes what the kernel should hold and writes it by write, whose changes are logged at a level: what pods bring with
-// them is routine, and what a list has found is for the operator to know.
-func (a *Agent) program(ctx context.Context, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
-	snap, _ := a.feed.Snapshot()
+// program computes what the kernel should hold by a usable snapshot and writes it by write, whose changes are logged at a level:
+// what pods bring with them is routine, and what a list has found is for the operator to know.
+func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
 	settings, problems := a.settings(snap)
 	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
 	a.say(problems, result.Problems, snap.Bad())

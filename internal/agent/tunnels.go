@@ -4,8 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/muslin-cni/muslin/internal/feed"
@@ -21,7 +20,7 @@ type tunnels struct {
 	log    *slog.Logger
 
 	look    chan struct{} // cap 1: look again
-	seen    string        // what the last look was about; owned by the loop
+	seen    feed.Snapshot // what the last look was about; owned by the loop
 	failing string        // why the last look failed, as logged; owned by run, and by start before it
 }
 
@@ -31,17 +30,11 @@ func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog
 
 // consider asks for another look if the pools or our own Node changed since the last time. The loop calls it.
 func (t *tunnels) consider(snap feed.Snapshot) {
-	var b strings.Builder
-	for key, e := range snap.Pools() {
-		b.WriteString(key + "@" + revision(e.Rev))
-	}
-	if n := snap.Node(t.node); n.Exists() {
-		b.WriteString(n.Key + "@" + revision(n.Rev))
-	}
-	if b.String() == t.seen {
+	changed := snap.Since(t.seen)
+	t.seen = snap
+	if !changed.All && !changed.Kinds.Has(feed.Pools) && !slices.Contains(changed.Keys, snap.Node(t.node).Key) {
 		return
 	}
-	t.seen = b.String()
 	select {
 	case t.look <- struct{}{}:
 	default:
@@ -92,5 +85,3 @@ func shown(a netip.Addr) string {
 	}
 	return a.String()
 }
-
-func revision(rev int64) string { return strconv.FormatInt(rev, 10) }
