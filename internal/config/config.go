@@ -145,8 +145,8 @@ type Dataplane struct {
 	NATExclusions        string // IPPoolsOnly or IPPoolsAndHostIPs
 }
 
-// Default for MTUIface: the usual names of physical devices.
-const defaultMTUIface = `^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`
+// defaultMTUIface matches the usual names of physical devices.
+var defaultMTUIface = regexp.MustCompile(`^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`)
 
 // Effective combines the sources. Either configuration may be nil. What could not be read comes back as texts.
 func Effective(env Env, global, node *api.FelixConfiguration) (Dataplane, []string) {
@@ -167,7 +167,7 @@ func Effective(env Env, global, node *api.FelixConfiguration) (Dataplane, []stri
 		VXLANVNI:        resolve(r, "VXLANVNI", 4096, within(0, 1<<24-1)),
 		VXLANMTU:        resolve(r, "VXLANMTU", 0, parseMTU),
 		VXLANMTUV6:      resolve(r, "VXLANMTUV6", 0, parseMTU),
-		MTUIface:        resolve(r, "MTUIFACEPATTERN", regexp.MustCompile(defaultMTUIface), regexp.Compile),
+		MTUIface:        resolve(r, "MTUIFACEPATTERN", defaultMTUIface, regexp.Compile),
 		IptablesBackend: resolve(r, "IPTABLESBACKEND", "auto", oneOf("auto", "nft", "legacy")),
 		NATExclusions:   resolve(r, "NATOUTGOINGEXCLUSIONS", "ippoolsonly", oneOf("ippoolsonly", "ippoolsandhostips")),
 	}

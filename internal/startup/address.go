@@ -15,7 +15,7 @@ import (
 )
 
 // notForNodes matches devices whose addresses other nodes cannot reach.
-const notForNodes = `^(docker|cbr|dummy|podman|virbr|lxcbr|veth|lo|br-|cali|tunl|flannel|kube-ipvs|cni|vxlan\.calico|vxlan-v6\.calico|wireguard\.cali|wg-v6\.cali|nodelocaldns)`
+var notForNodes = regexp.MustCompile(`^(docker|cbr|dummy|podman|virbr|lxcbr|veth|lo|br-|cali|tunl|flannel|kube-ipvs|cni|vxlan\.calico|vxlan-v6\.calico|wireguard\.cali|wg-v6\.cali|nodelocaldns)`)
 
 // register writes the Node with its address. An address that was set by hand stays unless IP says otherwise.
 func (s *starter) register(ctx context.Context) error {
@@ -125,7 +125,7 @@ func detect(h kernel.Host, method string) (netip.Prefix, error) {
 	var keep func(kernel.HostAddr) bool
 	switch name {
 	case "first-found":
-		keep = except(regexp.MustCompile(notForNodes))
+		keep = except(notForNodes)
 	case "interface":
 		re, err := regexpList(method, arg)
 		if err != nil {
@@ -137,7 +137,7 @@ func detect(h kernel.Host, method string) (netip.Prefix, error) {
 		if err != nil {
 			return netip.Prefix{}, err
 		}
-		usual := except(regexp.MustCompile(notForNodes))
+		usual := except(notForNodes)
 		keep = func(a kernel.HostAddr) bool { return usual(a) && !re.MatchString(a.Dev) }
 	case "cidr":
 		ranges, err := prefixList(method, arg)
