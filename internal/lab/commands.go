@@ -51,6 +51,19 @@ func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
+// onLab is a command on the lab that is up, until somebody wants it to end.
+func onLab(set Settings, run func(ctx context.Context, cmd *cobra.Command, l *Lab, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, cancel := interruptible(cmd)
+		defer cancel()
+		l, err := Open(set.Dir)
+		if err != nil {
+			return err
+		}
+		return run(ctx, cmd, l, args)
+	}
+}
+
 func upCommand(set Settings) *cobra.Command {
 	o := Defaults()
 	mode, pool := string(o.Mode), o.Pool.String()
@@ -111,13 +124,7 @@ func checkCommand(set Settings) *cobra.Command {
 		Use:   "check",
 		Short: "Try every way between pods, nodes and the outside; fail unless all work",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(cmd)
-			defer cancel()
-			l, err := Open(set.Dir)
-			if err != nil {
-				return err
-			}
+		RunE: onLab(set, func(ctx context.Context, cmd *cobra.Command, l *Lab, _ []string) error {
 			report, err := l.Check(ctx)
 			if err != nil {
 				return err
@@ -129,7 +136,7 @@ func checkCommand(set Settings) *cobra.Command {
 				return fmt.Errorf("%w: %d of %d fail", ErrUnreachable, report.Failed(), len(report.Pairs))
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report for programs; durations are nanoseconds")
 	return cmd
@@ -215,15 +222,9 @@ func podRemoveCommand(set Settings) *cobra.Command {
 		Use:   "rm NAME",
 		Short: "Remove a pod by the CNI plugin",
 		Args:  exactly("a pod's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := interruptible(cmd)
-			defer cancel()
-			l, err := Open(set.Dir)
-			if err != nil {
-				return err
-			}
+		RunE: onLab(set, func(ctx context.Context, _ *cobra.Command, l *Lab, args []string) error {
 			return l.RemovePod(ctx, args[0])
-		},
+		}),
 	}
 }
 
@@ -316,18 +317,12 @@ func agentCommand(set Settings, verb, short string, agent func(*Lab, context.Con
 		Use:   verb + " NODE|etcd",
 		Short: short,
 		Args:  exactly("a node's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := interruptible(cmd)
-			defer cancel()
-			l, err := Open(set.Dir)
-			if err != nil {
-				return err
-			}
+		RunE: onLab(set, func(ctx context.Context, _ *cobra.Command, l *Lab, args []string) error {
 			if args[0] == "etcd" {
 				return etcd(l, ctx)
 			}
 			return agent(l, ctx, args[0])
-		},
+		}),
 	}
 }
 
