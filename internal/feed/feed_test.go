@@ -117,20 +117,6 @@ func (r *rig) wantFresh(s Snapshot) {
 	}
 }
 
-func until(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-deadline:
-			t.Fatalf("waited in vain until %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func nodeKey(i int) string { return (*api.Node)(nil).KindOf().Key("", nodeName(i)) }
 
 func nodeName(i int) string { return fmt.Sprintf("n%04d", i) }
@@ -218,7 +204,7 @@ func TestWaitForEndsWithItsContext(t *testing.T) {
 	}
 	r.run()
 	s := r.at(1)
-	until(t, "the feed is connected", r.feed.Connected)
+	etcdtest.Until(t, "the feed is connected", r.feed.Connected)
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := r.feed.WaitFor(ctx, s.Rev+100); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, store.ErrUnavailable) {
@@ -258,9 +244,9 @@ func TestOwnCommitIsVisibleWhileEtcdIsAway(t *testing.T) {
 	r := newRig(t)
 	r.run()
 	s := r.at(r.put(nodeKey(1), nodeJSON(1, "a")))
-	until(t, "the feed is connected", r.feed.Connected)
+	etcdtest.Until(t, "the feed is connected", r.feed.Connected)
 	r.etcd.Stop()
-	until(t, "the loss is noticed", func() bool { return !r.feed.Connected() })
+	etcdtest.Until(t, "the loss is noticed", func() bool { return !r.feed.Connected() })
 	// A commit whose answer came just before etcd went: the watch has not told it.
 	r.feed.Commit([]store.KV{{Key: nodeKey(1), Rev: s.Rev + 1}, {Key: nodeKey(2), Value: []byte(nodeJSON(2, "b")), Rev: s.Rev + 1}})
 	now, ok := r.feed.Snapshot()
@@ -313,10 +299,10 @@ func TestRestartOfEtcdIsSurvivedAndToldOnce(t *testing.T) {
 	r := newRig(t)
 	r.run()
 	before := r.at(r.put(nodeKey(1), nodeJSON(1, "a")))
-	until(t, "the feed is connected", r.feed.Connected)
+	etcdtest.Until(t, "the feed is connected", r.feed.Connected)
 	for range 2 {
 		r.etcd.Stop()
-		until(t, "the loss is told", func() bool { return r.log.count("etcd cannot be followed") > r.log.count("etcd is back") })
+		etcdtest.Until(t, "the loss is told", func() bool { return r.log.count("etcd cannot be followed") > r.log.count("etcd is back") })
 		if stale, since := r.feed.Stale(); !stale || since.IsZero() {
 			t.Errorf("stale = %t since %v while etcd is away", stale, since)
 		}
@@ -324,7 +310,7 @@ func TestRestartOfEtcdIsSurvivedAndToldOnce(t *testing.T) {
 			t.Error("what was known is gone while etcd is away")
 		}
 		r.etcd.Start()
-		until(t, "the feed is connected again", r.feed.Connected)
+		etcdtest.Until(t, "the feed is connected again", r.feed.Connected)
 	}
 	s := r.at(r.put(nodeKey(2), nodeJSON(2, "b")))
 	if d := s.Since(before); d.All || len(d.Keys) != 1 {
@@ -400,7 +386,7 @@ func (r *rig) follow(then func()) Snapshot {
 		defer close(done)
 		_ = r.feed.Run(ctx)
 	}()
-	until(r.t, "the feed is connected", r.feed.Connected)
+	etcdtest.Until(r.t, "the feed is connected", r.feed.Connected)
 	cancel()
 	<-done
 	s, _ := r.feed.Snapshot()
@@ -419,7 +405,7 @@ func TestEtcdWithAnotherHistoryReplacesWhatWasKnown(t *testing.T) {
 	other.feed = r.feed
 	r.feed.client = other.etcd.Store()
 	other.run()
-	until(t, "the feed has noticed", func() bool { return mustSnapshot(r.feed).Rev < before.Rev })
+	etcdtest.Until(t, "the feed has noticed", func() bool { return mustSnapshot(r.feed).Rev < before.Rev })
 	s := other.at(rev)
 	if d := s.Since(before); !d.All {
 		t.Errorf("delta %+v, want everything", d)
@@ -441,7 +427,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 		defer close(done)
 		_ = f.Run(ctx)
 	}()
-	until(t, "the feed is connected", f.Connected)
+	etcdtest.Until(t, "the feed is connected", f.Connected)
 	if err := f.WaitFor(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}

@@ -231,14 +231,14 @@ func TestEtcdStoppedUnderAClientIsUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stop()
-	until(t, "the client has noticed", func() bool { return !c.Connected() }) // before, a commit may have been sent: ErrUnknown
+	etcdtest.Until(t, "the client has noticed", func() bool { return !c.Connected() }) // before, a commit may have been sent: ErrUnknown
 	for name, call := range calls(c) {
 		if err := call(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s: error = %v, want ErrUnavailable", name, err)
 		}
 	}
 	s.Start()
-	until(t, "the client is connected again", c.Connected)
+	etcdtest.Until(t, "the client is connected again", c.Connected)
 	for name, call := range calls(c) {
 		if err := call(t.Context()); err != nil {
 			t.Errorf("%s after the restart: %v", name, err)
@@ -271,7 +271,7 @@ func TestCommitWhoseAnswerIsLostIsUnknown(t *testing.T) {
 		t.Errorf("error = %v, want ErrUnknown", err)
 	}
 	direct := s.Store()
-	until(t, "the commit has arrived all the same", func() bool {
+	etcdtest.Until(t, "the commit has arrived all the same", func() bool {
 		got, _, err := direct.Read(t.Context(), store.Range{Key: "/a"})
 		return err == nil && len(got[0]) == 1
 	})
@@ -307,21 +307,6 @@ func TestParseEndpoints(t *testing.T) {
 		got, err := store.ParseEndpoints(tc.in)
 		if (err == nil) != (tc.want != nil) || !slices.Equal(got, tc.want) {
 			t.Errorf("ParseEndpoints(%q) = %q, %v; want %q", tc.in, got, err, tc.want)
-		}
-	}
-}
-
-// until waits until a condition holds.
-func until(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-deadline:
-			t.Fatalf("waited in vain until %s", what)
-		case <-tick.C:
 		}
 	}
 }
