@@ -66,7 +66,7 @@ func (w Workload) Add(s kernel.State) {
 		w.sysctls(s, "ipv4", "neigh", map[string]int{"proxy_delay": 0})
 	}
 	if v6 {
-		w.sysctls(s, "ipv6", "conf", map[string]int{"proxy_ndp": 1, "forwarding": 1, "accept_ra": 0})
+		w.sysctls(s, "ipv6", "conf", map[string]int{"disable_ipv6": 0, "proxy_ndp": 1, "forwarding": 1, "accept_ra": 0})
 	}
 }
 

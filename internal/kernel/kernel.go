@@ -25,6 +25,7 @@ const (
 
 	WorkloadPrefix = "cali"   // of the host's side of every workload's veth pair
 	SetPrefix      = "cali40" // of every IPv4 ipset
+	Set6Prefix     = "cali60" // of every IPv6 ipset
 	ChainPrefix    = "cali-"  // of every iptables chain
 	CommentPrefix  = "cali:"  // of the comment on every iptables rule; a hash follows
 )
@@ -135,13 +136,16 @@ type SysctlKey struct {
 	Index int
 }
 
-// SetKey names an ipset.
+// SetKey names an ipset, with the prefix of its family.
 type SetKey string
+
+// Is6 tells whether a set of ours holds IPv6 prefixes. The name says it: a set has one family for good.
+func (k SetKey) Is6() bool { return strings.HasPrefix(string(k), Set6Prefix) }
 
 // Set is the content of an ipset of type hash:net, as sorted, comma-joined prefixes. (A string, so that it is comparable.)
 type Set struct{ Members string }
 
-// ChainKey names an iptables chain.
+// ChainKey names an iptables chain of one family.
 type ChainKey struct{ Table, Chain string }
 
 // Chain is the content of a chain: one rule a line, as iptables takes it after the chain's name. For the kernel's own
@@ -157,7 +161,8 @@ type State struct {
 	FDB     map[FDBKey]netip.Addr // the remote node's address
 	Routes  map[RouteKey]Route
 	Sets    map[SetKey]Set
-	Chains  map[ChainKey]Chain
+	Chains  map[ChainKey]Chain // of IPv4
+	Chains6 map[ChainKey]Chain // of IPv6
 }
 
 // NewState returns a state in which every map is empty and ready.
@@ -171,5 +176,6 @@ func NewState() State {
 		Routes:  map[RouteKey]Route{},
 		Sets:    map[SetKey]Set{},
 		Chains:  map[ChainKey]Chain{},
+		Chains6: map[ChainKey]Chain{},
 	}
 }

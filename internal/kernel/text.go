@@ -16,7 +16,7 @@ func (s State) Text() string {
 	section(&b, "ip -d link", lines(s.Links, func(name string, l Link) string {
 		return fmt.Sprintf("%s mtu %d link/ether %v vxlan id %d local %v dev %v dstport %d nolearning", name, l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
 	}))
-	section(&b, "ip addr", lines(s.Addrs, func(k AddrKey, _ struct{}) string { return k.Link + " inet " + k.Addr.String() }))
+	section(&b, "ip addr", lines(s.Addrs, addrText))
 	section(&b, "ip neigh", lines(s.Neighs, func(k NeighKey, m MAC) string {
 		return fmt.Sprintf("%v dev %v lladdr %v PERMANENT", k.Addr, k.Dev, m)
 	}))
@@ -25,14 +25,25 @@ func (s State) Text() string {
 	}))
 	section(&b, "ip route", routeLines(s.Routes))
 	section(&b, "ipset", lines(s.Sets, func(k SetKey, v Set) string { return string(k) + ": " + strings.ReplaceAll(v.Members, ",", " ") }))
-	section(&b, "iptables", lines(s.Chains, func(k ChainKey, c Chain) string {
-		var out []string
-		for _, r := range strings.Split(c.Rules, "\n") {
-			out = append(out, "-t "+k.Table+" -A "+k.Chain+" "+r)
-		}
-		return strings.Join(out, "\n")
-	}))
+	section(&b, "iptables", lines(s.Chains, chainText))
+	section(&b, "ip6tables", lines(s.Chains6, chainText))
 	return b.String()
+}
+
+func addrText(k AddrKey, _ struct{}) string {
+	family := " inet "
+	if k.Addr.Addr().Is6() {
+		family = " inet6 "
+	}
+	return k.Link + family + k.Addr.String()
+}
+
+func chainText(k ChainKey, c Chain) string {
+	var out []string
+	for _, r := range strings.Split(c.Rules, "\n") {
+		out = append(out, "-t "+k.Table+" -A "+k.Chain+" "+r)
+	}
+	return strings.Join(out, "\n")
 }
 
 // RouteText is a route as `ip route` prints it.

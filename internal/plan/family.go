@@ -42,6 +42,22 @@ func (c *computation) family(v6 bool, hostMTU int) *family {
 	return f
 }
 
+// String is the family's name.
+func (f *family) String() string {
+	if f.v6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// variable is the environment variable that says where the agent finds the node's address.
+func (f *family) variable() string {
+	if f.v6 {
+		return "IP6"
+	}
+	return "IP"
+}
+
 // limitMTU lowers an MTU that the kernel would refuse: a tunnel's packets must fit into those of the device below.
 func (f *family) limitMTU(overhead int) {
 	below, ok := f.host.Links[f.parent.Name]

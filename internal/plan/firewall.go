@@ -10,17 +10,17 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// Names of the ipsets, as on a Calico host.
+// Names of the ipsets after the family's prefix, as on a Calico host.
 const (
-	setPools = kernel.SetPrefix + "network-ip-pools" // what is never masqueraded when it is the destination
-	setMasq  = kernel.SetPrefix + "masq-ipam-pools"  // what is masqueraded when it is the source
-	setHosts = kernel.SetPrefix + "all-hosts-net"
-	setVXLAN = kernel.SetPrefix + "all-vxlan-net" // who may send us VXLAN packets
+	setPools = "network-ip-pools" // what is never masqueraded when it is the destination
+	setMasq  = "masq-ipam-pools"  // what is masqueraded when it is the source
+	setHosts = "all-hosts-net"
+	setVXLAN = "all-vxlan-net" // who may send us VXLAN packets
 )
 
-// firewall adds the IPv4 sets and chains: masquerading, accepted forwarding, and who may send tunnel packets.
+// firewall adds the family's sets and chains: masquerading, accepted forwarding, and who may send tunnel packets.
 func (f *family) firewall() {
-	masq := f.poolSet(setPools, setMasq)
+	masq := f.poolSets()
 	f.chain("filter", "FORWARD", "-j cali-FORWARD")
 	f.chain("filter", "cali-FORWARD", "-i cali+ -j ACCEPT", "-o cali+ -j ACCEPT")
 	var post []string
@@ -30,7 +30,7 @@ func (f *family) firewall() {
 	}
 	if f.vxlan {
 		// A host that opens a connection to a pod by an address of another device would get the answer past the tunnel.
-		post = append(post, "-o "+kernel.VXLANDevice+" -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE --random-fully")
+		post = append(post, "-o "+f.deviceName()+" -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE --random-fully")
 		f.tunnelPackets()
 	}
 	if len(post) > 0 {
@@ -39,8 +39,8 @@ func (f *family) firewall() {
 	}
 }
 
-// poolSet fills the sets of all pools and of the masqueraded ones. Disabled pools count: their pods live on.
-func (f *family) poolSet(all, masq string) (masquerades bool) {
+// poolSets fills the sets of all pools and of the masqueraded ones. Disabled pools count: their pods live on.
+func (f *family) poolSets() (masquerades bool) {
 	var every, out []netip.Prefix
 	for _, p := range f.Pools {
 		if p.Spec.CIDR.Addr().Is6() != f.v6 || slices.Equal(p.Spec.AllowedUses, []api.Use{api.UseLoadBalancer}) {
@@ -54,16 +54,16 @@ func (f *family) poolSet(all, masq string) (masquerades bool) {
 	if len(out) == 0 {
 		return false
 	}
-	f.set(all, every)
-	f.set(masq, out)
+	f.set(setPools, every)
+	f.set(setMasq, out)
 	return true
 }
 
 func (f *family) masquerade() string {
-	rule := "-m set --match-set " + setMasq + " src -m set ! --match-set " + setPools + " dst "
+	rule := "-m set --match-set " + f.setName(setMasq) + " src -m set ! --match-set " + f.setName(setPools) + " dst "
 	if f.NATKeepHosts {
 		f.set(setHosts, f.addresses(true))
-		rule += "-m set ! --match-set " + setHosts + " dst "
+		rule += "-m set ! --match-set " + f.setName(setHosts) + " dst "
 	}
 	return rule + "-j MASQUERADE --random-fully"
 }
@@ -74,10 +74,10 @@ func (f *family) tunnelPackets() {
 	port := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
 	f.chain("filter", "INPUT", "-j cali-INPUT")
 	f.chain("filter", "cali-INPUT",
-		port+"-m set --match-set "+setVXLAN+" src -m addrtype --dst-type LOCAL -j ACCEPT",
+		port+"-m set --match-set "+f.setName(setVXLAN)+" src -m addrtype --dst-type LOCAL -j ACCEPT",
 		port+"-m addrtype --dst-type LOCAL -j DROP")
 	f.chain("filter", "OUTPUT", "-j cali-OUTPUT")
-	f.chain("filter", "cali-OUTPUT", port+"-m addrtype --src-type LOCAL -m set --match-set "+setVXLAN+" dst -j ACCEPT")
+	f.chain("filter", "cali-OUTPUT", port+"-m addrtype --src-type LOCAL -m set --match-set "+f.setName(setVXLAN)+" dst -j ACCEPT")
 	f.chain("raw", "PREROUTING", "-j cali-PREROUTING")
 	f.chain("raw", "cali-PREROUTING", port+"-j NOTRACK")
 	f.chain("raw", "OUTPUT", "-j cali-OUTPUT")
@@ -95,16 +95,24 @@ func (f *family) addresses(own bool) []netip.Prefix {
 	return out
 }
 
-func (f *family) set(name string, members []netip.Prefix) {
+// setName is the whole name of a set of the family.
+func (f *family) setName(id string) string {
+	if f.v6 {
+		return kernel.Set6Prefix + id
+	}
+	return kernel.SetPrefix + id
+}
+
+func (f *family) set(id string, members []netip.Prefix) {
 	members = slices.Compact(slices.SortedFunc(slices.Values(halved(members)), netip.Prefix.Compare))
 	text := make([]string, len(members))
 	for i, m := range members {
 		text[i] = m.String()
 	}
-	f.out.Sets[kernel.SetKey(name)] = kernel.Set{Members: strings.Join(text, ",")}
+	f.out.Sets[kernel.SetKey(f.setName(id))] = kernel.Set{Members: strings.Join(text, ",")}
 }
 
-// halved replaces a range of all IPv4 addresses, which an ipset cannot hold, by its halves.
+// halved replaces a range of all addresses of a family, which an ipset cannot hold, by its halves.
 func halved(ranges []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range ranges {
@@ -112,11 +120,19 @@ func halved(ranges []netip.Prefix) []netip.Prefix {
 			out = append(out, r)
 			continue
 		}
-		out = append(out, netip.PrefixFrom(r.Addr(), 1), netip.PrefixFrom(netip.AddrFrom4([4]byte{128}), 1))
+		upper := netip.AddrFrom4([4]byte{0x80})
+		if r.Addr().Is6() {
+			upper = netip.AddrFrom16([16]byte{0x80})
+		}
+		out = append(out, netip.PrefixFrom(r.Addr(), 1), netip.PrefixFrom(upper, 1))
 	}
 	return out
 }
 
 func (f *family) chain(table, name string, rules ...string) {
-	f.out.Chains[kernel.ChainKey{Table: table, Chain: name}] = kernel.Chain{Rules: strings.Join(rules, "\n")}
+	chains := f.out.Chains
+	if f.v6 {
+		chains = f.out.Chains6
+	}
+	chains[kernel.ChainKey{Table: table, Chain: name}] = kernel.Chain{Rules: strings.Join(rules, "\n")}
 }

@@ -30,6 +30,7 @@ type Model struct {
 type Settings struct {
 	Node         string
 	IPv6         bool           // do IPv6 where a pool asks for it
+	NoIPv6       string         // why this host cannot do IPv6; "": it can
 	VXLANEnabled *bool          // nil: when a pool uses VXLAN
 	VXLANPort    uint16         // UDP
 	VXLANVNI     uint32         // VXLAN network identifier
@@ -75,13 +76,15 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 		c.nodes[n.Metadata.Name] = n
 	}
 	c.Pools = c.usablePools()
+	if c.IPv6 && c.NoIPv6 != "" {
+		c.withoutIPv6()
+	}
 	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
 	for _, e := range m.Endpoints {
 		c.workload(e)
 	}
 	families := []bool{false}
-	// Forwarding makes a host deaf to router advertisements, so IPv6 is touched only where pods have it.
-	if s.IPv6 && slices.ContainsFunc(c.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) {
+	if c.IPv6 && c.asksForIPv6() {
 		c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv6/conf/all/forwarding"}] = "1"
 		families = append(families, true)
 	}
@@ -94,9 +97,7 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 		}
 		f.device()
 		f.blocks()
-		if !v6 {
-			f.firewall()
-		}
+		f.firewall()
 	}
 	return Result{State: c.out, PodMTU: podMTU, Problems: c.problems}
 }
@@ -133,6 +134,21 @@ func (c *computation) usablePools() []*api.IPPool {
 		out = append(out, p)
 	}
 	return out
+}
+
+// asksForIPv6 tells whether pods of the cluster have IPv6, or may get it. Forwarding makes a host deaf to router advertisements, so
+// IPv6 is touched nowhere else. Blocks outlive a deleted pool.
+func (c *computation) asksForIPv6() bool {
+	return slices.ContainsFunc(c.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) ||
+		slices.ContainsFunc(c.Blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })
+}
+
+// withoutIPv6 goes on with IPv4 on a host that cannot do more.
+func (c *computation) withoutIPv6() {
+	c.IPv6 = false
+	if c.asksForIPv6() {
+		c.problem("Node("+c.Node+")", "cannot do IPv6, and goes on with IPv4: %s. Or set ipv6Support to false in FelixConfiguration(node.%s)", c.NoIPv6, c.Node)
+	}
 }
 
 // workload adds what a local endpoint needs. One whose device is not there or not up yet waits for it.

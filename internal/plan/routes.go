@@ -56,6 +56,9 @@ func (f *family) remote(dst netip.Prefix, owner string) {
 		f.problem(object, "owns %v but has no address of that family; no route until its agent has started", dst)
 		return
 	}
+	if !f.self.IsValid() && f.nodes[f.Node] != nil {
+		f.problem("Node("+f.Node+")", "has no %s address, so its pods reach no other node by %[1]s; set %s=autodetect for its agent", f, f.variable())
+	}
 	if f.parent == (kernel.Dev{}) || f.ours(n, addr) {
 		return
 	}

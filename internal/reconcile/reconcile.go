@@ -48,7 +48,8 @@ type Tables struct {
 	FDB     Table[kernel.FDBKey, netip.Addr]
 	Sets    Table[kernel.SetKey, kernel.Set]
 	Routes  Table[kernel.RouteKey, kernel.Route]
-	Chains  Table[kernel.ChainKey, kernel.Chain]
+	Chains  Table[kernel.ChainKey, kernel.Chain] // of IPv4
+	Chains6 Table[kernel.ChainKey, kernel.Chain] // of IPv6
 }
 
 // Name names a table.
@@ -64,6 +65,7 @@ const (
 	Sets    Name = "sets"
 	Routes  Name = "routes"
 	Chains  Name = "chains"
+	Chains6 Name = "IPv6 chains"
 )
 
 // Result says what an Apply has done.
@@ -83,6 +85,7 @@ type Reconciler struct {
 	sets    table[kernel.SetKey, kernel.Set]
 	routes  table[kernel.RouteKey, kernel.Route]
 	chains  table[kernel.ChainKey, kernel.Chain]
+	chains6 table[kernel.ChainKey, kernel.Chain]
 }
 
 // New returns a reconciler that knows nothing yet.
@@ -97,6 +100,7 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 		sets:    newTable(Sets, t.Sets, func(s kernel.State) map[kernel.SetKey]kernel.Set { return s.Sets }),
 		routes:  newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes }),
 		chains:  newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains }),
+		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 }),
 	}
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
@@ -115,7 +119,7 @@ type part interface {
 
 // parts lists the tables in order of dependency: what is in one needs nothing of a later one.
 func (r *Reconciler) parts() []part {
-	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.routes, &r.chains}
+	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.routes, &r.chains, &r.chains6}
 	return slices.DeleteFunc(all, part.absent)
 }
 

@@ -209,6 +209,7 @@ func TestChangesFollowDependency(t *testing.T) {
 		Sets:    newFake[kernel.SetKey, kernel.Set]("set", &journal),
 		Routes:  newFake[kernel.RouteKey, kernel.Route]("route", &journal),
 		Chains:  newFake[kernel.ChainKey, kernel.Chain]("chain", &journal),
+		Chains6: newFake[kernel.ChainKey, kernel.Chain]("chain6", &journal),
 	}
 	r := New(tables, silent())
 	mustRefresh(t, r)
@@ -221,6 +222,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	s.Sets["b"], s.Sets["a"] = kernel.Set{}, kernel.Set{}
 	s.Routes[kernel.RouteKey{}] = kernel.Route{}
 	s.Chains[kernel.ChainKey{}] = kernel.Chain{}
+	s.Chains6[kernel.ChainKey{}] = kernel.Chain{}
 	order := func() (kinds []string) {
 		for _, line := range journal {
 			var verb, kind string
@@ -233,7 +235,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	}
 	journal = nil
 	mustApply(t, r, s)
-	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put route", "put chain"}
+	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put route", "put chain", "put chain6"}
 	if diff := cmp.Diff(up, order()); diff != "" {
 		t.Error(diff)
 	}
@@ -244,7 +246,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	next := kernel.NewState()
 	next.Routes[dst("10.1.0.0/24")] = blackhole
 	mustApply(t, r, next)
-	down := []string{"put route", "remove chain", "remove route", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
+	down := []string{"put route", "remove chain6", "remove chain", "remove route", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
 	if diff := cmp.Diff(down, order()); diff != "" {
 		t.Error(diff)
 	}

@@ -54,6 +54,9 @@ func (t Addrs) Apply(ctx context.Context, changes []kernel.Change[kernel.AddrKey
 			return fmt.Errorf("change address %v: find device %s: %w", c.Key.Addr, c.Key.Link, err)
 		}
 		addr := &netlink.Addr{IPNet: toIPNet(c.Key.Addr)}
+		if c.Key.Addr.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // it has one owner by allocation, and nobody would answer on a tunnel
+		}
 		if c.New == nil {
 			if err := t.c.h.AddrDel(l, addr); err != nil && !gone(err) {
 				return fmt.Errorf("remove address %v of %s: %w", c.Key.Addr, c.Key.Link, err)

@@ -24,7 +24,7 @@ const (
 	misplaced  = "?" // stands in a list for a rule without mark where one of ours should be
 )
 
-// Chains is the table of our IPv4 chains, and of our rules in the kernel's own chains. Marks are the chain's name and the rule's
+// Chains is the table of our chains of one family, and of our rules in the kernel's own chains. Marks are the chain's name and the rule's
 // comment. The programs are run in the namespace of the calling thread. For one caller at a time.
 type Chains struct {
 	ipt  *iptables.IPTables

@@ -142,6 +142,48 @@ func TestFreshTableFindsNoDifference(t *testing.T) {
 	}
 }
 
+func TestChainsOfIPv6AreApart(t *testing.T) {
+	for _, b := range []Backend{NFT, Legacy} {
+		t.Run(string(b), func(t *testing.T) {
+			f := newFirewall(t, b)
+			f.Exec("ipset", "create", "cali60masq-ipam-pools", "hash:net", "family", "inet6")
+			f.Exec("ipset", "create", "cali60network-ip-pools", "hash:net", "family", "inet6")
+			f.become(rules())
+			before := stripComments(f.saved())
+			six, want := f, chainMap{}
+			f.Do(func() {
+				var err error
+				if six.Chains, err = f.IPv6(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			for k, c := range rules() {
+				want[k] = kernel.Chain{Rules: strings.NewReplacer("cali40", "cali60", "vxlan.", "vxlan-v6.").Replace(c.Rules)}
+			}
+			six.become(want)
+			k := kernel.ChainKey{Table: "nat", Chain: "cali-nat-outgoing"}
+			if got := strings.Join(six.text(k.Table, k.Chain), "\n"); got != want[k].Rules {
+				t.Errorf("%s shows\n%s\nwant\n%s", six.Backend(), got, want[k].Rules)
+			}
+			six.Exec(six.Backend(), "-F", "cali-FORWARD")
+			six.become(want)
+			six.become(chainMap{})
+			if diff := cmp.Diff(before, stripComments(f.saved())); diff != "" {
+				t.Errorf("the chains of IPv4 differ:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestHostWithoutIP6tablesIsNamed(t *testing.T) {
+	f := newFirewall(t, NFT)
+	t.Setenv("PATH", t.TempDir())
+	_, err := f.IPv6(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "ip6tables-nft is not installed") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // stripComments removes the lines with time stamps.
 func stripComments(saved string) []string {
 	return slices.DeleteFunc(strings.Split(saved, "\n"), func(l string) bool { return strings.HasPrefix(l, "#") })

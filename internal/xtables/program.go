@@ -27,8 +27,9 @@ const (
 
 const (
 	saveSuffix  = "-save"
-	plain       = "iptables" // the program where the host has only one
-	lockSeconds = 5          // that a program waits for another that holds the lock
+	plain       = "iptables"  // the program where the host has only one
+	plain6      = "ip6tables" // its sibling for IPv6
+	lockSeconds = 5           // that a program waits for another that holds the lock
 	execTimeout = 30 * time.Second
 )
 
@@ -38,7 +39,24 @@ func OpenChains(ctx context.Context, b Backend) (*Chains, error) {
 	if err != nil {
 		return nil, fmt.Errorf("choose iptables backend: %w", err)
 	}
-	ipt, err := iptables.New(iptables.Path(program), iptables.Timeout(lockSeconds))
+	return newChains(program, iptables.ProtocolIPv4)
+}
+
+// IPv6 opens the table of the IPv6 chains by the same backend. It fails where the host lacks the program, or the kernel the tables. It
+// runs two programs, in the namespace of the calling thread.
+func (c *Chains) IPv6(ctx context.Context) (*Chains, error) {
+	program := plain6 + strings.TrimPrefix(c.Backend(), plain)
+	if !isInstalled(program) {
+		return nil, fmt.Errorf("%s is not installed; it is in the package iptables", program)
+	}
+	if _, err := run(ctx, program+saveSuffix); err != nil {
+		return nil, err
+	}
+	return newChains(program, iptables.ProtocolIPv6)
+}
+
+func newChains(program string, family iptables.Protocol) (*Chains, error) {
+	ipt, err := iptables.New(iptables.Path(program), iptables.IPFamily(family), iptables.Timeout(lockSeconds))
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", program, err)
 	}
@@ -107,7 +125,7 @@ type rule struct {
 func (c *Chains) dump(ctx context.Context) (map[kernel.ChainKey][]rule, error) {
 	out, err := run(ctx, c.save)
 	if err != nil {
-		return nil, fmt.Errorf("list iptables rules: %w", err)
+		return nil, fmt.Errorf("list %s rules: %w", c.Backend(), err)
 	}
 	return parse(string(out)), nil
 }

@@ -26,8 +26,8 @@ const (
 	socketTimeout = 10 * time.Second // for one answer of the kernel, which takes microseconds
 )
 
-// Sets is the table of our IPv4 ipsets. Their mark is the name's prefix; the temporary sets of Calico's agent count as ours. It
-// may be used by any goroutine. The requests are encoded here, with the library's primitives: its own ipset functions write every
+// Sets is the table of our ipsets of both families. Their mark is the name's prefix, which also says which family a set is of; the
+// temporary sets of Calico's agent count as ours. It may be used by any goroutine. The requests are encoded here, with the library's primitives: its own ipset functions write every
 // attribute that is newer than them to the standard logger.
 type Sets struct {
 	sockets map[int]*nl.SocketHandle
@@ -61,15 +61,28 @@ func (s *Sets) List(ctx context.Context) (map[kernel.SetKey]kernel.Set, error) {
 	}
 	out := map[kernel.SetKey]kernel.Set{}
 	for name, f := range found {
+		k := kernel.SetKey(name)
 		switch {
-		case !strings.HasPrefix(name, kernel.SetPrefix) && !strings.HasPrefix(name, tempPrefix):
-		case f.kind != setType || f.family != unix.AF_INET:
-			out[kernel.SetKey(name)] = kernel.Set{Members: "type " + f.kind}
+		case !ourSet(name):
+		case f.kind != setType || f.family != familyOf(k):
+			out[k] = kernel.Set{Members: "type " + f.kind}
 		default:
-			out[kernel.SetKey(name)] = kernel.Set{Members: join(f.members)}
+			out[k] = kernel.Set{Members: join(f.members)}
 		}
 	}
 	return out, nil
+}
+
+func ourSet(name string) bool {
+	return strings.HasPrefix(name, kernel.SetPrefix) || strings.HasPrefix(name, kernel.Set6Prefix) || strings.HasPrefix(name, tempPrefix)
+}
+
+// familyOf is the family that a set is made with.
+func familyOf(k kernel.SetKey) uint8 {
+	if k.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
 }
 
 // Same tells whether two contents are the same prefixes, however they are sorted.
@@ -90,16 +103,21 @@ func (s *Sets) Apply(ctx context.Context, changes []kernel.Change[kernel.SetKey,
 			return fmt.Errorf("change ipset %s: %w", c.Key, err)
 		}
 		if c.New == nil {
-			return s.destroy(string(c.Key))
+			return s.destroy(c.Key)
 		}
-		return s.put(string(c.Key), *c.New)
+		return s.put(c.Key, *c.New)
 	})
 }
 
-func (s *Sets) put(name string, set kernel.Set) error {
+func (s *Sets) put(name kernel.SetKey, set kernel.Set) error {
 	want, err := split(set)
 	if err != nil {
 		return fmt.Errorf("fill ipset %s: %w", name, err)
+	}
+	for p := range want {
+		if p.Addr().Is6() != name.Is6() {
+			return fmt.Errorf("fill ipset %s: %v is of the other family", name, p)
+		}
 	}
 	have, err := s.open(name)
 	if err != nil {
@@ -125,13 +143,13 @@ func (s *Sets) put(name string, set kernel.Set) error {
 }
 
 // open makes sure that a set of our type exists, and returns what is in it.
-func (s *Sets) open(name string) (map[netip.Prefix]bool, error) {
-	all, err := s.dump(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
+func (s *Sets) open(name kernel.SetKey) (map[netip.Prefix]bool, error) {
+	all, err := s.dump(nameAttr(name))
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("read ipset %s: %w", name, err)
 	}
-	found, exists := all[name]
-	if exists && found.kind == setType && found.family == unix.AF_INET {
+	found, exists := all[string(name)]
+	if exists && found.kind == setType && found.family == familyOf(name) {
 		return found.members, nil
 	}
 	if exists {
@@ -142,14 +160,18 @@ func (s *Sets) open(name string) (map[netip.Prefix]bool, error) {
 	return nil, s.create(name)
 }
 
-func (s *Sets) create(name string) error {
+func nameAttr(name kernel.SetKey) *nl.RtAttr {
+	return nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(string(name)))
+}
+
+func (s *Sets) create(name kernel.SetKey) error {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	data.AddChild(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_MAXELEM | nl.NLA_F_NET_BYTEORDER, Value: maxElements})
 	_, err := s.execute(nl.IPSET_CMD_CREATE, unix.NLM_F_EXCL,
-		nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)),
+		nameAttr(name),
 		nl.NewRtAttr(nl.IPSET_ATTR_TYPENAME, nl.ZeroTerminated(setType)),
 		nl.NewRtAttr(nl.IPSET_ATTR_REVISION, nl.Uint8Attr(setRevision)),
-		nl.NewRtAttr(nl.IPSET_ATTR_FAMILY, nl.Uint8Attr(unix.AF_INET)),
+		nl.NewRtAttr(nl.IPSET_ATTR_FAMILY, nl.Uint8Attr(familyOf(name))),
 		data)
 	if err != nil {
 		return fmt.Errorf("create ipset %s: %w", name, err)
@@ -157,26 +179,38 @@ func (s *Sets) create(name string) error {
 	return nil
 }
 
-func (s *Sets) destroy(name string) error {
-	_, err := s.execute(nl.IPSET_CMD_DESTROY, 0, nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
+func (s *Sets) destroy(name kernel.SetKey) error {
+	_, err := s.execute(nl.IPSET_CMD_DESTROY, 0, nameAttr(name))
 	switch {
 	case err == nil || errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)):
-		return fmt.Errorf("destroy ipset %s: a rule still refers to it; `iptables-save | grep %s` shows which: %w", name, name, err)
+		return fmt.Errorf("destroy ipset %s: a rule still refers to it; `%s-save | grep %s` shows which: %w", name, plainOf(name), name, err)
 	default:
 		return fmt.Errorf("destroy ipset %s: %w", name, err)
 	}
 }
 
+// plainOf is the program whose rules refer to a set.
+func plainOf(name kernel.SetKey) string {
+	if name.Is6() {
+		return plain6
+	}
+	return plain
+}
+
 // element adds or removes one prefix. It is no error if that has been done before.
-func (s *Sets) element(cmd int, name string, p netip.Prefix) error {
+func (s *Sets) element(cmd int, name kernel.SetKey, p netip.Prefix) error {
+	kind := nl.IPSET_ATTR_IPADDR_IPV4
+	if p.Addr().Is6() {
+		kind = nl.IPSET_ATTR_IPADDR_IPV6
+	}
 	ip := nl.NewRtAttr(nl.IPSET_ATTR_IP|int(nl.NLA_F_NESTED), nil)
-	ip.AddRtAttr(nl.IPSET_ATTR_IPADDR_IPV4|int(nl.NLA_F_NET_BYTEORDER), p.Addr().AsSlice())
+	ip.AddRtAttr(kind|int(nl.NLA_F_NET_BYTEORDER), p.Addr().AsSlice())
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	data.AddChild(ip)
 	data.AddRtAttr(nl.IPSET_ATTR_CIDR, nl.Uint8Attr(uint8(p.Bits())))
-	_, err := s.execute(cmd, 0, nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)), data)
+	_, err := s.execute(cmd, 0, nameAttr(name), data)
 	if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
 		return nil
 	}
@@ -236,7 +270,7 @@ func decodeSet(m []byte, sets map[string]found) {
 
 func decodeElement(data []byte) (netip.Prefix, bool) {
 	var ip netip.Addr
-	bits := 32
+	bits := -1 // a single address
 	for a := range nl.ParseAttributes(data) {
 		switch a.Type {
 		case nl.IPSET_ATTR_IP | nl.NLA_F_NESTED:
@@ -246,6 +280,9 @@ func decodeElement(data []byte) (netip.Prefix, bool) {
 		case nl.IPSET_ATTR_CIDR:
 			bits = int(octet(a.Value))
 		}
+	}
+	if bits < 0 {
+		bits = ip.BitLen()
 	}
 	p := netip.PrefixFrom(ip, bits)
 	return p, p.IsValid()
@@ -295,9 +332,6 @@ func split(s kernel.Set) (map[netip.Prefix]bool, error) {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return nil, err
-		}
-		if !p.Addr().Is4() {
-			return nil, fmt.Errorf("%v is no IPv4 prefix", p)
 		}
 		out[p.Masked()] = true
 	}

@@ -64,6 +64,25 @@ func TestSetsRoundTrip(t *testing.T) {
 	}
 }
 
+func TestSetsOfBothFamiliesStandSideBySide(t *testing.T) {
+	ns := nettest.New(t)
+	s := openSets(t, ns)
+	for _, members := range []string{"fd00:10:244::/48", "fd00:10:244::/48,fd00:172:30::1/128", "::/1,8000::/1", ""} {
+		becomeSets(t, s, map[kernel.SetKey]kernel.Set{"cali60masq-ipam-pools": {Members: members}, "cali40masq-ipam-pools": {Members: "10.244.0.0/16"}})
+	}
+	if out := ns.Exec("ipset", "list", "cali60masq-ipam-pools"); !strings.Contains(out, "family inet6 hashsize 1024 maxelem 1048576") {
+		t.Errorf("ipset list:\n%s", out)
+	}
+	ns.Exec("ipset", "destroy", "cali60masq-ipam-pools")
+	ns.Exec("ipset", "create", "cali60masq-ipam-pools", "hash:net") // of the wrong family
+	becomeSets(t, s, map[kernel.SetKey]kernel.Set{"cali60masq-ipam-pools": {Members: "fd00::/8"}})
+	m := kernel.Set{Members: "10.0.0.0/8"}
+	if err := s.Apply(t.Context(), []kernel.Change[kernel.SetKey, kernel.Set]{{Key: "cali60masq-ipam-pools", New: &m}}); err == nil || !strings.Contains(err.Error(), "10.0.0.0/8") {
+		t.Errorf("a prefix of the other family: %v", err)
+	}
+	becomeSets(t, s, map[kernel.SetKey]kernel.Set{})
+}
+
 func TestSetsThatSomebodyHasSpoiledAreRepaired(t *testing.T) {
 	ns := nettest.New(t)
 	s := openSets(t, ns)
