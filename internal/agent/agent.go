@@ -38,7 +38,6 @@ type Agent struct {
 	log   *slog.Logger
 	level *slog.LevelVar
 	node  string
-	ipv6  bool // the kernel has IPv6
 
 	store      *store.Client
 	feed       *feed.Feed
@@ -46,6 +45,7 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	backend    string // of iptables, as set when the agent started
+	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
 	programmed *programmed
 
@@ -142,8 +142,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
-	_, err = os.Stat("/proc/sys/net/ipv6")
-	a.ipv6 = err == nil
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		a.noIPv6 = "the kernel has no IPv6"
+	}
 	a.feed = feed.New(a.store, a.log)
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	return nil
@@ -160,7 +161,7 @@ func (a *Agent) close() {
 func (a *Agent) start(ctx context.Context) error {
 	waiting := false
 	for {
-		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Now: time.Now, UUID: uuid.NewString, Log: a.log}
+		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
 		err := startup.Run(ctx, a.node, a.cfg, deps)
 		if err == nil {
 			a.tunnels.ensure(ctx)
@@ -228,11 +229,20 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.kernel = reconcile.New(reconcile.Tables{
+	tables := reconcile.Tables{
 		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
 		Sets: sets, Routes: a.rtnl.Routes(), Chains: chains,
-	}, a.log)
-	return nil
+	}
+	if a.noIPv6 == "" {
+		chains6, err := chains.IPv6(ctx)
+		if err != nil {
+			a.noIPv6 = err.Error()
+		} else {
+			tables.Chains6 = chains6
+		}
+	}
+	a.kernel = reconcile.New(tables, a.log)
+	return ctx.Err()
 }
 
 func (a *Agent) felixConfig(ctx context.Context, name string) (*api.FelixConfiguration, error) {

@@ -179,7 +179,7 @@ func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
 		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
 	}
 	return plan.Settings{
-		Node: a.node, IPv6: d.IPv6Support && a.ipv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
+		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",
 	}, problems
 }

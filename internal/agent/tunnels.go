@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -62,9 +63,16 @@ func (t *tunnels) run(ctx context.Context) error {
 
 // ensure looks once. What goes wrong is logged once, and tried again after a while.
 func (t *tunnels) ensure(ctx context.Context) (ok bool) {
-	addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, false, time.Now)
-	t.commit(changed)
-	if err != nil {
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, v6, time.Now)
+		t.commit(changed)
+		if len(changed) > 0 {
+			t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
 		if err.Error() != t.failing {
 			t.failing = err.Error()
 			t.log.Warn("the tunnel address is not settled; it is tried again", "error", err)
@@ -72,9 +80,6 @@ func (t *tunnels) ensure(ctx context.Context) (ok bool) {
 		return false
 	}
 	t.failing = ""
-	if len(changed) > 0 {
-		t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
-	}
 	return true
 }
 

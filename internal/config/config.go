@@ -6,6 +6,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -23,16 +24,21 @@ type Node struct {
 	NodeName      string // "": from the nodename file, else the host's name
 	NodeNameFile  string
 	EtcdEndpoints string
-	IP            string // "", "autodetect", "none", an address or a CIDR
-	IPMethod      string
+	IP, IP6       Address
 	K8sNodeRef    string
 	ClusterType   string
 	NoDefault     bool // no default pools
-	Pool          Pool
+	Pool, Pool6   Pool
 	MTUFile       string
 }
 
-// Pool describes the default IPv4 pool.
+// Address says where the node's address of a family comes from.
+type Address struct {
+	Want   string // "" (for IPv6 the same as "none"), "autodetect", "none", an address or a CIDR
+	Method string // of autodetection
+}
+
+// Pool describes the default pool of a family.
 type Pool struct {
 	CIDR             netip.Prefix // zero: choose
 	None             bool         // "none": do not make one
@@ -50,8 +56,8 @@ func FromEnv(env Env) (Node, error) {
 		NodeNameFile:  or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
 		MTUFile:       "/var/lib/calico/mtu",
 		EtcdEndpoints: or(env("CALICO_ETCD_ENDPOINTS"), env("ETCD_ENDPOINTS")),
-		IP:            env("IP"),
-		IPMethod:      or(env("IP_AUTODETECTION_METHOD"), "first-found"),
+		IP:            Address{env("IP"), or(env("IP_AUTODETECTION_METHOD"), "first-found")},
+		IP6:           Address{or(env("IP6"), "none"), or(env("IP6_AUTODETECTION_METHOD"), "first-found")},
 		K8sNodeRef:    env("CALICO_K8S_NODE_REF"),
 		ClusterType:   env("CLUSTER_TYPE"),
 		NoDefault:     env("NO_DEFAULT_POOLS") == "true",
@@ -61,48 +67,80 @@ func FromEnv(env Env) (Node, error) {
 			return n, fmt.Errorf("%s is set, and this version reaches etcd only by ETCD_ENDPOINTS, without certificates and passwords: unset it", name)
 		}
 	}
-	var err error
-	if n.Pool, err = pool(env); err != nil {
-		return n, err
-	}
-	if n.NoDefault && n.Pool.CIDR.IsValid() {
-		return n, fmt.Errorf("NO_DEFAULT_POOLS=true and CALICO_IPV4POOL_CIDR=%v contradict each other: unset one", n.Pool.CIDR)
-	}
-	return n, nil
+	err := errors.Join(
+		n.readPool(env, &n.Pool, poolFamily{prefix: "CALICO_IPV4POOL_", example: "192.168.0.0/16", nat: true, size: 26, least: 20, most: 32}),
+		n.readPool(env, &n.Pool6, poolFamily{prefix: "CALICO_IPV6POOL_", example: "fd00:10:244::/48", v6: true, size: 122, least: 116, most: 128}),
+	)
+	// Without IPv6 in the dataplane nobody would route to the pods of such a pool.
+	n.Pool6.None = n.Pool6.None || isFalse(env("FELIX_IPV6SUPPORT"))
+	return n, err
 }
 
-func pool(env Env) (p Pool, err error) {
-	p = Pool{
-		BlockSize:        26,
-		NATOutgoing:      !isFalse(env("CALICO_IPV4POOL_NAT_OUTGOING")),
-		NodeSelector:     or(env("CALICO_IPV4POOL_NODE_SELECTOR"), "all()"),
-		DisableBGPExport: strings.EqualFold(env("CALICO_IPV4POOL_DISABLE_BGP_EXPORT"), "true"),
+func (n Node) readPool(env Env, into *Pool, f poolFamily) (err error) {
+	if *into, err = f.read(env); err != nil {
+		return err
 	}
-	if p.IPIP, err = mode(env, "CALICO_IPV4POOL_IPIP"); err != nil {
-		return p, err
+	if n.NoDefault && into.CIDR.IsValid() {
+		return fmt.Errorf("NO_DEFAULT_POOLS=true and %sCIDR=%v contradict each other: unset one", f.prefix, into.CIDR)
 	}
-	if p.VXLAN, err = mode(env, "CALICO_IPV4POOL_VXLAN"); err != nil {
-		return p, err
+	return nil
+}
+
+// poolFamily is how the default pool of a family is spelled in the environment, and what it may be.
+type poolFamily struct {
+	prefix            string // of the variables
+	example           string // of a CIDR
+	v6                bool
+	nat               bool // NATOutgoing where nothing is said
+	size, least, most int  // of blocks, as prefix lengths
+}
+
+func (f poolFamily) read(env Env) (Pool, error) {
+	p := Pool{
+		BlockSize:        f.size,
+		NATOutgoing:      f.nat,
+		NodeSelector:     or(env(f.prefix+"NODE_SELECTOR"), "all()"),
+		DisableBGPExport: strings.EqualFold(env(f.prefix+"DISABLE_BGP_EXPORT"), "true"),
+	}
+	if nat := env(f.prefix + "NAT_OUTGOING"); nat != "" {
+		p.NATOutgoing = !isFalse(nat)
+	}
+	return p, errors.Join(f.encapsulation(env, &p), f.ranges(env, &p))
+}
+
+func (f poolFamily) encapsulation(env Env, p *Pool) (err error) {
+	p.IPIP = api.Never
+	if !f.v6 { // there is no IP-in-IP for IPv6, nor a variable
+		if p.IPIP, err = mode(env, f.prefix+"IPIP"); err != nil {
+			return err
+		}
+	}
+	if p.VXLAN, err = mode(env, f.prefix+"VXLAN"); err != nil {
+		return err
 	}
 	if p.IPIP != api.Never && p.VXLAN != api.Never {
-		return p, fmt.Errorf("CALICO_IPV4POOL_IPIP=%s and CALICO_IPV4POOL_VXLAN=%s exclude each other: set one to Never", p.IPIP, p.VXLAN)
+		return fmt.Errorf("%[1]sIPIP=%[2]s and %[1]sVXLAN=%[3]s exclude each other: set one to Never", f.prefix, p.IPIP, p.VXLAN)
 	}
-	switch cidr := env("CALICO_IPV4POOL_CIDR"); cidr {
+	return nil
+}
+
+func (f poolFamily) ranges(env Env, p *Pool) (err error) {
+	switch cidr := env(f.prefix + "CIDR"); cidr {
 	case "":
 	case "none":
 		p.None = true
 	default:
-		if p.CIDR, err = netip.ParsePrefix(cidr); err != nil || !p.CIDR.Addr().Is4() {
-			return p, fmt.Errorf("CALICO_IPV4POOL_CIDR=%s: want an IPv4 range such as 192.168.0.0/16, or none", cidr)
+		if p.CIDR, err = netip.ParsePrefix(cidr); err != nil || p.CIDR.Addr().Is6() != f.v6 {
+			return fmt.Errorf("%sCIDR=%s: want a range such as %s, or none", f.prefix, cidr, f.example)
 		}
 	}
-	if s := env("CALICO_IPV4POOL_BLOCK_SIZE"); s != "" {
+	if s := env(f.prefix + "BLOCK_SIZE"); s != "" {
 		p.BlockSize, err = strconv.Atoi(s)
-		if err != nil || p.BlockSize < 20 || p.BlockSize > 32 {
-			return p, fmt.Errorf("CALICO_IPV4POOL_BLOCK_SIZE=%s: want a prefix length between 20 and 32", s)
+		if err != nil || p.BlockSize < f.least || p.BlockSize > f.most {
+			return fmt.Errorf("%sBLOCK_SIZE=%s: want a prefix length between %d and %d", f.prefix, s, f.least, f.most)
 		}
 	}
-	return p, nil
+	return nil
 }
 
 func mode(env Env, name string) (api.EncapMode, error) {

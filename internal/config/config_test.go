@@ -1,10 +1,12 @@
 package config
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -52,6 +54,9 @@ func TestBadSettingsNameTheVariable(t *testing.T) {
 		{"CALICO_IPV4POOL_CIDR=fd00::/48", "CALICO_IPV4POOL_CIDR"},
 		{"CALICO_IPV4POOL_BLOCK_SIZE=33", "CALICO_IPV4POOL_BLOCK_SIZE"},
 		{"CALICO_IPV4POOL_VXLAN=Sometimes", "CALICO_IPV4POOL_VXLAN"},
+		{"CALICO_IPV6POOL_CIDR=10.0.0.0/16", "CALICO_IPV6POOL_CIDR"},
+		{"CALICO_IPV6POOL_BLOCK_SIZE=26", "CALICO_IPV6POOL_BLOCK_SIZE"},
+		{"CALICO_IPV6POOL_VXLAN=Sometimes", "CALICO_IPV6POOL_VXLAN"},
 		{"ETCD_CA_CERT_FILE=/calico-secrets/etcd-ca", "ETCD_CA_CERT_FILE"},
 	} {
 		_, err := FromEnv(env(c.set))
@@ -63,6 +68,35 @@ func TestBadSettingsNameTheVariable(t *testing.T) {
 		t.Error("IPIP and VXLAN together are accepted")
 	}
 	if _, err := FromEnv(env("NO_DEFAULT_POOLS=true", "CALICO_IPV4POOL_CIDR=10.0.0.0/16")); err == nil {
+		t.Error("NO_DEFAULT_POOLS with a pool CIDR is accepted")
+	}
+}
+
+func TestIPv6IsOffUntilItIsAskedFor(t *testing.T) {
+	n, err := FromEnv(env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Pool{BlockSize: 122, IPIP: api.Never, VXLAN: api.Never, NodeSelector: "all()"}
+	if d := cmp.Diff(want, n.Pool6, cmpopts.EquateComparable(netip.Prefix{})); d != "" || n.IP6.Want != "none" {
+		t.Errorf("IP6 %q, pool (-want +got):\n%s", n.IP6.Want, d)
+	}
+	n, err = FromEnv(env("IP6=autodetect", "IP6_AUTODETECTION_METHOD=interface=eth1", "CALICO_IPV6POOL_CIDR=fd00:244::/48", "CALICO_IPV6POOL_BLOCK_SIZE=120",
+		"CALICO_IPV6POOL_VXLAN=CrossSubnet", "CALICO_IPV6POOL_NAT_OUTGOING=true", "CALICO_IPV6POOL_NODE_SELECTOR=has(six)", "CALICO_IPV6POOL_DISABLE_BGP_EXPORT=true"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = Pool{
+		CIDR: netip.MustParsePrefix("fd00:244::/48"), BlockSize: 120, IPIP: api.Never, VXLAN: api.CrossSubnet, NATOutgoing: true,
+		NodeSelector: "has(six)", DisableBGPExport: true,
+	}
+	if d := cmp.Diff(want, n.Pool6, cmpopts.EquateComparable(netip.Prefix{})); d != "" || n.IP6 != (Address{"autodetect", "interface=eth1"}) {
+		t.Errorf("IP6 %v, pool (-want +got):\n%s", n.IP6, d)
+	}
+	if n, err = FromEnv(env("IP6=autodetect", "FELIX_IPV6SUPPORT=false")); err != nil || !n.Pool6.None {
+		t.Errorf("a pool is made though the dataplane has no IPv6: %+v, %v", n.Pool6, err)
+	}
+	if _, err := FromEnv(env("NO_DEFAULT_POOLS=true", "CALICO_IPV6POOL_CIDR=fd00::/48")); err == nil {
 		t.Error("NO_DEFAULT_POOLS with a pool CIDR is accepted")
 	}
 }

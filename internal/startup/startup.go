@@ -6,6 +6,7 @@ package startup
 
 import (
 	"context"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,6 +28,7 @@ const CalicoVersion = "v3.32.1"
 type Deps struct {
 	Store *store.Client
 	Host  kernel.Host
+	IPv6  bool // the kernel has IPv6
 	Now   func() time.Time
 	UUID  func() string // random, with dashes
 	Log   *slog.Logger
@@ -45,7 +47,8 @@ func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
 		{"write the address-management settings", s.ipamConfig, false},
 		{"register the node", s.register, true},
 		{"write the default settings", s.felix, false},
-		{"write the default pool", s.pool, false},
+		{"write the default IPv4 pool", func(ctx context.Context) error { return s.pool(ctx, ipv4) }, false},
+		{"write the default IPv6 pool", func(ctx context.Context) error { return s.pool(ctx, ipv6) }, false},
 	} {
 		err := step.do(ctx)
 		var unreadable *store.UnreadableError
@@ -65,6 +68,25 @@ type starter struct {
 	cfg  config.Node
 	node string
 }
+
+// family is IPv4 or IPv6.
+type family bool
+
+const (
+	ipv4 family = false
+	ipv6 family = true
+)
+
+// String is the family's name as in IPv4.
+func (f family) String() string {
+	if f == ipv6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// of reports whether an address is of the family.
+func (f family) of(a netip.Addr) bool { return a.IsValid() && a.Is6() == bool(f) }
 
 // ensure creates an object that does not exist, or lets change edit the one that does.
 func ensure[T api.Value, P interface {
@@ -167,9 +189,15 @@ func (s *starter) felix(ctx context.Context) error {
 	})
 }
 
-// pool writes the default IPv4 pool if there is none of that family at all, not even a disabled one.
-func (s *starter) pool(ctx context.Context) error {
-	if s.cfg.NoDefault || s.cfg.Pool.None {
+// pool writes the default pool of a family if there is none of that family at all, not even a disabled one. That of IPv6 is made
+// where its range is given or this node has an IPv6 address: with a pool of IPv6 a node becomes an IPv6 router, and a router takes
+// no default route from router advertisements.
+func (s *starter) pool(ctx context.Context, f family) error {
+	c, name := s.cfg.Pool, "default-ipv4-ippool"
+	if f == ipv6 {
+		c, name = s.cfg.Pool6, "default-ipv6-ippool"
+	}
+	if s.cfg.NoDefault || c.None || f == ipv6 && (!s.IPv6 || !c.CIDR.IsValid() && s.cfg.IP6.Want == "none") {
 		return nil
 	}
 	pools, _, err := store.List[api.IPPool](ctx, s.Store, (*api.IPPool)(nil).KindOf().Prefix())
@@ -177,23 +205,22 @@ func (s *starter) pool(ctx context.Context) error {
 		return err
 	}
 	for _, p := range pools {
-		if p.Value.Spec.CIDR.Addr().Is4() {
+		if f.of(p.Value.Spec.CIDR.Addr()) {
 			return nil
 		}
 	}
-	c := s.cfg.Pool
 	p := &api.IPPool{Spec: api.IPPoolSpec{
 		CIDR: c.CIDR, VXLANMode: c.VXLAN, IPIPMode: c.IPIP, NATOutgoing: c.NATOutgoing, DisableBGPExport: c.DisableBGPExport,
 		BlockSize: c.BlockSize, NodeSelector: c.NodeSelector,
 	}}
 	if !p.Spec.CIDR.IsValid() {
-		p.Spec.CIDR = freeRange(s.Host)
+		p.Spec.CIDR = s.freeRange(f)
 	}
 	p.Default()
 	if err := p.Check(); err != nil {
-		return fmt.Errorf("IPPool(default-ipv4-ippool): %w; correct CALICO_IPV4POOL_CIDR or CALICO_IPV4POOL_BLOCK_SIZE", err)
+		return fmt.Errorf("IPPool(%s): %w; correct CALICO_%sPOOL_CIDR or CALICO_%[3]sPOOL_BLOCK_SIZE", name, err, strings.ToUpper(f.String()))
 	}
-	return ensure(ctx, s, "default-ipv4-ippool", func(v *api.IPPool, exists bool) bool {
+	return ensure(ctx, s, name, func(v *api.IPPool, exists bool) bool {
 		if !exists {
 			v.Spec = p.Spec
 			s.Log.Info("made the default pool", "pool", v.Metadata.Name, "cidr", p.Spec.CIDR, "vxlan_mode", p.Spec.VXLANMode, "nat_outgoing", p.Spec.NATOutgoing)
@@ -202,14 +229,19 @@ func (s *starter) pool(ctx context.Context) error {
 	})
 }
 
-// freeRange is the first of the usual ranges that overlaps none of the host's own subnets.
-func freeRange(h kernel.Host) netip.Prefix {
+// freeRange is a range that overlaps none of the host's own subnets: of IPv4 the first of the usual ones, of IPv6 a unique local one
+// with a random global ID (RFC 4193, section 3.2.2).
+func (s *starter) freeRange(f family) netip.Prefix {
+	if f == ipv6 {
+		id := sha1.Sum([]byte(s.UUID()))
+		return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, id[0], id[1], id[2], id[3], id[4]}), 48)
+	}
 	candidates := []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
 	for i := byte(16); i < 32; i++ {
 		candidates = append(candidates, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16))
 	}
 	for _, c := range candidates {
-		if !slices.ContainsFunc(h.Addrs, func(a kernel.HostAddr) bool { return c.Overlaps(a.Addr) }) {
+		if !slices.ContainsFunc(s.Host.Addrs, func(a kernel.HostAddr) bool { return c.Overlaps(a.Addr) }) {
 			return c
 		}
 	}

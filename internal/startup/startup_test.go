@@ -2,6 +2,7 @@ package startup_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -36,7 +37,7 @@ func hostWith(addrs ...string) kernel.Host {
 }
 
 func deps(c *store.Client, h kernel.Host) startup.Deps {
-	return startup.Deps{Store: c, Host: h, Now: time.Now, UUID: uuid.NewString, Log: slog.New(slog.DiscardHandler)}
+	return startup.Deps{Store: c, Host: h, IPv6: true, Now: time.Now, UUID: uuid.NewString, Log: slog.New(slog.DiscardHandler)}
 }
 
 func settings(t *testing.T, pairs ...string) config.Node {
@@ -230,6 +231,119 @@ func TestAddressComesFromTheMethod(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("IP=%s %s: got %q, want %q", c.ip, c.method, got, c.want)
+		}
+	}
+}
+
+func TestIPv6AddressComesFromTheMethod(t *testing.T) {
+	h := hostWith("lo ::1/128", "eth0 172.30.1.1/24", "eth0 fd00:1::1/64", "eth0 fe80::1/64", "docker0 fd00:d::1/64", "eth1 fd00:5::7/64", "eth2 10.0.0.1/8")
+	for _, c := range []struct{ ip6, method, want, err string }{
+		{ip6: "autodetect", want: "fd00:5::7/64"},
+		{ip6: "autodetect", method: "interface=eth0", want: "fd00:1::1/64"},
+		{ip6: "autodetect", method: "skip-interface=eth1", want: "fd00:1::1/64"},
+		{ip6: "autodetect", method: "cidr=fd00:d::/32", want: "fd00:d::1/64"},
+		{ip6: "fd00:1::1", want: "fd00:1::1/64"},
+		{ip6: "2001:db8::1/48", want: "2001:db8::1/48"},
+		{ip6: "none", want: ""},
+		{ip6: "", want: ""},
+		{ip6: "autodetect", method: "interface=wlan", err: "detect the IPv6 address by interface=wlan"},
+		{ip6: "autodetect", method: "guess", err: "IP6_AUTODETECTION_METHOD=guess"},
+		{ip6: "172.30.1.1", err: "IP6=172.30.1.1"},
+	} {
+		srv := etcdtest.New(t)
+		st := srv.Store()
+		err := startup.Run(t.Context(), "node-1", settings(t, "IP=none", "IP6="+c.ip6, "IP6_AUTODETECTION_METHOD="+c.method), deps(st, h))
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("IP6=%s %s: error %v, want %q in it", c.ip6, c.method, err, c.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("IP6=%s %s: %v", c.ip6, c.method, err)
+			continue
+		}
+		n, err := store.Get[api.Node](t.Context(), st, api.ResourcesRoot+"nodes/node-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if a, ok := n.Value.Address(true); ok {
+			got = a.String()
+		}
+		if got != c.want {
+			t.Errorf("IP6=%s %s: got %q, want %q", c.ip6, c.method, got, c.want)
+		}
+	}
+}
+
+func TestDualStackNodeHasBothAddressesAndPools(t *testing.T) {
+	srv := etcdtest.New(t)
+	c := srv.Store()
+	h := hostWith("eth0 172.30.1.1/24", "eth0 fd00:1::1/64")
+	for range 2 {
+		if err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect", "IP6=autodetect"), deps(c, h)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := store.Get[api.Node](t.Context(), c, api.ResourcesRoot+"nodes/node-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v4, _ := n.Value.Address(false)
+	v6, _ := n.Value.Address(true)
+	want := []api.NodeAddress{{Address: "172.30.1.1/24", Type: "CalicoNodeIP"}, {Address: "fd00:1::1/64", Type: "CalicoNodeIP"}}
+	if diff := cmp.Diff(want, n.Value.Spec.Addresses); diff != "" || v4.String() != "172.30.1.1/24" || v6.String() != "fd00:1::1/64" {
+		t.Errorf("addresses %v %v (-want +got):\n%s", v4, v6, diff)
+	}
+	const six = api.ResourcesRoot + "ippools/default-ipv6-ippool"
+	p, err := store.Get[api.IPPool](t.Context(), c, six)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := p.Value.Spec; !netip.MustParsePrefix("fd00::/8").Overlaps(s.CIDR) || s.CIDR.Bits() != 48 || s.BlockSize != 122 || s.NATOutgoing || s.VXLANMode != api.Never {
+		t.Errorf("pool: %s", p.Raw())
+	}
+	if keys := dump(t, srv); keys[six] != 1 || keys[api.ResourcesRoot+"nodes/node-1"] != 1 {
+		t.Errorf("something was written the second time: %v", keys)
+	}
+	err = startup.Run(t.Context(), "node-2", settings(t, "IP=none", "IP6=fd00:1::1"), deps(c, h))
+	if err == nil || !strings.Contains(err.Error(), `node "node-1" is already using the IPv6 address fd00:1::1: set IP6 or IP6_AUTODETECTION_METHOD`) {
+		t.Errorf("the address of another node: %v", err)
+	}
+}
+
+func TestIPv6PoolNeedsAReason(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		env  []string
+		with func(*startup.Deps)
+		want string
+	}{
+		{"nothing asks for it", nil, nil, ""},
+		{"a range is given", []string{"CALICO_IPV6POOL_CIDR=fd00:244::/48", "CALICO_IPV6POOL_VXLAN=Always"}, nil, "fd00:244::/48"},
+		{"none", []string{"IP6=autodetect", "CALICO_IPV6POOL_CIDR=none"}, nil, ""},
+		{"no support", []string{"IP6=autodetect", "FELIX_IPV6SUPPORT=false"}, nil, ""},
+		{"no kernel", []string{"IP6=autodetect", "CALICO_IPV6POOL_CIDR=fd00:244::/48"}, func(d *startup.Deps) { d.IPv6 = false }, ""},
+	} {
+		srv := etcdtest.New(t)
+		d := deps(srv.Store(), hostWith("eth0 172.30.1.1/24", "eth0 fd00:1::1/64"))
+		if c.with != nil {
+			c.with(&d)
+		}
+		if err := startup.Run(t.Context(), "node-1", settings(t, c.env...), d); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		got := ""
+		p, err := store.Get[api.IPPool](t.Context(), d.Store, api.ResourcesRoot+"ippools/default-ipv6-ippool")
+		if err == nil {
+			got = p.Value.Spec.CIDR.String()
+		} else if !errors.Is(err, store.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if got != c.want {
+			t.Errorf("%s: pool %q, want %q", c.name, got, c.want)
 		}
 	}
 }
