@@ -130,17 +130,45 @@ func TestAddHeedsTheSettingsOfTheInterface(t *testing.T) {
 
 func TestAddGivesIPv6AddressesAUsableRoute(t *testing.T) {
 	n, p := newNode(t), newPod(t, "c1", "")
+	for _, ns := range []*nettest.NS{n.NS, p.NS} { // as on hosts that are careful with IPv6
+		ns.Exec("sh", "-c", "cd /proc/sys/net/ipv6/conf && echo 1 >default/disable_ipv6 && echo 1 >default/accept_dad && echo 1 >default/addr_gen_mode")
+	}
 	(&fakeAgent{v6: true}).start(n)
 	n.mustAdd(conf{members: `"ipam":{"type":"calico-ipam","assign_ipv6":"true"}`}, p)
 	if got := p.Exec("ip", "-6", "route", "show", "default"); !strings.HasPrefix(got, "default via fe80::ecee:eeff:feee:eeee dev eth0") {
 		t.Errorf("IPv6 default route is %q", got)
 	}
-	nettest.Eventually(t, func() error { // the kernel clears the flag a moment later
-		if got := p.Exec("ip", "-6", "-o", "addr", "show", "eth0"); !strings.Contains(got, "fd00:10:244::c0/128") || strings.Contains(got, "tentative") {
-			return fmt.Errorf("IPv6 addresses are %q", got)
+	if got := p.Exec("ip", "-6", "-o", "addr", "show", "eth0", "scope", "global"); !strings.Contains(got, "fd00:10:244::c0/128") || strings.Contains(got, "tentative") {
+		t.Errorf("IPv6 addresses are %q", got)
+	}
+	if got := p.Exec("ip", "-6", "neigh", "show", "nud", "permanent"); !strings.Contains(got, "fe80::ecee:eeff:feee:eeee dev eth0 lladdr ee:ee:ee:ee:ee:ee") {
+		t.Errorf("the pod's neighbours are %q", got)
+	}
+	if got := p.Exec("cat", "/proc/sys/net/ipv6/conf/all/forwarding"); got != "0\n" {
+		t.Errorf("the pod forwards IPv6: %q", got)
+	}
+	nettest.Eventually(t, func() error { // the kernel makes it a moment after the carrier came
+		got := n.Exec("ip", "-6", "-o", "addr", "show", "dev", n.links()[0])
+		if !strings.Contains(got, "fe80::ecee:eeff:feee:eeee/64") || strings.Contains(got, "tentative") {
+			return fmt.Errorf("the host's side has %q", got)
 		}
 		return nil
 	})
+}
+
+func TestIPv6OnlyPodHasNoIPv4(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "")
+	(&fakeAgent{v6: true, onAdd: func(_ attach.Request, r *attach.Reply) { r.Addrs = r.Addrs[1:] }}).start(n)
+	res := n.mustAdd(conf{members: `"ipam":{"type":"calico-ipam","assign_ipv4":"false","assign_ipv6":"true"},"container_settings":{"allow_ip_forwarding":true}`}, p)
+	if len(res.IPs) != 1 || res.IPs[0].Address.String() != "fd00:10:244::c0/128" {
+		t.Errorf("the result's addresses are %v", res.IPs)
+	}
+	if got := p.Exec("ip", "-4", "-o", "addr", "show", "eth0") + p.Exec("ip", "-4", "route"); got != "" {
+		t.Errorf("the pod has IPv4: %q", got)
+	}
+	if got := p.Exec("cat", "/proc/sys/net/ipv6/conf/all/forwarding"); got != "1\n" {
+		t.Errorf("the pod's IPv6 forwarding is %q, want 1", got)
+	}
 }
 
 func TestPodAndHostReachEachOther(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,8 +29,16 @@ func podSettings(w pairWish) error {
 	}
 	return errors.Join(err,
 		set("ipv6/conf/all/disable_ipv6", "0"), set("ipv6/conf/default/disable_ipv6", "0"), set("ipv6/conf/lo/disable_ipv6", "0"),
-		set("ipv6/conf/"+w.podIf+"/accept_dad", "0"),
+		set("ipv6/conf/"+w.podIf+"/disable_ipv6", "0"), set("ipv6/conf/"+w.podIf+"/accept_dad", "0"),
 		set("ipv6/conf/all/forwarding", forwarding))
+}
+
+// hostSettings6 make the host's side the pod's IPv6 gateway from the first moment: its link-local address is made from its MAC, and
+// is used without asking around for duplicates, of which there can be none. They must be set before the pod's side is up: the address
+// comes with the carrier. The calling thread must be in the host's network namespace.
+func hostSettings6(hostIf string) error {
+	dir := "ipv6/conf/" + hostIf + "/"
+	return errors.Join(set(dir+"accept_dad", "0"), set(dir+"addr_gen_mode", "0"), set(dir+"disable_ipv6", "0"))
 }
 
 // set writes a setting below /proc/sys/net unless it has the value: writing some of them costs the kernel much more than reading.
@@ -43,7 +52,7 @@ func set(name, value string) error {
 		err = os.WriteFile(path, []byte(value), 0o644)
 	}
 	if err != nil {
-		return fmt.Errorf("set %s to %s in the pod: %w", path, value, err)
+		return fmt.Errorf("set %s to %s: %w", path, value, err)
 	}
 	return nil
 }
@@ -57,8 +66,19 @@ func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC) error {
 		}
 		p.mac = mac
 	}
+	v6 := slices.ContainsFunc(addrs, netip.Addr.Is6)
+	if v6 {
+		if err := hostSettings6(p.host.Name); err != nil {
+			return err
+		}
+	}
 	if err := p.podLinks.LinkSetUp(p.pod); err != nil {
 		return fmt.Errorf("set the pod's %s up: %w", p.pod.Name, err)
+	}
+	if v6 {
+		if err := p.knowGateway6(); err != nil {
+			return err
+		}
 	}
 	for _, r := range podRoutes(addrs) {
 		if err := p.podLinks.RouteAdd(r.netlink(p.pod.Index)); err != nil {
@@ -66,11 +86,34 @@ func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC) error {
 		}
 	}
 	for _, a := range addrs {
-		if err := p.podLinks.AddrAdd(p.pod, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil {
+		if err := p.podLinks.AddrAdd(p.pod, podAddr(a)); err != nil {
 			return fmt.Errorf("add address %v to the pod: %w", a, err)
 		}
 	}
 	return nil
+}
+
+// knowGateway6 tells the pod its gateway's MAC, which is always the same. The host's link-local address comes some moments after the
+// carrier, and a pod that had asked for it just before would ask again only a second later (RFC 4861, RETRANS_TIMER).
+func (p *pair) knowGateway6() error {
+	mac, err := kernel.ParseMAC(hostside.MAC)
+	if err != nil {
+		return err
+	}
+	gw := &netlink.Neigh{LinkIndex: p.pod.Index, IP: netip.MustParseAddr(gateway6).AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT}
+	if err := p.podLinks.NeighSet(gw); err != nil {
+		return fmt.Errorf("add neighbour %s to the pod: %w", gateway6, err)
+	}
+	return nil
+}
+
+// podAddr is an address of a pod: it is the pod's alone, so that IPv6 need not look for duplicates.
+func podAddr(a netip.Addr) *netlink.Addr {
+	out := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+	if a.Is6() {
+		out.Flags = unix.IFA_F_NODAD
+	}
+	return out
 }
 
 // podRoute is a route inside the pod.
