@@ -96,9 +96,18 @@ func agentEnv(s *state, n *Node) []string {
 		"CALICO_IPV4POOL_VXLAN="+s.Options.vxlan(),
 		"CALICO_IPV4POOL_IPIP=Never",
 		"CALICO_IPV4POOL_NAT_OUTGOING=true",
-		"FELIX_IPV6SUPPORT=false",
+		fmt.Sprintf("FELIX_IPV6SUPPORT=%t", s.Options.DualStack),
 		"CALICO_MANAGE_CNI=false",
 	)
+	if s.Options.DualStack {
+		env = append(env,
+			"IP6=autodetect",
+			"CALICO_IPV6POOL_CIDR="+s.Options.Pool6.String(),
+			fmt.Sprintf("CALICO_IPV6POOL_BLOCK_SIZE=%d", s.Options.BlockSize6),
+			"CALICO_IPV6POOL_VXLAN="+s.Options.vxlan(),
+			"CALICO_IPV6POOL_NAT_OUTGOING=true",
+		)
+	}
 	return append(env, s.Options.AgentEnv...)
 }
 

@@ -25,13 +25,15 @@ type Peer struct {
 	Kind   string     `json:"kind"` // pod, node or outside
 	Node   string     `json:"node,omitempty"`
 	Subnet int        `json:"subnet,omitempty"`
-	Addr   netip.Addr `json:"addr"`
+	Addr   netip.Addr `json:"addr,omitzero"`
+	Addr6  netip.Addr `json:"addr6,omitzero"`
 }
 
 // Pair is one way from one peer to another, as the last attempt found it.
 type Pair struct {
 	From     string        `json:"from"`
 	To       string        `json:"to"`
+	IPv6     bool          `json:"ipv6,omitempty"`
 	OK       bool          `json:"ok"`
 	Reached  bool          `json:"reached"`            // by TCP and UDP, whatever else is wrong
 	Seen     netip.Addr    `json:"seen,omitzero"`      // the sender's address as the receiver saw it
@@ -53,7 +55,7 @@ type Report struct {
 // Check opens TCP and UDP sockets in every pod, every node and the outside host and tries the ways between them: pod and node to
 // every pod, every node and the outside host. A receiver must see a pod's own address where it is another pod or the pod's own node, and
 // the address of the pod's node where it is outside. Between pods of different nodes a mebibyte by TCP and a full-size
-// datagram with DF must pass too. A way that does not work at first is tried again for five seconds. What fails is in the report;
+// datagram with DF must pass too. In a dual-stack lab all that holds for each family that both ends have. A way that does not work at first is tried again for five seconds. What fails is in the report;
 // an error means that the check could not be made.
 func (l *Lab) Check(ctx context.Context) (Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -74,26 +76,37 @@ func (l *Lab) Check(ctx context.Context) (Report, error) {
 	return runCheck(ctx, s, peers)
 }
 
-// openEndpoints lists who takes part. One that cannot listen takes part all the same, so that its ways are reported.
+// openEndpoints lists who takes part, once for each of its addresses. One that cannot listen takes part all the same, so that its ways are reported.
 func openEndpoints(ctx context.Context, s *state) []*endpoint {
 	var all []*endpoint
+	add := func(e endpoint, place func() (*place, error), addrs ...netip.Addr) {
+		if len(addrs) == 0 {
+			addrs = []netip.Addr{{}}
+		}
+		for _, a := range addrs {
+			one := e
+			one.addr = a
+			one.at, one.err = place()
+			all = append(all, &one)
+		}
+	}
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		e := &endpoint{name: p.Name, kind: kindPod, node: p.Node, addr: p.Addr}
+		e := endpoint{name: p.Name, kind: kindPod, node: p.Node}
 		if n, err := s.node(p.Node); err == nil {
 			e.subnet = n.Subnet
 		}
-		e.at, e.err = p.place(s)
-		all = append(all, e)
+		add(e, func() (*place, error) { return p.place(s) }, p.Addrs()...)
 	}
 	for _, n := range s.Nodes {
-		e := &endpoint{name: n.Name, kind: kindNode, node: n.Name, subnet: n.Subnet, addr: n.Addr}
-		e.at, e.err = placeOf(s, n.Name)
-		all = append(all, e)
+		e := endpoint{name: n.Name, kind: kindNode, node: n.Name, subnet: n.Subnet}
+		add(e, func() (*place, error) { return placeOf(s, n.Name) }, valid(n.Addr, n.Addr6)...)
 	}
-	outside := &endpoint{name: "outside", kind: kindOutside, addr: underlay(outsideSubnet, 1)}
-	outside.at, outside.err = placeOf(s, "outside")
-	all = append(all, outside)
+	var outside []netip.Addr
+	for _, a := range s.Options.subnetAddrs(outsideSubnet, 1) {
+		outside = append(outside, a.Addr())
+	}
+	add(endpoint{name: "outside", kind: kindOutside}, func() (*place, error) { return placeOf(s, "outside") }, outside...)
 	for _, e := range all {
 		if e.err == nil && !e.addr.IsValid() {
 			e.err = errors.New("its ADD has not finished")
@@ -107,18 +120,18 @@ func openEndpoints(ctx context.Context, s *state) []*endpoint {
 
 func runCheck(ctx context.Context, s *state, peers []*endpoint) (Report, error) {
 	began := time.Now()
-	c := &checker{state: s, began: began, settled: began.Add(convergeFor), nodes: make(map[string]*endpoint)}
+	c := &checker{state: s, began: began, settled: began.Add(convergeFor), nodes: make(map[nodeKey]*endpoint)}
 	report := Report{Mode: s.Options.Mode, OK: true}
 	for _, e := range peers {
 		if e.kind == kindNode {
-			c.nodes[e.name] = e
+			c.nodes[nodeKey{e.name, e.v6()}] = e
 		}
-		report.Peers = append(report.Peers, Peer{e.name, string(e.kind), e.node, e.subnet, e.addr})
+		report.add(e)
 	}
 	var ways [][2]*endpoint
 	for _, from := range peers {
 		for _, to := range peers {
-			if from != to && from.kind != kindOutside {
+			if from != to && from.kind != kindOutside && from.v6() == to.v6() {
 				ways = append(ways, [2]*endpoint{from, to})
 			}
 		}
@@ -149,7 +162,25 @@ type checker struct {
 	state   *state
 	began   time.Time
 	settled time.Time // until then a failure may be one of timing
-	nodes   map[string]*endpoint
+	nodes   map[nodeKey]*endpoint
+}
+
+type nodeKey struct {
+	name string
+	v6   bool
+}
+
+// add lists an endpoint among the peers. Those of one peer come one after another.
+func (r *Report) add(e *endpoint) {
+	if n := len(r.Peers); n == 0 || r.Peers[n-1].Name != e.name {
+		r.Peers = append(r.Peers, Peer{Name: e.name, Kind: string(e.kind), Node: e.node, Subnet: e.subnet})
+	}
+	p := &r.Peers[len(r.Peers)-1]
+	if e.v6() {
+		p.Addr6 = e.addr
+	} else {
+		p.Addr = e.addr
+	}
 }
 
 // settle tries until the way is as it should be, or the network has had its time.
@@ -170,7 +201,7 @@ func (c *checker) settle(ctx context.Context, from, to *endpoint) Pair {
 
 // try makes one attempt of everything that the way must carry.
 func (c *checker) try(ctx context.Context, from, to *endpoint) Pair {
-	p := Pair{From: from.name, To: to.name}
+	p := Pair{From: from.name, To: to.name, IPv6: from.v6()}
 	for _, e := range []*endpoint{from, to} {
 		if e.err != nil {
 			p.Problem = fmt.Sprintf("%s cannot take part: %v", e.name, e.err)
@@ -220,11 +251,11 @@ func (c *checker) wantSource(from, to *endpoint, seen netip.Addr) (string, bool)
 	case to.kind == kindPod || to.node == from.node:
 		return "the pod's " + from.addr.String(), seen == from.addr
 	case to.kind == kindOutside:
-		node := c.nodes[from.node]
+		node := c.nodes[nodeKey{from.node, from.v6()}]
 		return fmt.Sprintf("the node's %s (outgoing NAT)", node.addr), seen == node.addr
 	}
 	// Another node is outside the pools, so outgoing NAT applies; without it the node can still answer a pod.
-	node := c.nodes[from.node]
+	node := c.nodes[nodeKey{from.node, from.v6()}]
 	return "the pod's or its node's", seen == from.addr || slices.Contains(node.own, seen)
 }
 
@@ -233,7 +264,7 @@ func (c *checker) fullSize(ctx context.Context, from, to *endpoint) string {
 	if _, err := from.askTCP(ctx, to, bulkBytes); err != nil {
 		return fmt.Sprintf("small messages pass, a stream of %d bytes does not: %s", bulkBytes, brief(err))
 	}
-	if _, err := from.askUDP(ctx, to, from.mtu-udpOverhead); err != nil {
+	if _, err := from.askUDP(ctx, to, from.mtu-from.udpOverhead()); err != nil {
 		return fmt.Sprintf("small messages pass, a datagram of its MTU %d with DF does not: %s", from.mtu, brief(err))
 	}
 	return ""

@@ -66,11 +66,15 @@ func onLab(set Settings, run func(ctx context.Context, cmd *cobra.Command, l *La
 
 func upCommand(set Settings) *cobra.Command {
 	o := Defaults()
-	mode, pool := string(o.Mode), o.Pool.String()
+	mode, pool, pool6 := string(o.Mode), o.Pool.String(), o.Pool6.String()
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Bring a lab up",
-		Args:  cobra.NoArgs,
+		Long: `Bring a lab up: nodes in network namespaces of their own, a fabric that joins them, and a host outside.
+
+node-N on subnet S has the address 172.30.S.N, with --dual-stack also fd00:172:30:S::N (N in hexadecimal digits).
+The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:172:30:fe::1; etcd listens on ` + etcdAddr + `.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(cmd)
 			defer cancel()
@@ -78,6 +82,9 @@ func upCommand(set Settings) *cobra.Command {
 			var err error
 			if o.Pool, err = netip.ParsePrefix(pool); err != nil {
 				return fmt.Errorf("pool %q: want an IPv4 CIDR, for example 192.168.0.0/16", pool)
+			}
+			if o.Pool6, err = netip.ParsePrefix(pool6); err != nil {
+				return fmt.Errorf("pool6 %q: want an IPv6 CIDR, for example fd00:192:168::/48", pool6)
 			}
 			say := func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) }
 			_, err = Up(ctx, Config{Dir: set.Dir, Bin: set.Bin, Options: o, Progress: say})
@@ -91,6 +98,9 @@ func upCommand(set Settings) *cobra.Command {
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
 	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")
 	f.StringVar(&pool, "pool", pool, "IPv4 CIDR of the pods")
+	f.BoolVar(&o.DualStack, "dual-stack", false, "IPv6 beside IPv4, on the fabric and in the pods")
+	f.IntVar(&o.BlockSize6, "block-size6", o.BlockSize6, "prefix length of the IPv6 address blocks, with --dual-stack")
+	f.StringVar(&pool6, "pool6", pool6, "IPv6 CIDR of the pods, with --dual-stack")
 	return cmd
 }
 
@@ -183,12 +193,13 @@ func podAddCommand(set Settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s has %s (ADD took %s)\n", pod.Name, pod.Node, pod.Addr, milliseconds(pod.Took))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s has %s (ADD took %s)\n", pod.Name, pod.Node, addrsText(pod.Addrs()), milliseconds(pod.Took))
 			return nil
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&spec.Node, "node", "", "where the pod runs")
+	f.BoolVar(&spec.IPv6Only, "ipv6-only", false, "without an IPv4 address, in a dual-stack lab")
 	f.StringArrayVar(&labels, "label", nil, "key=value, may be repeated")
 	f.StringArrayVar(&annotations, "annotation", nil, "key=value, may be repeated")
 	return cmd
@@ -246,14 +257,22 @@ func podListCommand(set Settings) *cobra.Command {
 			fmt.Fprintln(w, "NAME\tNODE\tADDRESS")
 			for _, p := range pods {
 				addr := "(ADD has not finished)"
-				if p.Addr.IsValid() {
-					addr = p.Addr.String()
+				if addrs := p.Addrs(); len(addrs) > 0 {
+					addr = addrsText(addrs)
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, p.Node, addr)
 			}
 			return w.Flush()
 		},
 	}
+}
+
+func addrsText(addrs []netip.Addr) string {
+	texts := make([]string, len(addrs))
+	for i, a := range addrs {
+		texts[i] = a.String()
+	}
+	return strings.Join(texts, " ")
 }
 
 func podExecCommand(set Settings) *cobra.Command {

@@ -7,21 +7,37 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The addresses of a lab exist only inside its namespaces.
 const (
 	underlayNet   = "172.30.0.0/16"
+	underlayNet6  = "fd00:172:30::/48"
 	etcdAddr      = "172.30.0.1" // on the fabric's loopback: the same from every subnet
 	etcdPort      = "2379"
 	etcdEndpoint  = "http://" + etcdAddr + ":" + etcdPort
 	outsideSubnet = 254
 	gatewayHost   = 254
 	subnetBits    = 24
+	subnetBits6   = 64
 )
 
 func underlay(subnet, host int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 30, byte(subnet), byte(host)})
+}
+
+func underlay6(subnet, host int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 0, 0x01, 0x72, 0, 0x30, 7: byte(subnet), 15: byte(host)})
+}
+
+// subnetAddrs are the addresses of a host on a subnet, of every family of the lab.
+func (o Options) subnetAddrs(subnet, host int) []netip.Prefix {
+	addrs := []netip.Prefix{netip.PrefixFrom(underlay(subnet, host), subnetBits)}
+	if o.DualStack {
+		addrs = append(addrs, netip.PrefixFrom(underlay6(subnet, host), subnetBits6))
+	}
+	return addrs
 }
 
 // plannedNodes are the nodes of a lab before anything of them exists.
@@ -30,6 +46,9 @@ func plannedNodes(o Options) []Node {
 	for i := range nodes {
 		subnet := i%o.Subnets + 1
 		nodes[i] = Node{Name: fmt.Sprintf("node-%d", i+1), Subnet: subnet, Addr: underlay(subnet, i+1)}
+		if o.DualStack {
+			nodes[i].Addr6 = underlay6(subnet, i+1)
+		}
 	}
 	return nodes
 }
@@ -46,37 +65,44 @@ func wireFabric(s *state) error {
 		return err
 	}
 	defer h.Close()
-	if err := setUpFabric(fabric, h, s.Options.Subnets); err != nil {
+	if err := setUpFabric(fabric, h, s.Options); err != nil {
 		return fmt.Errorf("set up fabric: %w", err)
 	}
-	for _, n := range s.Nodes {
-		if err := plug(h, port{host: n.Holder, name: n.Name, bridge: bridgeName(n.Subnet), addr: n.Addr, gateway: underlay(n.Subnet, gatewayHost)}); err != nil {
+	o := s.Options
+	for i, n := range s.Nodes {
+		p := port{host: n.Holder, name: n.Name, bridge: bridgeName(n.Subnet), addrs: o.subnetAddrs(n.Subnet, i+1), gateways: o.subnetAddrs(n.Subnet, gatewayHost)}
+		if err := plug(h, p); err != nil {
 			return fmt.Errorf("plug %s into fabric: %w", n.Name, err)
 		}
 	}
-	gateway := underlay(outsideSubnet, gatewayHost)
-	if err := plug(h, port{host: s.Outside, name: "outside", addr: underlay(outsideSubnet, 1), gateway: gateway}); err != nil {
+	gateways := o.subnetAddrs(outsideSubnet, gatewayHost)
+	if err := plug(h, port{host: s.Outside, name: "outside", addrs: o.subnetAddrs(outsideSubnet, 1), gateways: gateways}); err != nil {
 		return fmt.Errorf("plug outside into fabric: %w", err)
 	}
 	link, err := h.LinkByName("outside")
 	if err != nil {
 		return fmt.Errorf("find link outside: %w", err)
 	}
-	return addAddr(h, link, netip.PrefixFrom(gateway, subnetBits))
+	return addAddrs(h, link, gateways)
 }
 
 func bridgeName(subnet int) string { return fmt.Sprintf("br-%d", subnet) }
 
 // setUpFabric makes the fabric a router with one bridge a subnet.
-func setUpFabric(fabric *place, h *netlink.Handle, subnets int) error {
-	err := fabric.sysctls(map[string]string{
-		"net/ipv4/ip_forward":                "1",
-		"net/ipv4/conf/all/rp_filter":        "0",
-		"net/ipv4/conf/default/rp_filter":    "0",
-		"net/ipv6/conf/all/disable_ipv6":     "1",
-		"net/ipv6/conf/default/disable_ipv6": "1",
-	})
-	if err != nil {
+func setUpFabric(fabric *place, h *netlink.Handle, o Options) error {
+	settings := map[string]string{
+		"net/ipv4/ip_forward":             "1",
+		"net/ipv4/conf/all/rp_filter":     "0",
+		"net/ipv4/conf/default/rp_filter": "0",
+	}
+	if o.DualStack {
+		settings["net/ipv6/conf/all/forwarding"] = "1"
+		settings["net/ipv6/conf/default/accept_dad"] = "0" // nobody waits for addresses that are planned
+	} else {
+		settings["net/ipv6/conf/all/disable_ipv6"] = "1"
+		settings["net/ipv6/conf/default/disable_ipv6"] = "1"
+	}
+	if err := fabric.sysctls(settings); err != nil {
 		return err
 	}
 	lo, err := h.LinkByName("lo")
@@ -86,12 +112,12 @@ func setUpFabric(fabric *place, h *netlink.Handle, subnets int) error {
 	if err := errors.Join(h.LinkSetUp(lo), addAddr(h, lo, netip.PrefixFrom(netip.MustParseAddr(etcdAddr), 32))); err != nil {
 		return fmt.Errorf("set up lo: %w", err)
 	}
-	for subnet := 1; subnet <= subnets; subnet++ {
+	for subnet := 1; subnet <= o.Subnets; subnet++ {
 		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet)}}
 		if err := h.LinkAdd(br); err != nil {
 			return fmt.Errorf("add bridge %s: %w", br.Name, err)
 		}
-		if err := errors.Join(addAddr(h, br, netip.PrefixFrom(underlay(subnet, gatewayHost), subnetBits)), h.LinkSetUp(br)); err != nil {
+		if err := errors.Join(addAddrs(h, br, o.subnetAddrs(subnet, gatewayHost)), h.LinkSetUp(br)); err != nil {
 			return fmt.Errorf("set up bridge %s: %w", br.Name, err)
 		}
 	}
@@ -100,11 +126,11 @@ func setUpFabric(fabric *place, h *netlink.Handle, subnets int) error {
 
 // port is where a host is plugged into the fabric.
 type port struct {
-	host    process    // whose eth0 it is
-	name    string     // of the fabric's end
-	bridge  string     // "": none
-	addr    netip.Addr // of the host's end
-	gateway netip.Addr
+	host     process        // whose eth0 it is
+	name     string         // of the fabric's end
+	bridge   string         // "": none
+	addrs    []netip.Prefix // of the host's end
+	gateways []netip.Prefix // of each family that the host has
 }
 
 // plug makes a veth pair with one end in the fabric and the other, eth0, in the host, and sets up both.
@@ -139,13 +165,17 @@ func plug(fabric *netlink.Handle, p port) error {
 
 // setUpHost gives a host what its administrator would: an address, a default route, and the kernel's defaults for forwarding.
 func setUpHost(host *place, p port) error {
-	err := host.sysctls(map[string]string{
+	settings := map[string]string{
 		"net/ipv4/ip_forward":             "0", // the agent's business
 		"net/ipv4/conf/all/rp_filter":     "0",
 		"net/ipv4/conf/default/rp_filter": "0",
 		"net/ipv6/conf/eth0/disable_ipv6": "1",
-	})
-	if err != nil {
+	}
+	if len(p.addrs) > 1 {
+		settings["net/ipv6/conf/eth0/disable_ipv6"] = "0"
+		settings["net/ipv6/conf/eth0/accept_dad"] = "0"
+	}
+	if err := host.sysctls(settings); err != nil {
 		return err
 	}
 	h, err := host.netlink()
@@ -159,20 +189,33 @@ func setUpHost(host *place, p port) error {
 			return fmt.Errorf("find link %s: %w", name, err)
 		}
 		if name == "eth0" {
-			err = addAddr(h, link, netip.PrefixFrom(p.addr, subnetBits))
+			err = addAddrs(h, link, p.addrs)
 		}
 		if err = errors.Join(err, h.LinkSetUp(link)); err != nil {
 			return fmt.Errorf("set up %s: %w", name, err)
 		}
 	}
-	if err := h.RouteAdd(&netlink.Route{Gw: p.gateway.AsSlice()}); err != nil {
-		return fmt.Errorf("add default route: %w", err)
+	for _, gw := range p.gateways {
+		if err := h.RouteAdd(&netlink.Route{Gw: gw.Addr().AsSlice()}); err != nil {
+			return fmt.Errorf("add default route via %v: %w", gw.Addr(), err)
+		}
 	}
 	return nil
 }
 
+func addAddrs(h *netlink.Handle, link netlink.Link, prefixes []netip.Prefix) error {
+	var errs []error
+	for _, p := range prefixes {
+		errs = append(errs, addAddr(h, link, p))
+	}
+	return errors.Join(errs...)
+}
+
 func addAddr(h *netlink.Handle, link netlink.Link, prefix netip.Prefix) error {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}}
+	if prefix.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add address %s: %w", prefix, err)
 	}

@@ -19,32 +19,45 @@ const (
 )
 
 const (
-	maxNodes     = 100
-	maxSubnets   = 9
-	minBlockSize = 20
-	maxBlockSize = 32
+	maxNodes   = 100
+	maxSubnets = 9
 )
 
 // Options say what a lab looks like. They are kept with it, so that `up` can tell whether the lab that is up is the one asked for.
 type Options struct {
-	Nodes     int          `json:"nodes"`
-	Subnets   int          `json:"subnets"` // nodes take turns on them
-	Mode      Mode         `json:"mode"`
-	Etcd      string       `json:"etcd,omitempty"` // URL of an etcd that the machine reaches; "": the lab runs one
-	BlockSize int          `json:"blockSize"`      // prefix length of an address block
-	Pool      netip.Prefix `json:"pool"`
-	NoAgents  bool         `json:"noAgents,omitempty"` // only nodes and fabric: no agent, no pods
-	AgentEnv  []string     `json:"agentEnv,omitempty"` // NAME=value for every agent, over the lab's own settings
+	Nodes      int          `json:"nodes"`
+	Subnets    int          `json:"subnets"` // nodes take turns on them
+	Mode       Mode         `json:"mode"`
+	Etcd       string       `json:"etcd,omitempty"` // URL of an etcd that the machine reaches; "": the lab runs one
+	BlockSize  int          `json:"blockSize"`      // prefix length of an address block
+	Pool       netip.Prefix `json:"pool"`
+	DualStack  bool         `json:"dualStack,omitempty"` // IPv6 beside IPv4, from the fabric to the pods
+	BlockSize6 int          `json:"blockSize6"`          // as BlockSize, with DualStack
+	Pool6      netip.Prefix `json:"pool6"`               // as Pool, with DualStack
+	NoAgents   bool         `json:"noAgents,omitempty"`  // only nodes and fabric: no agent, no pods
+	AgentEnv   []string     `json:"agentEnv,omitempty"`  // NAME=value for every agent, over the lab's own settings
 }
 
 // Defaults are three nodes on one subnet with VXLAN between them.
 func Defaults() Options {
-	return Options{Nodes: 3, Subnets: 1, Mode: VXLAN, BlockSize: 26, Pool: netip.MustParsePrefix("192.168.0.0/16")}
+	return Options{
+		Nodes: 3, Subnets: 1, Mode: VXLAN,
+		BlockSize: 26, Pool: netip.MustParsePrefix("192.168.0.0/16"),
+		BlockSize6: 122, Pool6: netip.MustParsePrefix("fd00:192:168::/48"),
+	}
 }
 
 // Validate names every option that cannot work, and what would.
 func (o Options) Validate() error {
-	return errors.Join(o.validateShape(), o.validatePool(), o.validateEtcd())
+	errs := []error{
+		o.validateShape(), o.validateEtcd(),
+		poolRules{v6: false, flag: "pool", example: "192.168.0.0/16", underlay: underlayNet, least: 20, most: 32}.check(o.Pool, o.BlockSize),
+	}
+	if o.DualStack {
+		rules := poolRules{v6: true, flag: "pool6", example: "fd00:192:168::/48", underlay: underlayNet6, least: 116, most: 128}
+		errs = append(errs, rules.check(o.Pool6, o.BlockSize6))
+	}
+	return errors.Join(errs...)
 }
 
 func (o Options) validateShape() error {
@@ -64,23 +77,38 @@ func (o Options) validateShape() error {
 	return errors.Join(errs...)
 }
 
-func (o Options) validatePool() error {
-	if !o.Pool.IsValid() || !o.Pool.Addr().Is4() {
-		return fmt.Errorf("pool %q: want an IPv4 CIDR, for example 192.168.0.0/16", o.Pool)
+// poolRules say what the pool of a family may be.
+type poolRules struct {
+	v6            bool
+	flag, example string
+	underlay      string // where the nodes live
+	least, most   int    // prefix length of a block
+}
+
+func (r poolRules) check(pool netip.Prefix, blockSize int) error {
+	if !pool.IsValid() || pool.Addr().Is6() != r.v6 {
+		return fmt.Errorf("%s %q: want an %s CIDR, for example %s", r.flag, pool, familyName(r.v6), r.example)
 	}
-	if o.Pool != o.Pool.Masked() {
-		return fmt.Errorf("pool %s has host bits set: did you mean %s?", o.Pool, o.Pool.Masked())
+	if pool != pool.Masked() {
+		return fmt.Errorf("%s %s has host bits set: did you mean %s?", r.flag, pool, pool.Masked())
 	}
-	if underlay := netip.MustParsePrefix(underlayNet); o.Pool.Overlaps(underlay) {
-		return fmt.Errorf("pool %s overlaps %s, where the lab's nodes live: choose another", o.Pool, underlay)
+	if underlay := netip.MustParsePrefix(r.underlay); pool.Overlaps(underlay) {
+		return fmt.Errorf("%s %s overlaps %s, where the lab's nodes live: choose another", r.flag, pool, underlay)
 	}
-	if o.BlockSize < minBlockSize || o.BlockSize > maxBlockSize {
-		return fmt.Errorf("block size %d: want a prefix length of %d to %d", o.BlockSize, minBlockSize, maxBlockSize)
+	if blockSize < r.least || blockSize > r.most {
+		return fmt.Errorf("block size %d: want a prefix length of %d to %d for %s", blockSize, r.least, r.most, familyName(r.v6))
 	}
-	if o.BlockSize < o.Pool.Bits() {
-		return fmt.Errorf("block size /%d is larger than the pool %s: choose a length of at least %d", o.BlockSize, o.Pool, o.Pool.Bits())
+	if blockSize < pool.Bits() {
+		return fmt.Errorf("block size /%d is larger than the %s %s: choose a length of at least %d", blockSize, r.flag, pool, pool.Bits())
 	}
 	return nil
+}
+
+func familyName(v6 bool) string {
+	if v6 {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 func (o Options) validateEtcd() error {

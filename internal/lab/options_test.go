@@ -67,12 +67,12 @@ func TestNodesTakeTurnsOnSubnets(t *testing.T) {
 func sample() Report {
 	r := Report{Mode: Direct}
 	for i, name := range []string{"pod-1a", "pod-1b", "pod-2a", "pod-2b", "pod-3a", "pod-3b"} {
-		r.Peers = append(r.Peers, Peer{name, string(kindPod), plannedNodes(Defaults())[i/2].Name, 1, netip.MustParseAddr("192.168.123.123")})
+		r.Peers = append(r.Peers, Peer{Name: name, Kind: string(kindPod), Node: plannedNodes(Defaults())[i/2].Name, Subnet: 1, Addr: netip.MustParseAddr("192.168.123.123")})
 	}
 	for _, n := range plannedNodes(Defaults()) {
-		r.Peers = append(r.Peers, Peer{n.Name, string(kindNode), n.Name, 1, n.Addr})
+		r.Peers = append(r.Peers, Peer{Name: n.Name, Kind: string(kindNode), Node: n.Name, Subnet: 1, Addr: n.Addr})
 	}
-	r.Peers = append(r.Peers, Peer{"outside", string(kindOutside), "", 0, underlay(outsideSubnet, 1)})
+	r.Peers = append(r.Peers, Peer{Name: "outside", Kind: string(kindOutside), Addr: underlay(outsideSubnet, 1)})
 	for _, from := range r.Peers[:9] {
 		for _, to := range r.Peers {
 			if from != to {

@@ -32,6 +32,7 @@ type PodSpec struct {
 	Node        string
 	Labels      map[string]string
 	Annotations map[string]string
+	IPv6Only    bool // no IPv4 address, in a dual-stack lab
 }
 
 func (p PodSpec) validate(s *state) error {
@@ -44,6 +45,9 @@ func (p PodSpec) validate(s *state) error {
 	if old, err := s.pod(p.Name); err == nil {
 		return fmt.Errorf("pod %s exists already, on %s: choose another name or `muslin-lab pod rm %s`", p.Name, old.Node, p.Name)
 	}
+	if p.IPv6Only && !s.Options.DualStack {
+		return errors.New("this lab has no IPv6: `muslin-lab up --dual-stack` makes one that has")
+	}
 	_, err := s.node(p.Node)
 	return err
 }
@@ -51,7 +55,7 @@ func (p PodSpec) validate(s *state) error {
 // AddPod makes a network namespace on the node and attaches it by the CNI plugin, called through libcni as a container runtime
 // does. Where it fails it leaves nothing behind, unless the plugin's DEL fails too; then the pod stays listed, for RemovePod.
 func (l *Lab) AddPod(ctx context.Context, spec PodSpec) (Pod, error) {
-	pod := Pod{Name: spec.Name, Node: spec.Node, ContainerID: randomHex(32), UID: newUID(), Labels: spec.Labels, Annotations: spec.Annotations}
+	pod := Pod{Name: spec.Name, Node: spec.Node, ContainerID: randomHex(32), UID: newUID(), Labels: spec.Labels, Annotations: spec.Annotations, IPv6Only: spec.IPv6Only}
 	var at *state
 	err := l.update(ctx, func(s *state) error { // first the name, so that whatever is left after kill -9 can be removed
 		if err := spec.validate(s); err != nil {
@@ -119,8 +123,7 @@ func (l *Lab) attach(ctx context.Context, s *state, pod *Pod) error {
 			return fmt.Errorf("CNI ADD: %w", err)
 		}
 		pod.Took = time.Since(began)
-		pod.Addr, err = firstAddr(result)
-		return err
+		return pod.take(result)
 	})
 }
 
@@ -224,6 +227,12 @@ func newCNICall(s *state, pod *Pod) (cniCall, error) {
 	if err := injectLabels(list, pod.Labels); err != nil {
 		return cniCall{}, err
 	}
+	if pod.IPv6Only {
+		only := map[string]any{"ipam": map[string]any{"type": "muslin-ipam", "assign_ipv4": "false", "assign_ipv6": "true"}}
+		if err := inject(list, only); err != nil {
+			return cniCall{}, err
+		}
+	}
 	conf := &libcni.RuntimeConf{
 		ContainerID: pod.ContainerID,
 		NetNS:       pod.netns(),
@@ -254,11 +263,15 @@ func injectLabels(list *libcni.NetworkConfigList, labels map[string]string) erro
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		all = append(all, label{key, labels[key]})
 	}
-	args := map[string]any{"args": map[string]any{"cni": map[string]any{"labels": all}}}
+	return inject(list, map[string]any{"args": map[string]any{"cni": map[string]any{"labels": all}}})
+}
+
+// inject sets keys of every plugin's configuration.
+func inject(list *libcni.NetworkConfigList, keys map[string]any) error {
 	for i, plugin := range list.Plugins {
-		with, err := libcni.InjectConf(plugin, args)
+		with, err := libcni.InjectConf(plugin, keys)
 		if err != nil {
-			return fmt.Errorf("add labels to CNI configuration: %w", err)
+			return fmt.Errorf("add a pod's own keys to the CNI configuration: %w", err)
 		}
 		list.Plugins[i] = with
 	}
@@ -283,17 +296,26 @@ func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, 
 	return e.DefaultExec.ExecPlugin(ctx, path, stdin, slices.Concat(environ, e.env))
 }
 
-func firstAddr(result types.Result) (netip.Addr, error) {
+// take records the first address of each family.
+func (p *Pod) take(result types.Result) error {
 	r, err := types100.NewResultFromResult(result)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("read CNI result: %w", err)
+		return fmt.Errorf("read CNI result: %w", err)
 	}
 	for _, ip := range r.IPs {
-		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok && addr.Unmap().Is4() {
-			return addr.Unmap(), nil
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		switch addr = addr.Unmap(); {
+		case !ok:
+		case addr.Is4() && !p.Addr.IsValid():
+			p.Addr = addr
+		case addr.Is6() && !p.Addr6.IsValid():
+			p.Addr6 = addr
 		}
 	}
-	return netip.Addr{}, errors.New("read CNI result: it has no IPv4 address")
+	if len(p.Addrs()) == 0 {
+		return errors.New("read CNI result: it has no address")
+	}
+	return nil
 }
 
 // newUID is a random UUID, as Kubernetes gives pods (RFC 9562, section 5.4).

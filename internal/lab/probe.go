@@ -25,10 +25,9 @@ const (
 	serveTimeout   = 5 * time.Second // of one connection
 	bulkBytes      = 1 << 20
 	maxDatagram    = 1 << 16
-	udpOverhead    = 20 + 8 // IPv4 and UDP headers
 )
 
-// endpoint is a pod or host that takes part in a check: it listens, and it sends.
+// endpoint is a pod or host that takes part in a check by one of its addresses: it listens, and it sends.
 type endpoint struct {
 	name   string
 	kind   kind
@@ -36,11 +35,29 @@ type endpoint struct {
 	subnet int
 	addr   netip.Addr
 	at     *place       // nil if it cannot be entered
-	own    []netip.Addr // every address that it has
+	own    []netip.Addr // every address that it has of the family of addr
 	mtu    int          // of eth0
 	tcp    net.Listener
 	udp    net.PacketConn
 	err    error // why it cannot take part
+}
+
+func (e *endpoint) v6() bool { return e.addr.Is6() }
+
+// network is the Go name of a transport over the endpoint's family: tcp4.
+func (e *endpoint) network(transport string) string {
+	if e.v6() {
+		return transport + "6"
+	}
+	return transport + "4"
+}
+
+// udpOverhead is the size of the IP and UDP headers.
+func (e *endpoint) udpOverhead() int {
+	if e.v6() {
+		return 40 + 8
+	}
+	return 20 + 8
 }
 
 type kind string
@@ -76,7 +93,11 @@ func (e *endpoint) open(ctx context.Context) error {
 		return fmt.Errorf("find eth0: %w", err)
 	}
 	e.mtu = link.Attrs().MTU
-	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
+	family := netlink.FAMILY_V4
+	if e.v6() {
+		family = netlink.FAMILY_V6
+	}
+	addrs, err := h.AddrList(nil, family)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -88,10 +109,10 @@ func (e *endpoint) open(ctx context.Context) error {
 	return e.at.run(func() (err error) {
 		lc := &net.ListenConfig{}
 		lc.SetMultipathTCP(false)
-		if e.tcp, err = lc.Listen(ctx, "tcp4", netip.AddrPortFrom(e.addr, 0).String()); err != nil {
+		if e.tcp, err = lc.Listen(ctx, e.network("tcp"), netip.AddrPortFrom(e.addr, 0).String()); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
-		if e.udp, err = lc.ListenPacket(ctx, "udp4", netip.AddrPortFrom(e.addr, 0).String()); err != nil {
+		if e.udp, err = lc.ListenPacket(ctx, e.network("udp"), netip.AddrPortFrom(e.addr, 0).String()); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
 		return nil
@@ -189,7 +210,7 @@ func (e *endpoint) dial(ctx context.Context, to net.Addr) (net.Conn, error) {
 	}
 	var conn net.Conn
 	err := e.at.run(func() (err error) {
-		conn, err = d.DialContext(ctx, to.Network()+"4", to.String())
+		conn, err = d.DialContext(ctx, e.network(to.Network()), to.String())
 		return err
 	})
 	if err != nil {
@@ -201,12 +222,14 @@ func (e *endpoint) dial(ctx context.Context, to net.Addr) (net.Conn, error) {
 	return conn, nil
 }
 
-// dontFragment makes a socket send with DF set and fail on what is larger than the path's MTU, ip(7).
-func dontFragment(_, _ string, raw syscall.RawConn) error {
+// dontFragment makes a socket send with DF set and fail on what is larger than the path's MTU, ip(7) and ipv6(7).
+func dontFragment(network, _ string, raw syscall.RawConn) error {
+	level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	if network == "udp6" {
+		level, option, value = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+	}
 	var err error
-	ctlErr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
-	})
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) })
 	return errors.Join(ctlErr, err)
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -19,12 +20,24 @@ func (r Report) Failed() int {
 }
 
 // WriteText writes the matrix for people: one row for each sender, one column for each receiver, then what failed and why. Six pods on
-// three nodes fit into 80 columns.
+// three nodes fit into 80 columns. In a dual-stack lab each family has a matrix of its own.
 func (r Report) WriteText(w io.Writer) {
+	if slices.ContainsFunc(r.Pairs, func(p Pair) bool { return p.IPv6 }) {
+		fmt.Fprintln(w, "IPv4:")
+		r.writeMatrix(w, false)
+		fmt.Fprintln(w, "IPv6:")
+		r.writeMatrix(w, true)
+	} else {
+		r.writeMatrix(w, false)
+	}
+	r.writeVerdict(w)
+}
+
+func (r Report) writeMatrix(w io.Writer, v6 bool) {
 	labels := r.labels()
 	width := len("from")
 	for _, p := range r.Peers {
-		width = max(width, len(p.title()))
+		width = max(width, len(p.title(v6)))
 	}
 	fmt.Fprintf(w, "%3s %-*s ", "", width, "from \\ to")
 	for _, p := range r.Peers {
@@ -33,20 +46,21 @@ func (r Report) WriteText(w io.Writer) {
 	fmt.Fprintln(w)
 	cells := make(map[[2]string]Pair)
 	for _, p := range r.Pairs {
-		cells[[2]string{p.From, p.To}] = p
+		if p.IPv6 == v6 {
+			cells[[2]string{p.From, p.To}] = p
+		}
 	}
 	for _, from := range r.Peers {
 		if from.Kind == string(kindOutside) {
 			continue
 		}
-		fmt.Fprintf(w, "%3s %-*s ", labels[from.Name], width, from.title())
+		fmt.Fprintf(w, "%3s %-*s ", labels[from.Name], width, from.title(v6))
 		for _, to := range r.Peers {
 			p, tried := cells[[2]string{from.Name, to.Name}]
 			fmt.Fprintf(w, "%4s", p.cell(tried))
 		}
 		fmt.Fprintln(w)
 	}
-	r.writeVerdict(w)
 }
 
 // labels are the columns' short names: 1 2 3 … for pods, n1 n2 … for nodes.
@@ -68,12 +82,25 @@ func (r Report) labels() map[string]string {
 	return labels
 }
 
-// title is a row's heading: what and where it is.
-func (p Peer) title() string {
+// title is a row's heading: what and where it is. For IPv6 addresses there is no room.
+func (p Peer) title(v6 bool) string {
+	words := []string{p.Name}
 	if p.Kind == string(kindPod) {
-		return fmt.Sprintf("%s %s %s", p.Name, p.Node, p.Addr)
+		words = append(words, p.Node)
 	}
-	return fmt.Sprintf("%s %s", p.Name, p.Addr)
+	if !v6 && p.Addr.IsValid() {
+		words = append(words, p.Addr.String())
+	}
+	return strings.Join(words, " ")
+}
+
+// way names the pair in a list of those that fail.
+func (p Pair) way() string {
+	text := p.From + " -> " + p.To
+	if p.IPv6 {
+		text += " (IPv6)"
+	}
+	return text
 }
 
 func (p Pair) cell(tried bool) string {
@@ -111,7 +138,7 @@ func (r Report) writeVerdict(w io.Writer) {
 		if pairs[reason] == nil {
 			reasons = append(reasons, reason)
 		}
-		pairs[reason] = append(pairs[reason], p.From+" -> "+p.To)
+		pairs[reason] = append(pairs[reason], p.way())
 	}
 	fmt.Fprintln(w, "NO: no answer, src: wrong source, mtu: full-size packets are lost, --: expected")
 	fmt.Fprintf(w, "%d of %d ways fail:\n", r.Failed(), len(r.Pairs))

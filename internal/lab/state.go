@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -24,8 +25,9 @@ var ErrNotUp = errors.New("no lab is up: bring one up with `muslin-lab up`")
 // Node is one host of a lab.
 type Node struct {
 	Name   string     `json:"name"`
-	Subnet int        `json:"subnet"` // from 1
-	Addr   netip.Addr `json:"addr"`   // of eth0
+	Subnet int        `json:"subnet"`         // from 1
+	Addr   netip.Addr `json:"addr"`           // of eth0
+	Addr6  netip.Addr `json:"addr6,omitzero"` // of eth0, in a dual-stack lab
 	Holder process    `json:"holder"`
 	Agent  process    `json:"agent,omitzero"` // zero when stopped by the lab
 }
@@ -34,12 +36,21 @@ type Node struct {
 type Pod struct {
 	Name        string            `json:"name"`
 	Node        string            `json:"node"`
-	Addr        netip.Addr        `json:"addr,omitzero"` // zero until ADD has succeeded
+	Addr        netip.Addr        `json:"addr,omitzero"`  // IPv4; zero until ADD has succeeded
+	Addr6       netip.Addr        `json:"addr6,omitzero"` // as Addr, in a dual-stack lab
+	IPv6Only    bool              `json:"ipv6Only,omitempty"`
 	ContainerID string            `json:"containerID"`
 	UID         string            `json:"uid"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Took        time.Duration     `json:"took,omitempty"` // of ADD, as measured around libcni
+}
+
+// Addrs are the pod's addresses, IPv4 first.
+func (p *Pod) Addrs() []netip.Addr { return valid(p.Addr, p.Addr6) }
+
+func valid(addrs ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // state is what lab.json holds.

@@ -124,6 +124,9 @@ func (l *Lab) again(ctx context.Context, s *state, o Options) error {
 // String is the options as one reads them on a command line.
 func (o Options) String() string {
 	text := fmt.Sprintf("--nodes %d --subnets %d --mode %s --pool %s --block-size %d", o.Nodes, o.Subnets, o.Mode, o.Pool, o.BlockSize)
+	if o.DualStack {
+		text += fmt.Sprintf(" --dual-stack --pool6 %s --block-size6 %d", o.Pool6, o.BlockSize6)
+	}
 	if o.Etcd != "" {
 		text += " --etcd " + o.Etcd
 	}
@@ -208,7 +211,7 @@ func (l *Lab) startServices(ctx context.Context, s *state) error {
 	var group errgroup.Group
 	for i := range s.Nodes {
 		group.Go(func() error {
-			if err := writeConflist(&s.Nodes[i]); err != nil {
+			if err := writeConflist(s, &s.Nodes[i]); err != nil {
 				return err
 			}
 			return l.startAgent(ctx, s, &s.Nodes[i])
@@ -305,7 +308,11 @@ func randomHex(bytes int) string {
 }
 
 // writeConflist writes the node's CNI configuration as its administrator would.
-func writeConflist(n *Node) error {
+func writeConflist(s *state, n *Node) error {
+	ipam := map[string]any{"type": "muslin-ipam"}
+	if s.Options.DualStack {
+		ipam["assign_ipv6"] = "true"
+	}
 	conf := map[string]any{
 		"name":       "k8s-pod-network",
 		"cniVersion": "1.0.0",
@@ -314,7 +321,7 @@ func writeConflist(n *Node) error {
 			"etcd_endpoints":         etcdEndpoint,
 			"nodename":               n.Name,
 			"nodename_file_optional": true,
-			"ipam":                   map[string]any{"type": "muslin-ipam"},
+			"ipam":                   ipam,
 			"capabilities":           map[string]any{annotationsCapability: true},
 		}},
 	}
