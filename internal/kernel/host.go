@@ -20,8 +20,9 @@ type HostLink struct {
 
 // HostAddr is an address as found, with the prefix length of its subnet.
 type HostAddr struct {
-	Dev  string
-	Addr netip.Prefix
+	Dev       string
+	Addr      netip.Prefix
+	Temporary bool // made for privacy, to be given up soon (RFC 8981)
 }
 
 // Dev returns the device of that name if it exists and is up.

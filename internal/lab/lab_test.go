@@ -143,13 +143,13 @@ func put(t *testing.T, c *clientv3.Client, key, value string) {
 
 func TestNodesOfTwoSubnetsReachEachOtherTheOutsideAndEtcd(t *testing.T) {
 	cfg := bare(t)
-	cfg.Options.Nodes = 3
+	cfg.Options.Nodes, cfg.Options.DualStack = 3, true
 	l := up(t, cfg)
 	report, err := l.Check(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 3 * 3; len(report.Pairs) != want || !report.OK {
+	if want := 2 * 3 * 3; len(report.Pairs) != want || !report.OK {
 		var text bytes.Buffer
 		report.WriteText(&text)
 		t.Errorf("%d ways, want %d that all work:\n%s", len(report.Pairs), want, &text)

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -30,6 +31,13 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"block too small", func(o *Options) { o.BlockSize = 33 }, "block size 33"},
 		{"block too large", func(o *Options) { o.BlockSize = 19 }, "block size 19"},
 		{"block larger than the pool", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.0/28") }, "block size /26 is larger than the pool"},
+		{"dual-stack", func(o *Options) { o.DualStack = true }, ""},
+		{"IPv6 that is not used", func(o *Options) { o.Pool6, o.BlockSize6 = netip.Prefix{}, 0 }, ""},
+		{"IPv4 pool for IPv6", func(o *Options) { o.DualStack, o.Pool6 = true, o.Pool }, `pool6 "192.168.0.0/16": want an IPv6 CIDR`},
+		{"IPv6 host bits", func(o *Options) { o.DualStack, o.Pool6 = true, netip.MustParsePrefix("fd00::1/64") }, "did you mean fd00::/64?"},
+		{"IPv6 pool of the underlay", func(o *Options) { o.DualStack, o.Pool6 = true, netip.MustParsePrefix("fd00::/16") }, "overlaps fd00:172:30::/48"},
+		{"IPv6 block too large", func(o *Options) { o.DualStack, o.BlockSize6 = true, 64 }, "block size 64: want a prefix length of 116 to 128"},
+		{"IPv6 block larger than the pool", func(o *Options) { o.DualStack, o.Pool6 = true, netip.MustParsePrefix("fd00:9::/126") }, "larger than the pool6"},
 		{"etcd without a port", func(o *Options) { o.Etcd = "http://127.0.0.1" }, "want http://host:port"},
 		{"etcd with TLS", func(o *Options) { o.Etcd = "https://127.0.0.1:2379" }, "want http://host:port"},
 	} {
@@ -54,10 +62,11 @@ func TestNodesTakeTurnsOnSubnets(t *testing.T) {
 	o := Defaults()
 	o.Nodes, o.Subnets = 3, 2
 	var got []string
+	o.DualStack = true
 	for _, n := range plannedNodes(o) {
-		got = append(got, n.Name+" "+n.Addr.String())
+		got = append(got, fmt.Sprint(n.Name, " ", n.Addr, " ", n.Addr6))
 	}
-	want := []string{"node-1 172.30.1.1", "node-2 172.30.2.2", "node-3 172.30.1.3"}
+	want := []string{"node-1 172.30.1.1 fd00:172:30:1::1", "node-2 172.30.2.2 fd00:172:30:2::2", "node-3 172.30.1.3 fd00:172:30:1::3"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -102,6 +111,29 @@ func TestReportFitsEightyColumnsAndExplainsFailures(t *testing.T) {
 		"expected: mode direct has no tunnel:\n    pod-1a -> pod-2a\n",
 		"small messages pass:\n    pod-1a -> pod-2b\n",
 	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &b)
+		}
+	}
+}
+
+func TestReportOfBothFamiliesHasTwoMatrices(t *testing.T) {
+	r := sample()
+	for i := range r.Peers {
+		r.Peers[i].Addr6 = netip.MustParseAddr("fd00:192:168:8b78:7710:d725:d19f:fe01")
+	}
+	for _, p := range r.Pairs[:5] {
+		p.IPv6 = true
+		r.Pairs = append(r.Pairs, p)
+	}
+	var b bytes.Buffer
+	r.WriteText(&b)
+	for line := range strings.Lines(b.String()) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	for _, want := range []string{"IPv4:\n", "IPv6:\n", "  1 pod-1a node-1    .  NO  -- mtu  ok  ok", "7 of 86 ways fail", "pod-1a -> pod-1b, pod-1a -> pod-1b (IPv6)\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, &b)
 		}

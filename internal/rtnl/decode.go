@@ -77,8 +77,9 @@ func kind(info []byte) string {
 
 // address is an address as an address message describes it.
 type address struct {
-	index int
-	addr  netip.Prefix
+	index     int
+	addr      netip.Prefix
+	temporary bool
 }
 
 // decodeAddr reads an RTM_NEWADDR or RTM_DELADDR message: struct ifaddrmsg and attributes.
@@ -103,7 +104,8 @@ func decodeAddr(m []byte) (address, error) {
 	if !own.IsValid() {
 		own = peer // IPv6 has IFA_LOCAL only on point-to-point devices
 	}
-	return address{index: int(msg.Index), addr: netip.PrefixFrom(own, int(msg.Prefixlen))}, nil
+	temporary := own.Is6() && msg.Flags&unix.IFA_F_TEMPORARY != 0 // IPv4 has another meaning for the flag
+	return address{index: int(msg.Index), addr: netip.PrefixFrom(own, int(msg.Prefixlen)), temporary: temporary}, nil
 }
 
 // neighbour is an entry of the neighbour table or, if bridge, of a forwarding table.

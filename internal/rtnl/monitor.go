@@ -106,7 +106,7 @@ func (m *Monitor) host() kernel.Host {
 	}
 	for _, a := range m.addrs {
 		if d, ok := m.devices[a.index]; ok {
-			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: d.name, Addr: a.addr})
+			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: d.name, Addr: a.addr, Temporary: a.temporary})
 		}
 	}
 	return h

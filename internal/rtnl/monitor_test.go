@@ -77,6 +77,25 @@ func TestHostFollowsTheKernel(t *testing.T) {
 	})
 }
 
+func TestTemporaryAddressesAreKnownAsSuch(t *testing.T) {
+	h := newHost(t)
+	m := watch(t, h)
+	h.Exec("sh", "-c", "echo 2 >/proc/sys/net/ipv6/conf/eth0/use_tempaddr")
+	h.Exec("ip", "addr", "add", "2001:db8::1/64", "dev", "eth0", "nodad", "mngtmpaddr")
+	nettest.Eventually(t, func() error {
+		kinds := map[bool]int{}
+		for _, a := range m.Host().Addrs {
+			if netip.MustParsePrefix("2001:db8::/64").Contains(a.Addr.Addr()) {
+				kinds[a.Temporary]++
+			}
+		}
+		if kinds[true] != 1 || kinds[false] != 1 {
+			return fmt.Errorf("addresses: %+v", m.Host().Addrs)
+		}
+		return nil
+	})
+}
+
 func TestDeviceWithoutCarrierIsUpAndNotLive(t *testing.T) {
 	h, peer := newHost(t), nettest.New(t)
 	nettest.Pair(h.NS, "eth1", peer, "eth1")

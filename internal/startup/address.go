@@ -215,7 +215,7 @@ func (v variables) choose(h kernel.Host, keep func(kernel.HostAddr) bool) (netip
 	var seen []string
 	for _, a := range addrs {
 		ip := a.Addr.Addr()
-		if !v.of(ip) || !ip.IsGlobalUnicast() {
+		if !v.of(ip) || !ip.IsGlobalUnicast() || a.Temporary {
 			continue
 		}
 		if h.Links[a.Dev].Live && keep(a) {

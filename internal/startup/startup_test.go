@@ -237,6 +237,8 @@ func TestAddressComesFromTheMethod(t *testing.T) {
 
 func TestIPv6AddressComesFromTheMethod(t *testing.T) {
 	h := hostWith("lo ::1/128", "eth0 172.30.1.1/24", "eth0 fd00:1::1/64", "eth0 fe80::1/64", "docker0 fd00:d::1/64", "eth1 fd00:5::7/64", "eth2 10.0.0.1/8")
+	h.Links["eth3"] = kernel.HostLink{Index: 99, MTU: 1500, Up: true, Live: true}
+	h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: "eth3", Addr: netip.MustParsePrefix("2001:db8::7/64"), Temporary: true})
 	for _, c := range []struct{ ip6, method, want, err string }{
 		{ip6: "autodetect", want: "fd00:5::7/64"},
 		{ip6: "autodetect", method: "interface=eth0", want: "fd00:1::1/64"},
@@ -246,6 +248,7 @@ func TestIPv6AddressComesFromTheMethod(t *testing.T) {
 		{ip6: "2001:db8::1/48", want: "2001:db8::1/48"},
 		{ip6: "none", want: ""},
 		{ip6: "", want: ""},
+		{ip6: "autodetect", method: "interface=eth3", err: "seen: eth1 fd00:5::7/64"}, // which has a temporary one only
 		{ip6: "autodetect", method: "interface=wlan", err: "detect the IPv6 address by interface=wlan"},
 		{ip6: "autodetect", method: "guess", err: "IP6_AUTODETECTION_METHOD=guess"},
 		{ip6: "172.30.1.1", err: "IP6=172.30.1.1"},

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 func TestMain(m *testing.M) {
@@ -70,7 +73,12 @@ func fnv32(s string) uint32 {
 
 func addPod(t *testing.T, l *lab.Lab, name, node string) lab.Pod {
 	t.Helper()
-	pod, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: node})
+	return addPodOf(t, l, lab.PodSpec{Name: name, Node: node})
+}
+
+func addPodOf(t *testing.T, l *lab.Lab, spec lab.PodSpec) lab.Pod {
+	t.Helper()
+	pod, err := l.AddPod(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +142,7 @@ func failing(r lab.Report) []string {
 	var out []string
 	for _, p := range r.Pairs {
 		if !p.OK {
-			out = append(out, fmt.Sprintf("%s -> %s: %s", p.From, p.To, p.Problem))
+			out = append(out, fmt.Sprintf("%s -> %s (IPv6 %t): %s", p.From, p.To, p.IPv6, p.Problem))
 		}
 	}
 	return out
@@ -144,23 +152,35 @@ func TestEveryWayWorksInEveryMode(t *testing.T) {
 	for _, c := range []struct {
 		mode    lab.Mode
 		subnets int
-	}{{lab.Direct, 1}, {lab.VXLAN, 1}, {lab.VXLAN, 2}, {lab.CrossSubnet, 2}} {
-		t.Run(fmt.Sprintf("%s over %d subnets", c.mode, c.subnets), func(t *testing.T) {
-			l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = c.mode, c.subnets })
+		dual    bool
+	}{
+		{lab.Direct, 1, false}, {lab.VXLAN, 1, false}, {lab.VXLAN, 2, false}, {lab.CrossSubnet, 2, false},
+		{lab.Direct, 1, true}, {lab.VXLAN, 2, true}, {lab.CrossSubnet, 2, true},
+	} {
+		t.Run(fmt.Sprintf("%s over %d subnets, dual-stack %t", c.mode, c.subnets, c.dual), func(t *testing.T) {
+			l := up(t, func(o *lab.Options) { o.Mode, o.Subnets, o.DualStack = c.mode, c.subnets, c.dual })
+			want := 9 * 9 // six pods and three nodes ask each other and the outside host
+			if c.dual {
+				addPodOf(t, l, lab.PodSpec{Name: "six", Node: "node-2", IPv6Only: true})
+				want += 10 * 10
+			}
 			r := check(t, l)
 			if !r.OK {
 				t.Errorf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
 			}
-			if want := 10*9 - 3; len(r.Pairs) < want-6 { // six pods, three nodes, one outside host that asks nothing of pods
-				t.Errorf("only %d ways were tried", len(r.Pairs))
+			if len(r.Pairs) != want {
+				t.Errorf("%d ways were tried, want %d", len(r.Pairs), want)
 			}
 		})
 	}
 }
 
 func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
-	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = lab.Direct, 2 })
+	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets, o.DualStack = lab.Direct, 2, true })
 	r := check(t, l)
+	if six := len(r.Pairs) - slices.IndexFunc(r.Pairs, func(p lab.Pair) bool { return p.IPv6 }); six < len(r.Pairs)/2 {
+		t.Errorf("only %d of %d ways are IPv6", six, len(r.Pairs))
+	}
 	subnet, isPod := map[string]int{}, map[string]bool{}
 	nodes, err := l.Nodes()
 	if err != nil {
@@ -181,7 +201,7 @@ func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
 		// The way to a pod needs a route to it, and so does the answer to one; to nodes and beyond pods are masqueraded.
 		across := isPod[p.To] && subnet[p.From] != subnet[p.To]
 		if p.OK == across {
-			wrong = append(wrong, fmt.Sprintf("%s -> %s: ok %t, across subnets %t: %s", p.From, p.To, p.OK, across, p.Problem))
+			wrong = append(wrong, fmt.Sprintf("%s -> %s: IPv6 %t, ok %t, across subnets %t: %s", p.From, p.To, p.IPv6, p.OK, across, p.Problem))
 		}
 	}
 	if len(wrong) > 0 {
@@ -194,9 +214,9 @@ func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
 func kernelState(t *testing.T, l *lab.Lab, node string) string {
 	t.Helper()
 	var b strings.Builder
-	for _, cmd := range []string{"ip route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ipset list"} {
+	for _, cmd := range []string{"ip route", "ip -6 route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ip6tables-save", "ipset list"} {
 		lines := slices.DeleteFunc(strings.Split(run(t, l, node, strings.Fields(cmd)...), "\n"), func(s string) bool {
-			return strings.HasPrefix(s, "#") || strings.Contains(s, "inet6 fe80")
+			return strings.HasPrefix(s, "#") || strings.Contains(s, "inet6 fe80") || strings.HasPrefix(s, "fe80::/64")
 		})
 		if strings.HasPrefix(cmd, "ip ") || strings.HasPrefix(cmd, "bridge ") {
 			slices.Sort(lines)
@@ -207,13 +227,17 @@ func kernelState(t *testing.T, l *lab.Lab, node string) string {
 }
 
 func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {
-	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets = lab.CrossSubnet, 2 })
+	l := up(t, func(o *lab.Options) { o.Mode, o.Subnets, o.DualStack = lab.CrossSubnet, 2, true })
 	if r := check(t, l); !r.OK {
 		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
 	}
 	before := kernelState(t, l, "node-1")
-	far := startStream(t, l, "a1", "a2")  // through the tunnel
-	near := startStream(t, l, "b1", "a3") // on the same subnet
+	streams := map[string]*stream{
+		"through the tunnel":         startStream(t, l, "a1", "a2"),
+		"on the subnet":              startStream(t, l, "b1", "a3"),
+		"through the tunnel by IPv6": startStream6(t, l, "a1", "a2"),
+		"on the subnet by IPv6":      startStream6(t, l, "b1", "a3"),
+	}
 	for range 3 {
 		if err := l.KillAgent(t.Context(), "node-1"); err != nil {
 			t.Fatal(err)
@@ -222,8 +246,8 @@ func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, s := range map[string]*stream{"through the tunnel": far, "on the subnet": near} {
-		if got := s.stop(t); got.lost != 0 {
+	for name, got := range stopAll(t, streams) {
+		if got.lost != 0 {
 			t.Errorf("%s: %d of %d packets were lost", name, got.lost, got.sent)
 		}
 	}
@@ -237,6 +261,44 @@ func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {
 	after := log.String()[strings.LastIndex(log.String(), "agent started"):]
 	if strings.Contains(after, "kernel changed") {
 		t.Errorf("the agent wrote to a kernel that was right:\n%s", after)
+	}
+}
+
+func TestPodGetsBothAddressesOrNone(t *testing.T) {
+	for _, c := range []struct {
+		pool   string
+		shrink func(*lab.Options)
+	}{
+		{"default-ipv4-ippool", func(o *lab.Options) { o.Pool, o.BlockSize = netip.MustParsePrefix("10.9.0.0/30"), 30 }},
+		{"default-ipv6-ippool", func(o *lab.Options) { o.Pool6, o.BlockSize6 = netip.MustParsePrefix("fd00:9::/126"), 126 }},
+	} {
+		t.Run(c.pool+" is full", func(t *testing.T) {
+			l := up(t, func(o *lab.Options) {
+				o.Nodes, o.Mode, o.DualStack = 1, lab.Direct, true
+				c.shrink(o)
+			})
+			for _, name := range []string{"c1", "d1"} { // four with those of up
+				if pod := addPod(t, l, name, "node-1"); len(pod.Addrs()) != 2 {
+					t.Fatalf("%s has %v", name, pod.Addrs())
+				}
+			}
+			held := func() map[string]string {
+				all := values(t, l, "/calico/ipam/")
+				maps.Copy(all, values(t, l, api.ResourcesRoot+"workloadendpoints/"))
+				return all
+			}
+			before := held()
+			_, err := l.AddPod(t.Context(), lab.PodSpec{Name: "e1", Node: "node-1"})
+			if err == nil || !strings.Contains(err.Error(), c.pool) {
+				t.Errorf("ADD: %v, want an error that names %s", err, c.pool)
+			}
+			if d := cmp.Diff(before, held()); d != "" { // a block that was written and put right again would have another sequence number
+				t.Errorf("etcd differs (-before +after):\n%s", d)
+			}
+			if n := strings.Count(run(t, l, "node-1", "ip", "-o", "link"), ": cali"); n != 4 {
+				t.Errorf("%d workload devices, want 4", n)
+			}
+		})
 	}
 }
 
@@ -304,21 +366,31 @@ func TestRemovedPodsLeaveNothing(t *testing.T) {
 }
 
 func TestWhatSomebodyTookAwayComesBack(t *testing.T) {
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.DualStack = 2, lab.VXLAN, true })
 	if r := check(t, l); !r.OK {
 		t.Fatalf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
 	}
 	before := kernelState(t, l, "node-1")
-	routes := func() string { return run(t, l, "node-1", "ip", "route") }
-	want := routes()
-	run(t, l, "node-1", "ip", "route", "flush", "proto", "80")
+	for _, family := range []string{"-4", "-6"} {
+		routes := func() string { return run(t, l, "node-1", "ip", family, "route", "show", "proto", "80") }
+		want := routes()
+		run(t, l, "node-1", "ip", family, "route", "flush", "proto", "80")
+		nettest.Eventually(t, func() error {
+			if d := cmp.Diff(want, routes()); d != "" {
+				return fmt.Errorf("routes differ: %s", d)
+			}
+			return nil
+		})
+	}
+	run(t, l, "node-1", "ip", "link", "set", "vxlan-v6.calico", "down") // with it go its IPv6 addresses too
 	nettest.Eventually(t, func() error {
-		if d := cmp.Diff(want, routes()); d != "" {
-			return fmt.Errorf("routes differ: %s", d)
+		if d := cmp.Diff(before, kernelState(t, l, "node-1")); d != "" {
+			return fmt.Errorf("the kernel differs: %s", d)
 		}
 		return nil
 	})
 	run(t, l, "node-1", "ip", "link", "del", "vxlan.calico")
+	run(t, l, "node-1", "ip", "link", "del", "vxlan-v6.calico")
 	nettest.Eventually(t, func() error {
 		if d := cmp.Diff(unnumbered(before), unnumbered(kernelState(t, l, "node-1"))); d != "" {
 			return fmt.Errorf("the kernel differs: %s", d)

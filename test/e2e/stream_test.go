@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -32,19 +33,34 @@ type stream struct {
 
 type outcome struct{ sent, lost int }
 
-// startStream opens a socket in each pod's namespace and begins to send.
+// startStream opens an IPv4 socket in each pod's namespace and begins to send.
 func startStream(t *testing.T, l *lab.Lab, from, to string) *stream {
+	t.Helper()
+	return openStream(t, l, from, to, pod(t, l, to).Addr)
+}
+
+// startStream6 is startStream by IPv6.
+func startStream6(t *testing.T, l *lab.Lab, from, to string) *stream {
+	t.Helper()
+	return openStream(t, l, from, to, pod(t, l, to).Addr6)
+}
+
+func pod(t *testing.T, l *lab.Lab, name string) lab.Pod {
 	t.Helper()
 	pods, err := l.Pods()
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(pods, func(p lab.Pod) bool { return p.Name == to })
-	target := net.JoinHostPort(pods[i].Addr.String(), streamPort)
+	return pods[slices.IndexFunc(pods, func(p lab.Pod) bool { return p.Name == name })]
+}
+
+func openStream(t *testing.T, l *lab.Lab, from, to string, addr netip.Addr) *stream {
+	t.Helper()
+	target := net.JoinHostPort(addr.String(), streamPort)
 	s := &stream{end: make(chan struct{}), going: make(chan struct{}), sent: make(chan int, 1), back: make(chan int, 1)}
-	err = errors.Join(
-		l.WithinPod(to, func() (err error) { s.echo, err = net.ListenPacket("udp4", target); return err }),
-		l.WithinPod(from, func() (err error) { s.probe, err = net.Dial("udp4", target); return err }),
+	err := errors.Join(
+		l.WithinPod(to, func() (err error) { s.echo, err = net.ListenPacket("udp", target); return err }),
+		l.WithinPod(from, func() (err error) { s.probe, err = net.Dial("udp", target); return err }),
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -105,17 +121,31 @@ func count(c net.Conn) int {
 // stop lets a good number of datagrams pass, ends the sending and waits a second for what is under way.
 func (s *stream) stop(t *testing.T) outcome {
 	t.Helper()
-	select {
-	case <-s.going:
-	case <-time.After(30 * time.Second):
-		t.Fatal("the stream does not get going")
+	return stopAll(t, map[string]*stream{"": s})[""]
+}
+
+// stopAll stops several streams at once.
+func stopAll(t *testing.T, streams map[string]*stream) map[string]outcome {
+	t.Helper()
+	out := map[string]outcome{}
+	for name, s := range streams {
+		select {
+		case <-s.going:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("the stream %s does not get going", name)
+		}
+		close(s.end)
+		out[name] = outcome{sent: <-s.sent}
+		if err := s.probe.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	close(s.end)
-	sent := <-s.sent
-	if err := s.probe.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-		t.Fatal(err)
+	for name, s := range streams {
+		o := out[name]
+		o.lost = o.sent - <-s.back
+		out[name] = o
 	}
-	return outcome{sent: sent, lost: sent - <-s.back}
+	return out
 }
 
 // counters match what changes by itself in the output of iptables-save and ipset.
