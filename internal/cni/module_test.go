@@ -181,6 +181,35 @@ func TestWithoutAgentThePluginWritesWhatTheAgentWould(t *testing.T) {
 	}
 }
 
+func TestWithoutAgentADualStackPodGetsBothFamilies(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	d := newDatastore(n)
+	const pool = `{"kind":"IPPool","apiVersion":"projectcalico.org/v3","metadata":{"name":"six","uid":"6"},"spec":{"cidr":"fd00:244::/48"}}`
+	if _, err := d.etcd.Put(t.Context(), "/calico/resources/v3/projectcalico.org/ippools/six", pool); err != nil {
+		t.Fatal(err)
+	}
+	dual := conf{members: strings.Replace(d.conf(noWait).members, `"muslin-ipam"`, `"muslin-ipam","assign_ipv6":"true"`, 1)}
+	res := n.mustAdd(dual, p)
+	if len(res.IPs) != 2 {
+		t.Fatalf("the result holds %v", res.IPs)
+	}
+	addr := strings.TrimSuffix(res.IPs[1].Address.String(), "/128")
+	for command, want := range map[string]string{
+		"ip -6 route show " + addr:                              addr + " dev calic440f455693 proto 80 metric 1024 pref medium\n",
+		"ip -6 neigh show nud permanent":                        addr + " dev calic440f455693 lladdr " + res.Interfaces[1].Mac + " PERMANENT\n",
+		"cat /proc/sys/net/ipv6/conf/calic440f455693/proxy_ndp": "1\n",
+		"cat /proc/sys/net/ipv6/conf/calic440f455693/accept_ra": "0\n",
+	} {
+		if diff := cmp.Diff(want, squeeze(n.Exec(strings.Fields(command)...))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", command, diff)
+		}
+	}
+	n.mustDel(dual, p)
+	if count := d.allocated(); count != 0 {
+		t.Errorf("%d addresses are left", count)
+	}
+}
+
 func TestDelWorksWithoutAgent(t *testing.T) {
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	d := newDatastore(n)

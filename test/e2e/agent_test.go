@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -31,6 +34,30 @@ func TestSecondAgentOnAHostIsRefused(t *testing.T) {
 		t.Errorf("a second agent ended with %v: %s", err, out.String())
 	}
 	addPod(t, l, "later", "node-1") // by the first agent's socket
+}
+
+func TestHostWithoutIP6tablesGoesOnWithIPv4(t *testing.T) {
+	nettest.Need(t, "iptables-nft")
+	path := t.TempDir()
+	for _, name := range []string{"iptables-nft", "iptables-nft-save"} {
+		program, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(program, filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := up(t, func(o *lab.Options) {
+		o.Nodes, o.Mode = 2, lab.VXLAN
+		o.AgentEnv = []string{"PATH=" + path, "FELIX_IPV6SUPPORT=true", "CALICO_IPV6POOL_CIDR=fd00:9::/48"}
+	})
+	if r := check(t, l); !r.OK {
+		t.Errorf("these ways fail:\n%s", strings.Join(failing(r), "\n"))
+	}
+	if n := strings.Count(agentLog(t, l, "node-1"), "ip6tables-nft is not installed"); n != 1 {
+		t.Errorf("the agent says %d times what is missing, want 1", n)
+	}
 }
 
 func TestRoutesComeBackWhileEtcdIsAway(t *testing.T) {
