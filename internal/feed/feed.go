@@ -50,6 +50,7 @@ type Feed struct {
 	since   time.Time      // when the watch was lost; zero while it is up
 	told    bool           // the loss is in the log
 	advance chan struct{}  // closed and replaced whenever the state changes
+	opening bool           // a list has succeeded, and the watch is about to be opened
 }
 
 // New prepares a feed; Run makes it follow.
@@ -114,8 +115,16 @@ func (f *Feed) catchUp(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	f.listed()
 	f.take(at, kvs)
 	return at, nil
+}
+
+// listed notes, before anybody sees a list, that etcd answers.
+func (f *Feed) listed() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.opening = true
 }
 
 // take makes a list what is known.
@@ -191,7 +200,7 @@ func (f *Feed) ended(stale bool) {
 func (f *Feed) lost(ctx context.Context, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.watcher = nil
+	f.watcher, f.opening = nil, false
 	if f.since.IsZero() {
 		f.since = time.Now()
 	}
@@ -215,10 +224,11 @@ func (f *Feed) Snapshot() (Snapshot, bool) {
 // Changed receives a value after the snapshot's contents changed, one for any number of changes. It is for one reader.
 func (f *Feed) Changed() <-chan struct{} { return f.changed }
 
-// Connected reports whether etcd is being followed now.
+// Connected reports whether etcd answers: it is being followed now, or has just been listed and is about to be.
 func (f *Feed) Connected() bool {
-	stale, _ := f.Stale()
-	return !stale
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.since.IsZero() || f.synced && f.opening
 }
 
 // Stale reports whether the snapshot may be behind since etcd is not followed, and since when that is so: at first, since New. A connection

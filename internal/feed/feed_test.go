@@ -160,6 +160,22 @@ func TestFirstListIsPagedAndWhole(t *testing.T) {
 	}
 }
 
+// Whoever sees the first list must not take etcd for unreachable only because the watch is not open yet.
+func TestFeedIsConnectedAsSoonAsItsListIsSeen(t *testing.T) {
+	r := newRig(t)
+	r.put(nodeKey(1), nodeJSON(1, "a"))
+	if _, err := r.feed.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := r.feed.Snapshot(); !ok || !r.feed.Connected() {
+		t.Errorf("after the list: snapshot %t, connected %t", ok, r.feed.Connected())
+	}
+	r.feed.lost(t.Context(), store.ErrUnavailable)
+	if r.feed.Connected() {
+		t.Error("connected though the watch was lost")
+	}
+}
+
 func TestChangesArriveAndAreNamed(t *testing.T) {
 	r := newRig(t)
 	r.run()
