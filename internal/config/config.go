@@ -30,6 +30,7 @@ type Node struct {
 	NoDefault     bool // no default pools
 	Pool          Pool
 	MTUFile       string
+	MachineIDFile string // "": the usual places
 }
 
 // Pool describes the default IPv4 pool.
@@ -49,6 +50,7 @@ func FromEnv(env Env) (Node, error) {
 		NodeName:      env("NODENAME"),
 		NodeNameFile:  or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
 		MTUFile:       "/var/lib/calico/mtu",
+		MachineIDFile: env("MUSLIN_MACHINE_ID_FILE"),
 		EtcdEndpoints: or(env("CALICO_ETCD_ENDPOINTS"), env("ETCD_ENDPOINTS")),
 		IP:            env("IP"),
 		IPMethod:      or(env("IP_AUTODETECTION_METHOD"), "first-found"),
