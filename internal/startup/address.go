@@ -42,7 +42,7 @@ func (s *starter) register(ctx context.Context) error {
 				n.Value.Metadata.Name, addr.Addr())
 		}
 	}
-	return ensure(ctx, s, s.node, func(n *api.Node, exists bool) bool {
+	return s.ensureNode(ctx, func(n *api.Node, exists bool) bool {
 		changed := s.orchRef(n)
 		if addr.IsValid() && addr != stored {
 			if n.Spec.BGP == nil {

@@ -18,7 +18,8 @@ func Holds(id store.Entry[api.NodeIdentity], node, machine string) error {
 	if !id.Exists() || id.Value.MachineID == machine {
 		return nil
 	}
-	return refuse(ErrNotHolder, Remedy(node), "the node name %s belongs to machine %s, and this is machine %s", node, id.Value.MachineID, cmp.Or(machine, "unknown"))
+	return refuse(ErrNotHolder, Remedy(node), "the node name %s belongs to machine %s (as %s says), and this is machine %s",
+		node, id.Value.MachineID, id.Key, cmp.Or(machine, "unknown"))
 }
 
 // Remedy says what to do where the node's name is another machine's.

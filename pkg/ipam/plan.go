@@ -233,7 +233,7 @@ func (p *Plan) assigned(o placed, b *api.Block, r Request) {
 	p.count(r.Handle, o.cidr)
 	p.depend(o.pool.Key, o.pool.Rev)
 	p.depend(p.facts.Node.Key, p.facts.Node.Rev)
-	p.depend(api.IdentityKey(p.node), p.facts.Identity.Rev)
+	p.AsHolder()
 	p.depend(api.IPAMConfigKey, p.facts.Config.Rev)
 	p.depend(ClusterKey(), p.facts.Cluster.Rev)
 }
@@ -435,6 +435,9 @@ func (p *Plan) Release(ctx context.Context, h store.Entry[api.Handle]) ([]netip.
 	p.handles[id] = c
 	return held, nil
 }
+
+// AsHolder makes the transaction depend on who has the node's name, as every assignment does.
+func (p *Plan) AsHolder() { p.depend(api.IdentityKey(p.node), p.facts.Identity.Rev) }
 
 // depend makes the transaction conflict if the key is not at that revision. A key that the plan depends on already keeps its.
 func (p *Plan) depend(key string, rev int64) { p.expect[key] = rev }
