@@ -379,6 +379,25 @@ func TestOtherInterfaceOfAContainerKeepsItsAddress(t *testing.T) {
 	h.sound()
 }
 
+func TestPodOfABlockThatCannotBeReadIsNotJudged(t *testing.T) {
+	h := newHost(t)
+	a := h.add(h.h, "a")
+	cidr := netip.PrefixFrom(a, 30).Masked()
+	whole, err := store.Get[api.Block](h.ctx(), h.c, api.BlockKey(cidr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.put(api.BlockKey(cidr), "{")
+	clear(h.links)
+	h.look()
+	h.want("a")
+	h.put(api.BlockKey(cidr), string(whole.Raw()))
+	h.look()
+	h.look()
+	h.want()
+	h.sound()
+}
+
 func TestBlockThatStaysEmptyIsGivenBackButForTheLast(t *testing.T) {
 	h := newHost(t)
 	blocks := func(want int) {

@@ -19,12 +19,18 @@ type holdings struct {
 	endpoints []store.Entry[api.WorkloadEndpoint]
 	owners    map[netip.Addr]api.Attributes
 	blocks    []store.Entry[api.Block] // the node's own
+	unknown   []netip.Prefix           // blocks that cannot be read: who holds their addresses cannot be told
 }
 
 func holdingsOf(snap feed.Snapshot, node string) holdings {
 	h := holdings{owners: map[netip.Addr]api.Attributes{}}
 	for _, e := range snap.EndpointsOn(node) {
 		h.endpoints = append(h.endpoints, e)
+	}
+	for _, bad := range snap.Bad() {
+		if cidr, err := api.ParseBlockKey(bad.Key); err == nil {
+			h.unknown = append(h.unknown, cidr)
+		}
 	}
 	for _, e := range snap.Blocks() {
 		host, _ := e.Value.Host()
@@ -58,21 +64,29 @@ func (h holdings) handleOf(w *api.WorkloadEndpoint) string {
 	return ""
 }
 
+// judgeable reports whether it can be told who holds the endpoint's addresses, and what interface it should have.
+func (h holdings) judgeable(s api.WorkloadEndpointSpec) bool {
+	if s.Orchestrator != "k8s" && s.Orchestrator != "cni" || s.InterfaceName == "" {
+		return false
+	}
+	return !slices.ContainsFunc(s.IPNetworks, func(n api.Prefix) bool {
+		return slices.ContainsFunc(h.unknown, func(c netip.Prefix) bool { return c.Contains(n.Addr()) })
+	})
+}
+
 // orphans lists the endpoints of the node's containers whose interface is not among the links, with the handles of their addresses. An
 // endpoint whose addresses are held together with those of another interface of the container, which is there, is none: freeing
-// the handle would take the other's address.
+// the handle would take the other's address. What cannot be judged is taken to be alive.
 func (h holdings) orphans(links map[string]bool) []register.Orphan {
 	var out []register.Orphan
 	alive := map[string]bool{} // handles
 	for _, e := range h.endpoints {
-		switch s := e.Value.Spec; {
-		case s.Orchestrator != "k8s" && s.Orchestrator != "cni" || s.InterfaceName == "":
-			alive[h.handleOf(e.Value)] = true // of an orchestrator that we know nothing of
-		case links[s.InterfaceName]:
+		s := e.Value.Spec
+		if links[s.InterfaceName] || !h.judgeable(s) {
 			alive[h.handleOf(e.Value)] = true
-		default:
-			out = append(out, register.Orphan{Endpoint: e, Handle: h.handleOf(e.Value)})
+			continue
 		}
+		out = append(out, register.Orphan{Endpoint: e, Handle: h.handleOf(e.Value)})
 	}
 	return slices.DeleteFunc(out, func(o register.Orphan) bool { return o.Handle != "" && alive[o.Handle] })
 }
