@@ -178,7 +178,7 @@ func (a *Agent) identify() error {
 // newAudit makes the audit of this node's addresses.
 func (a *Agent) newAudit() *audit {
 	return &audit{
-		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.Free, now: time.Now, log: a.log,
+		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.FreeOrphan, now: time.Now, log: a.log,
 		picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
 			if err := a.catchUp(ctx); err != nil {
 				return feed.Snapshot{}, false, err

@@ -53,7 +53,7 @@ func newHost(t *testing.T) *host {
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	h.h = h.handler("node-1")
 	h.audit = &audit{
-		node: "node-1", locks: t.TempDir(), free: h.h.Free, log: log,
+		node: "node-1", locks: t.TempDir(), free: h.h.FreeOrphan, log: log,
 		links:  func(context.Context) (map[string]bool, error) { return maps.Clone(h.links), nil },
 		linked: func(name string) (bool, error) { return h.links[name], nil },
 		now:    func() time.Time { return h.clock },

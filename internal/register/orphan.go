@@ -17,10 +17,10 @@ type Orphan struct {
 	Handle   string                            // that holds its addresses; "": they are not of our pools
 }
 
-// Free takes an orphan out: its endpoint, and every address of its handle. It returns those. Where the endpoint is not any more what was judged, it
+// FreeOrphan takes an orphan out: its endpoint, and every address of its handle. It returns those. Where the endpoint is not any more what was judged, it
 // does nothing, and the error matches ErrJudgedAnew. Only the machine that has the node's name may do it: another one does
 // not see that machine's links. The caller holds the attach lock of the endpoint's interface. Otherwise as Add.
-func (h *Handler) Free(ctx context.Context, o Orphan) ([]netip.Prefix, error) {
+func (h *Handler) FreeOrphan(ctx context.Context, o Orphan) ([]netip.Prefix, error) {
 	w := o.Endpoint.Value
 	j := &job{
 		req:      attach.Request{ContainerID: w.Spec.ContainerID},

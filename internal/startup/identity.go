@@ -53,7 +53,7 @@ func (n named) uid() string {
 // gone, which is how an operator says that the other machine is.
 func (n named) free(machine string) bool {
 	r := n.record
-	return !r.Exists() || r.Value.MachineID == machine || r.Value.NodeUID != n.uid()
+	return !r.Exists() || r.Value.MachineID == machine || !n.node.Exists() || r.Value.NodeUID != n.uid()
 }
 
 // holdName refuses to start under a name that is another machine's, before anything is written for the node.

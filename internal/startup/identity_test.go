@@ -109,12 +109,18 @@ func TestHolderKeepsItsNameWhenItsNodeIsMadeAgain(t *testing.T) {
 	if err := startOn(t, c, machine); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := srv.Etcd().Delete(t.Context(), node1); err != nil {
+		t.Fatal(err)
+	}
 	for _, node := range []string{
+		"", // by ourselves
 		`{"kind":"Node","metadata":{"name":"node-1","uid":"another"},"spec":{}}`,
 		`{"kind":"Node","metadata":{"name":"node-1"},"spec":{}}`, // by hand
 	} {
-		if _, err := srv.Etcd().Put(t.Context(), node1, node); err != nil {
-			t.Fatal(err)
+		if node != "" {
+			if _, err := srv.Etcd().Put(t.Context(), node1, node); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := startOn(t, c, machine); err != nil {
 			t.Fatal(err)
@@ -163,6 +169,26 @@ func TestOneOfManyMachinesThatStartTogetherGetsTheName(t *testing.T) {
 		t.Fatalf("these have the name: %v", winners)
 	}
 	wantHolder(t, srv.Store(), winners[0])
+}
+
+func TestNameThatWasAdoptedWithoutUIDIsFreeOnceItsNodeIsGone(t *testing.T) {
+	srv := etcdtest.New(t)
+	c := srv.Store()
+	if _, err := srv.Etcd().Put(t.Context(), node1, `{"kind":"Node","metadata":{"name":"node-1"},"spec":{}}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := startup.Adopt(t.Context(), c, "node-1", machine); err != nil {
+		t.Fatal(err)
+	}
+	if err := startOn(t, c, otherMachine); !errors.Is(err, ipam.ErrNotHolder) {
+		t.Errorf("while the Node is there: %v", err)
+	}
+	if _, err := srv.Etcd().Delete(t.Context(), node1); err != nil {
+		t.Fatal(err)
+	}
+	if err := startOn(t, c, otherMachine); err != nil {
+		t.Errorf("once it is gone: %v", err)
+	}
 }
 
 func TestAdoptGivesANameToAnotherMachine(t *testing.T) {
