@@ -97,6 +97,9 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 	defer pl.close()
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
+	if err := removeFile(n.path(attach.Socket)); err != nil { // of one that was killed, which may still accept while its threads end
+		return err
+	}
 	log := l.logPath(n.Name)
 	c, err := daemon{args: []string{filepath.Join(s.Bin, "muslin-node")}, env: agentEnv(s, n), log: log, in: pl}.start(ctx)
 	if err != nil {
