@@ -21,6 +21,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
@@ -28,6 +29,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -39,6 +41,8 @@ type Agent struct {
 	level *slog.LevelVar
 	node  string
 
+	machine string // the id of this machine: the node's name is its
+
 	store      *store.Client
 	feed       *feed.Feed
 	rtnl       *rtnl.Conn
@@ -47,6 +51,7 @@ type Agent struct {
 	backend    string // of iptables, as set when the agent started
 	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
+	handler    *register.Handler
 	programmed *programmed
 
 	first sync.Once     // the first complete apply
@@ -121,12 +126,16 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
+	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
 	return nil
 }
 
 // open connects to etcd and the kernel.
 func (a *Agent) open(ctx context.Context) (err error) {
 	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
+		return err
+	}
+	if err := a.identify(); err != nil {
 		return err
 	}
 	endpoints, err := store.ParseEndpoints(a.cfg.EtcdEndpoints)
@@ -147,7 +156,43 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	a.feed = feed.New(a.store, a.log)
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
+	a.handler = register.New(register.Config{
+		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,
+	})
 	return nil
+}
+
+// identify finds out which machine this is, and tells the host's other programs.
+func (a *Agent) identify() error {
+	sources := machineid.Host(a.cfg.MachineIDFile)
+	id, made, err := sources.FindOrMake()
+	if err != nil {
+		return err
+	}
+	if made {
+		a.log.Warn("this machine has no id of its own, so that a random one was made; it is lost with the file", "file", sources.Kept, "machine", id)
+	}
+	a.machine = id
+	return sources.Say(id)
+}
+
+// newAudit makes the audit of this node's addresses.
+func (a *Agent) newAudit() *audit {
+	return &audit{
+		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.FreeOrphan, now: time.Now, log: a.log,
+		picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
+			if err := a.catchUp(ctx); err != nil {
+				return feed.Snapshot{}, false, err
+			}
+			snap, ok := a.feed.Snapshot()
+			return snap, ok && held(snap, a.node, a.machine) == "", nil
+		},
+		giveUp: func(ctx context.Context, u ipam.Unused) error {
+			changed, err := ipam.ReturnBlock(ctx, a.store, u)
+			a.feed.Commit(changed)
+			return err
+		},
+	}
 }
 
 func (a *Agent) close() {
@@ -161,7 +206,7 @@ func (a *Agent) close() {
 func (a *Agent) start(ctx context.Context) error {
 	waiting := false
 	for {
-		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
+		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Machine: a.machine, IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
 		err := startup.Run(ctx, a.node, a.cfg, deps)
 		if err == nil {
 			a.tunnels.ensure(ctx)
@@ -200,8 +245,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	h := register.New(register.Config{Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Log: a.log, Committed: a.feed.Commit})
-	s := &server{handler: h, programmed: a.programmed.wait, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed.wait, log: a.log}
 	return s.serve(ctx, l)
 }
 

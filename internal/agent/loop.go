@@ -15,6 +15,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -110,7 +111,7 @@ func (a *Agent) usable() (snap feed.Snapshot, ok bool) {
 	if !ok {
 		return snap, false
 	}
-	if why := held(snap); why != "" {
+	if why := held(snap, a.node, a.machine); why != "" {
 		a.say([]string{why}, nil, snap.Bad())
 		return snap, false
 	}
@@ -119,7 +120,10 @@ func (a *Agent) usable() (snap feed.Snapshot, ok bool) {
 
 // held says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without
 // its data, is no reason to take the network away from pods that run.
-func held(snap feed.Snapshot) string {
+//
+// Nor is it one that the node's name was given to another machine: what etcd says of the node is about that machine then. Pods here go on as they are,
+// and ADDs are refused.
+func held(snap feed.Snapshot, node, machine string) string {
 	c := snap.Cluster()
 	switch {
 	case !c.Exists():
@@ -127,6 +131,9 @@ func held(snap feed.Snapshot) string {
 			"restore etcd, or restart the agent to begin with an empty cluster"
 	case !c.Value.Ready():
 		return "ClusterInformation(default): datastoreReady is not true, so a migration is under way: nothing is changed on this node until it is"
+	}
+	if err := ipam.Holds(snap.Identity(node), node, machine); err != nil {
+		return "nothing is changed on this node, and no pod is added: " + err.Error()
 	}
 	return ""
 }

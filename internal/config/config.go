@@ -30,6 +30,7 @@ type Node struct {
 	NoDefault     bool // no default pools
 	Pool, Pool6   Pool
 	MTUFile       string
+	MachineIDFile string // "": the usual places
 }
 
 // Address says where the node's address of a family comes from.
@@ -55,6 +56,7 @@ func FromEnv(env Env) (Node, error) {
 		NodeName:      env("NODENAME"),
 		NodeNameFile:  or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
 		MTUFile:       "/var/lib/calico/mtu",
+		MachineIDFile: env("MUSLIN_MACHINE_ID_FILE"),
 		EtcdEndpoints: or(env("CALICO_ETCD_ENDPOINTS"), env("ETCD_ENDPOINTS")),
 		IP:            Address{env("IP"), or(env("IP_AUTODETECTION_METHOD"), "first-found")},
 		IP6:           Address{or(env("IP6"), "none"), or(env("IP6_AUTODETECTION_METHOD"), "first-found")},

@@ -3,7 +3,7 @@
 // The goals, and how each is met:
 //
 //  1. A snapshot is whole. The first one is a list at one revision, and each later one has whole revisions added to it: one watcher on
-//     one key range, from which etcd never splits a revision.
+//     one key range, from which etcd never splits a revision. (The identity records, on which nothing else depends, have another.)
 //  2. Readers never wait and never see less than the truth. The last snapshot stays while etcd is away; after a compaction
 //     a new list is held against it, so that only what is really different changes.
 //  3. Our own commits are visible at once. Commit adds them ahead of the watch, and each key's revision decides what is news, so that
@@ -44,6 +44,7 @@ type Feed struct {
 
 	mu      sync.Mutex // guards what follows, for moments only
 	state   *state
+	aside   int64          // what the watch of the identity records has seen
 	synced  bool           // a complete list was read
 	stale   bool           // the watch cannot go on from where it was: list
 	watcher *store.Watcher // nil while there is none
@@ -88,13 +89,18 @@ func (f *Feed) follow(ctx context.Context) error {
 		return err
 	}
 	defer w.Close()
+	side, err := f.overhear(ctx, w)
+	if err != nil {
+		return err
+	}
+	defer side.stop()
 	f.watching(w)
 	for first := true; ; first = false {
 		b, err := w.Next()
 		if err != nil {
 			// A watch that never spoke may have had more history to search than it had time for; a list needs none.
 			f.ended(errors.Is(err, store.ErrCompacted) || first && errors.Is(err, store.ErrUnavailable))
-			return err
+			return side.reason(err)
 		}
 		f.publish(func(w *writer) { w.watched(b.Rev, b.Changes) })
 	}
@@ -144,7 +150,7 @@ func (f *Feed) take(at int64, kvs []store.KV) {
 	w.listed(at, kvs)
 	f.mu.Lock()
 	first := !f.synced
-	f.synced, f.stale = true, false
+	f.synced, f.stale, f.aside = true, false, at
 	f.mu.Unlock()
 	f.install(w.next, first || w.changed() || base.seq != seq)
 }

@@ -22,6 +22,7 @@ const (
 	Blocks
 	Affinities
 	IPAMConfig
+	Identities
 
 	all = 1<<iota - 1
 )
@@ -29,10 +30,16 @@ const (
 // Has reports whether the set holds at least one of some kinds.
 func (k Kinds) Has(some Kinds) bool { return k&some != 0 }
 
-// The range that holds every key that is followed. Handles lie in it too, and are ignored.
+// The range that holds every key that is followed, but for the identity records. Handles lie in it too, and are ignored.
 const (
 	rangeFrom = api.IPAMRoot
 	rangeEnd  = "/calico/resources0" // behind everything below /calico/resources/
+)
+
+// The range of the identity records. What lies between the two ranges may be anybody's.
+const (
+	identitiesFrom = api.IdentitiesRoot
+	identitiesEnd  = api.MuslinRoot + "nodes0"
 )
 
 // router finds the kind of a key.
@@ -52,6 +59,7 @@ func prefixes() router {
 		Blocks:       {Key: api.BlocksRoot, Prefix: true},
 		Affinities:   {Key: api.HostsRoot, Prefix: true},
 		IPAMConfig:   {Key: api.IPAMConfigKey},
+		Identities:   {Key: api.IdentitiesRoot, Prefix: true},
 	}
 }
 

@@ -97,6 +97,12 @@ func (s Snapshot) IPAMConfig() store.Entry[api.IPAMConfig] {
 	return one[api.IPAMConfig](s, IPAMConfig, api.IPAMConfigKey)
 }
 
+// Identity says which machine a node's name belongs to; the entry does not exist if none is recorded. It alone may be ahead of Rev, or
+// behind it: the records are followed by a watch of their own.
+func (s Snapshot) Identity(node string) store.Entry[api.NodeIdentity] {
+	return one[api.NodeIdentity](s, Identities, api.IdentityKey(node))
+}
+
 // FelixConfig is the agent's settings of that name: "default" or "node.<name>". The entry does not exist if there are none.
 func (s Snapshot) FelixConfig(name string) store.Entry[api.FelixConfiguration] {
 	return one[api.FelixConfiguration](s, FelixConfigs, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
@@ -209,7 +215,8 @@ func newState() *state {
 		Tiers:        object(func(v *api.Tier) api.Object { return v }),
 		Blocks:       &values[api.Block]{check: block.CheckKey},
 		Affinities:   &values[api.Affinity]{check: checkAffinity},
-		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck},
+		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck[api.IPAMConfig]},
+		Identities:   &values[api.NodeIdentity]{check: noCheck[api.NodeIdentity]},
 	}}
 }
 

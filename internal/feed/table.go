@@ -135,4 +135,4 @@ func checkAffinity(key string, _ *api.Affinity) error {
 	return err
 }
 
-func noCheck(string, *api.IPAMConfig) error { return nil }
+func noCheck[T api.Value](string, *T) error { return nil }

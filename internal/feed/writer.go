@@ -40,6 +40,13 @@ func (w *writer) watched(rev int64, changes []store.KV) {
 	w.reach(rev)
 }
 
+// overheard adds what another watch told, which says nothing of how far this one is. Its changes come in order.
+func (w *writer) overheard(changes []store.KV) {
+	for _, kv := range changes {
+		w.apply(kv)
+	}
+}
+
 // committed adds what we wrote ourselves.
 func (w *writer) committed(changes []store.KV) {
 	for _, kv := range changes {

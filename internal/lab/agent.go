@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -58,6 +59,29 @@ func (l *Lab) endAgent(ctx context.Context, node string, sig unix.Signal) error 
 	return errors.Join(late, err)
 }
 
+// Reimage makes the node another machine of the same name: its agent is killed, it gets a new machine id, and what programs keep
+// on disk is gone. What the kernel holds stays. The agent is not started again.
+func (l *Lab) Reimage(ctx context.Context, node string) error {
+	if err := l.KillAgent(ctx, node); err != nil {
+		return err
+	}
+	return l.update(ctx, func(s *state) error {
+		n, err := s.node(node)
+		if err != nil {
+			return err
+		}
+		for _, file := range []string{"/run/muslin/machine-id", "/var/lib/calico/machine-id", "/var/lib/calico/nodename", "/var/lib/calico/mtu"} {
+			if err := removeFile(n.path(file)); err != nil {
+				return fmt.Errorf("reimage %s: %w", node, err)
+			}
+		}
+		if err := os.WriteFile(n.path(machineIDFile), []byte(randomHex(16)+"\n"), 0o444); err != nil {
+			return fmt.Errorf("reimage %s: %w", node, err)
+		}
+		return nil
+	})
+}
+
 // startAgent records the process in n, whose state the caller saves.
 func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 	if s.Options.NoAgents {
@@ -73,6 +97,9 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 	defer pl.close()
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
+	if err := removeFile(n.path(attach.Socket)); err != nil { // of one that was killed, which may still accept while its threads end
+		return err
+	}
 	log := l.logPath(n.Name)
 	c, err := daemon{args: []string{filepath.Join(s.Bin, "muslin-node")}, env: agentEnv(s, n), log: log, in: pl}.start(ctx)
 	if err != nil {

@@ -17,11 +17,12 @@ var masked = map[string][]string{
 }
 
 const (
-	netnsDir   = "/run/netns"     // where `ip netns` looks
-	machineDir = "/run/.machine"  // the machine's folders under a node's own
-	cniConfDir = "/etc/cni/net.d" // of the node
-	cniCache   = "/var/lib/cni"   // libcni's default
-	cniList    = "10-muslin.conflist"
+	netnsDir      = "/run/netns" // where `ip netns` looks
+	machineIDFile = "/etc/machine-id"
+	machineDir    = "/run/.machine"  // the machine's folders under a node's own
+	cniConfDir    = "/etc/cni/net.d" // of the node
+	cniCache      = "/var/lib/cni"   // libcni's default
+	cniList       = "10-muslin.conflist"
 )
 
 // holderSpec is what a holder process is told on its command line.
@@ -108,7 +109,7 @@ func nodeFiles(spec holderSpec) error {
 			return fmt.Errorf("make node's folder: %w", err)
 		}
 	}
-	if err := os.WriteFile("/etc/machine-id", []byte(spec.machineID+"\n"), 0o444); err != nil {
+	if err := os.WriteFile(machineIDFile, []byte(spec.machineID+"\n"), 0o444); err != nil {
 		return fmt.Errorf("write machine id: %w", err)
 	}
 	if sameFolder("/run", "/var/run") {

@@ -70,7 +70,7 @@ func (h *Handler) next() []*job {
 	var batch, rest []*job
 	keys := map[string]bool{}
 	for _, j := range h.waiting {
-		clash := keys[j.handleKey] || j.endpointKey != "" && keys[j.endpointKey]
+		clash := j.handleKey != "" && keys[j.handleKey] || j.endpointKey != "" && keys[j.endpointKey]
 		keys[j.handleKey], keys[j.endpointKey] = true, true
 		if clash || len(batch) == maxBatch {
 			rest = append(rest, j)
@@ -145,7 +145,7 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 			continue // the caller has left
 		}
 		trial := plan.Clone()
-		j.err = ipam.Ready(facts.Cluster)
+		j.err = h.may(j, facts)
 		if j.err == nil {
 			j.err = j.plan(ctx, trial, j, was[i])
 		}
@@ -160,6 +160,14 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 		}
 	}
 	return h.commit(ctx, plan.Txn())
+}
+
+// may refuses a job that this node must not do now.
+func (h *Handler) may(j *job, facts ipam.Facts) error {
+	if err := ipam.Ready(facts.Cluster); err != nil || !j.asHolder {
+		return err
+	}
+	return ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine)
 }
 
 func (h *Handler) commit(ctx context.Context, t *store.Txn) error {

@@ -55,8 +55,11 @@ func codeOf(reason error) uint {
 			return attach.CodeTryAgain
 		}
 	}
-	if errors.Is(reason, ipam.ErrRequest) {
+	switch {
+	case errors.Is(reason, ipam.ErrRequest):
 		return attach.CodeBadConfig
+	case errors.Is(reason, ipam.ErrNotHolder):
+		return attach.CodeNotAvailable
 	}
 	return attach.CodeNoAddress
 }

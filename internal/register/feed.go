@@ -27,7 +27,7 @@ func Picture(s feed.Snapshot) Source { return picture{s} }
 type picture struct{ s feed.Snapshot }
 
 func (p picture) Facts(_ context.Context, node string) (ipam.Facts, error) {
-	f := ipam.Facts{Node: p.s.Node(node), Cluster: p.s.Cluster(), Config: p.s.IPAMConfig()}
+	f := ipam.Facts{Node: p.s.Node(node), Cluster: p.s.Cluster(), Config: p.s.IPAMConfig(), Identity: p.s.Identity(node)}
 	for _, e := range p.s.Pools() {
 		f.Pools = append(f.Pools, e)
 	}

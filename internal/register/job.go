@@ -30,6 +30,7 @@ type job struct {
 	endpointKey string // "": there is none
 	profileKey  string // of the network's own profile; "": it has none
 	wants       []ipam.Request
+	asHolder    bool // only the machine that has the node's name may do it
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.
@@ -98,7 +99,7 @@ func (h *Handler) newAdd(ctx context.Context, req attach.Request) (*job, error) 
 	if err != nil {
 		return nil, err
 	}
-	j.plan = h.planAdd
+	j.plan, j.asHolder = h.planAdd, true
 	j.mac = req.MAC
 	if req.PolicyType == "" {
 		profile := (*api.Profile)(nil).KindOf()

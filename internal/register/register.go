@@ -50,7 +50,10 @@ type Config struct {
 	Client *store.Client
 	Source func() Source // what is in memory now, asked for each transaction; nil, or a nil Source: everything is read from etcd
 	Node   string
-	Log    *slog.Logger // nil: no log
+	// Machine is the id of this machine. Nothing is given out under the name of a node that is recorded to be another's. "": unknown, so
+	// that any record is another's.
+	Machine string
+	Log     *slog.Logger // nil: no log
 	// PodFacts serves networks with policy type k8s; nil: they are refused.
 	PodFacts PodFacts
 	// Committed is told of each commit before the next one is planned, so that the agent's feed can show it at once: without,

@@ -33,7 +33,7 @@ func (s *starter) register(ctx context.Context) error {
 			return err
 		}
 	}
-	return ensure(ctx, s, s.node, func(n *api.Node, exists bool) bool {
+	return s.ensureNode(ctx, func(n *api.Node, exists bool) bool {
 		changed := s.orchRef(n)
 		for _, f := range []family{ipv4, ipv6} {
 			changed = s.setAddress(n, f, addrs[f]) || changed

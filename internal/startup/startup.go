@@ -26,12 +26,13 @@ const CalicoVersion = "v3.32.1"
 
 // Deps is what startup works with.
 type Deps struct {
-	Store *store.Client
-	Host  kernel.Host
-	IPv6  bool // the kernel has IPv6
-	Now   func() time.Time
-	UUID  func() string // random, with dashes
-	Log   *slog.Logger
+	Store   *store.Client
+	Host    kernel.Host
+	IPv6    bool   // the kernel has IPv6
+	Machine string // the id of this machine
+	Now     func() time.Time
+	UUID    func() string // random, with dashes
+	Log     *slog.Logger
 }
 
 // Run writes what the cluster and the node need, in the order in which other components rely on it. Any error is final for this
@@ -43,6 +44,7 @@ func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
 		do   func(context.Context) error
 		must bool // also where what etcd holds cannot be read
 	}{
+		{"hold the node's name", s.holdName, true},
 		{"write the cluster's own objects", s.cluster, false},
 		{"write the address-management settings", s.ipamConfig, false},
 		{"register the node", s.register, true},

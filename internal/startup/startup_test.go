@@ -36,8 +36,11 @@ func hostWith(addrs ...string) kernel.Host {
 	return h
 }
 
+// machine is the id of the tests' machine.
+const machine = "11111111111111111111111111111111"
+
 func deps(c *store.Client, h kernel.Host) startup.Deps {
-	return startup.Deps{Store: c, Host: h, IPv6: true, Now: time.Now, UUID: uuid.NewString, Log: slog.New(slog.DiscardHandler)}
+	return startup.Deps{Store: c, Host: h, Machine: machine, IPv6: true, Now: time.Now, UUID: uuid.NewString, Log: slog.New(slog.DiscardHandler)}
 }
 
 func settings(t *testing.T, pairs ...string) config.Node {
@@ -90,6 +93,7 @@ func TestFreshClusterHoldsWhatCalicoWouldWrite(t *testing.T) {
 		r + "ippools/default-ipv4-ippool":     1,
 		r + "nodes/node-1":                    1,
 		api.IPAMConfigKey:                     1,
+		api.IdentityKey("node-1"):             1,
 	}
 	if diff := cmp.Diff(want, dump(t, srv)); diff != "" {
 		t.Errorf("etcd holds (-want +got):\n%s", diff)
@@ -358,7 +362,7 @@ func TestEtcdAwayIsSaidWithinTheDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	err := startup.Run(ctx, "node-1", settings(t), deps(c, hostWith("eth0 172.30.1.1/24")))
-	if err == nil || !strings.Contains(err.Error(), "write the cluster's own objects") || !strings.Contains(err.Error(), store.ErrUnavailable.Error()) {
+	if err == nil || !strings.Contains(err.Error(), "hold the node's name") || !strings.Contains(err.Error(), store.ErrUnavailable.Error()) {
 		t.Errorf("error: %v", err)
 	}
 	if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 var (
 	ErrNotReady  = errors.New("the datastore is not ready") // as ClusterInformation says
 	ErrNoNode    = errors.New("the node is not registered")
+	ErrNotHolder = errors.New("the node's name is another machine's")
 	ErrRequest   = errors.New("the request cannot be met as it is put")
 	ErrNoPool    = errors.New("no pool serves the request")
 	ErrNoAddress = errors.New("no address is left")

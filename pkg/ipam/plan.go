@@ -5,7 +5,7 @@
 //  1. An allocation is whole or not at all: claiming a block, taking addresses from it, counting them on the handle and
 //     whatever the caller adds (its endpoint) are the writes of one transaction.
 //  2. No address is given twice, whoever else writes: every block is written at the revision that it was read at, and so is
-//     compared what the choice rested on (affinity, pool, node, configuration, the cluster's ready flag).
+//     compared what the choice rested on (affinity, pool, node, whose machine has its name, configuration, the cluster's ready flag).
 //  3. The usual case reads nothing: a Plan starts from what its Source has in memory, and only a conflict sends it to etcd.
 //  4. What Calico's writers leave when they die between two of their steps is understood, and put right by the next
 //     transaction that works there: see Plan.Assign and Plan.Held.
@@ -233,6 +233,7 @@ func (p *Plan) assigned(o placed, b *api.Block, r Request) {
 	p.count(r.Handle, o.cidr)
 	p.depend(o.pool.Key, o.pool.Rev)
 	p.depend(p.facts.Node.Key, p.facts.Node.Rev)
+	p.AsHolder()
 	p.depend(api.IPAMConfigKey, p.facts.Config.Rev)
 	p.depend(ClusterKey(), p.facts.Cluster.Rev)
 }
@@ -434,6 +435,9 @@ func (p *Plan) Release(ctx context.Context, h store.Entry[api.Handle]) ([]netip.
 	p.handles[id] = c
 	return held, nil
 }
+
+// AsHolder makes the transaction depend on who has the node's name, as every assignment does.
+func (p *Plan) AsHolder() { p.depend(api.IdentityKey(p.node), p.facts.Identity.Rev) }
 
 // depend makes the transaction conflict if the key is not at that revision. A key that the plan depends on already keeps its.
 func (p *Plan) depend(key string, rev int64) { p.expect[key] = rev }

@@ -15,9 +15,10 @@ type Facts struct {
 	Node       store.Entry[api.Node]
 	Cluster    store.Entry[api.ClusterInformation]
 	Config     store.Entry[api.IPAMConfig]
-	Pools      []store.Entry[api.IPPool]   // all of them, by name
-	Affinities []store.Entry[api.Affinity] // the node's own, of both families; one that cannot be read has a Rev and no Value
-	Bad        []error                     // why pools could not be read, which are missing above
+	Identity   store.Entry[api.NodeIdentity] // of the node's name; Rev 0 where none was written
+	Pools      []store.Entry[api.IPPool]     // all of them, by name
+	Affinities []store.Entry[api.Affinity]   // the node's own, of both families; one that cannot be read has a Rev and no Value
+	Bad        []error                       // why pools could not be read, which are missing above
 }
 
 // Source supplies what a Plan starts from. What it says may be out of date: the commit finds out. All methods may be
@@ -42,15 +43,17 @@ func ClusterKey() string { return (*api.ClusterInformation)(nil).KindOf().Key(""
 func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 	nodeKey, clusterKey := (*api.Node)(nil).KindOf().Key("", node), ClusterKey()
 	got, _, err := s.Client.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: clusterKey}, store.Range{Key: api.IPAMConfigKey},
-		store.Range{Key: (*api.IPPool)(nil).KindOf().Prefix(), Prefix: true}, store.Range{Key: api.AffinitiesPrefix(node), Prefix: true})
+		store.Range{Key: (*api.IPPool)(nil).KindOf().Prefix(), Prefix: true}, store.Range{Key: api.AffinitiesPrefix(node), Prefix: true},
+		store.Range{Key: api.IdentityKey(node)})
 	if err != nil {
 		return Facts{}, err
 	}
 	var f Facts
-	var errs [3]error
+	var errs [4]error
 	f.Node, errs[0] = one[api.Node](nodeKey, got[0])
 	f.Cluster, errs[1] = one[api.ClusterInformation](clusterKey, got[1])
 	f.Config, errs[2] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
+	f.Identity, errs[3] = one[api.NodeIdentity](api.IdentityKey(node), got[5])
 	if err := errors.Join(errs[:]...); err != nil {
 		return Facts{}, err
 	}

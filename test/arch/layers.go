@@ -55,6 +55,7 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
+	{Level: 2, Path: "internal/machineid", Sentence: "names the machine that this is"},
 	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, neighbours and the FDB, and to their events"},
 	{Level: 2, Path: "internal/sysctl", Sentence: "the doorway to kernel settings"},
 	{Level: 2, Path: "internal/xtables", Sentence: "the doorway to iptables and ipset"},

@@ -6,6 +6,7 @@ package module
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -76,12 +78,16 @@ func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Conte
 	if err != nil {
 		return netconf.AsCNI(err)
 	}
+	machine, err := machineid.Host(os.Getenv("MUSLIN_MACHINE_ID_FILE")).Ask()
+	if err != nil && !errors.Is(err, machineid.ErrNone) { // without an id, only a name that is nobody's will do
+		return netconf.AsCNI(&attach.Error{Code: attach.CodeIO, Msg: err.Error()})
+	}
 	client, err := connect(conf.Etcd, os.Getenv)
 	if err != nil {
 		return netconf.AsCNI(err)
 	}
 	defer client.Close()
-	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node})}))
+	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node, Machine: machine})}))
 }
 
 // request is what our own plugin hands over, else what the configuration and the environment say.

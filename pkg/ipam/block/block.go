@@ -164,12 +164,15 @@ func Free(b *api.Block) int { return len(free(b)) }
 // Empty reports whether nobody holds an address of the block, but for the ones that a Windows node reserves for itself.
 func Empty(b *api.Block) bool {
 	for n, a := range b.Allocation {
-		if a != nil && !strings.EqualFold(handleOf(b, n), reservedHandle) {
+		if a != nil && !Reserved(handleOf(b, n)) {
 			return false
 		}
 	}
 	return true
 }
+
+// Reserved reports whether a handle ID is the one under which Windows nodes keep addresses of their blocks for themselves.
+func Reserved(id string) bool { return strings.EqualFold(Handle(id), reservedHandle) }
 
 // Handle is a handle ID as it is compared: cut at the first carriage return, which old Windows writers left at its end.
 func Handle(id string) string {
