@@ -34,6 +34,7 @@ import (
 // Agent is one node's agent.
 type Agent struct {
 	cfg   config.Node
+	etcd  store.Config
 	env   config.Env
 	log   *slog.Logger
 	level *slog.LevelVar
@@ -66,7 +67,11 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read the environment: %w", err)
 	}
-	a := &Agent{cfg: cfg, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
+	etcd, err := store.FromEnv(env)
+	if err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
 	return a.run(ctx)
 }
 
@@ -129,11 +134,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
 		return err
 	}
-	endpoints, err := store.ParseEndpoints(a.cfg.EtcdEndpoints)
-	if err != nil {
-		return err
-	}
-	if a.store, err = store.New(store.Config{Endpoints: endpoints}); err != nil {
+	if a.store, err = store.New(a.etcd); err != nil {
 		return err
 	}
 	if a.rtnl, err = rtnl.Open(); err != nil {
@@ -173,7 +174,7 @@ func (a *Agent) start(ctx context.Context) error {
 			return fmt.Errorf("start node %s: %w", a.node, err)
 		}
 		if !waiting {
-			a.log.Warn("waiting for etcd", "endpoints", a.cfg.EtcdEndpoints, "error", err)
+			a.log.Warn("waiting for etcd", "etcd", a.etcd, "error", err)
 		}
 		waiting = true
 		select {

@@ -20,16 +20,15 @@ type Env func(name string) string
 
 // Node is what the environment says about this node and about what to write at start.
 type Node struct {
-	NodeName      string // "": from the nodename file, else the host's name
-	NodeNameFile  string
-	EtcdEndpoints string
-	IP            string // "", "autodetect", "none", an address or a CIDR
-	IPMethod      string
-	K8sNodeRef    string
-	ClusterType   string
-	NoDefault     bool // no default pools
-	Pool          Pool
-	MTUFile       string
+	NodeName     string // "": from the nodename file, else the host's name
+	NodeNameFile string
+	IP           string // "", "autodetect", "none", an address or a CIDR
+	IPMethod     string
+	K8sNodeRef   string
+	ClusterType  string
+	NoDefault    bool // no default pools
+	Pool         Pool
+	MTUFile      string
 }
 
 // Pool describes the default IPv4 pool.
@@ -46,20 +45,14 @@ type Pool struct {
 // FromEnv reads the node's settings. The error names the variable and what it may hold.
 func FromEnv(env Env) (Node, error) {
 	n := Node{
-		NodeName:      env("NODENAME"),
-		NodeNameFile:  or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
-		MTUFile:       "/var/lib/calico/mtu",
-		EtcdEndpoints: or(env("CALICO_ETCD_ENDPOINTS"), env("ETCD_ENDPOINTS")),
-		IP:            env("IP"),
-		IPMethod:      or(env("IP_AUTODETECTION_METHOD"), "first-found"),
-		K8sNodeRef:    env("CALICO_K8S_NODE_REF"),
-		ClusterType:   env("CLUSTER_TYPE"),
-		NoDefault:     env("NO_DEFAULT_POOLS") == "true",
-	}
-	for _, name := range []string{"ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_USERNAME", "ETCD_PASSWORD", "ETCD_DISCOVERY_SRV"} {
-		if env(name) != "" {
-			return n, fmt.Errorf("%s is set, and this version reaches etcd only by ETCD_ENDPOINTS, without certificates and passwords: unset it", name)
-		}
+		NodeName:     env("NODENAME"),
+		NodeNameFile: or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
+		MTUFile:      "/var/lib/calico/mtu",
+		IP:           env("IP"),
+		IPMethod:     or(env("IP_AUTODETECTION_METHOD"), "first-found"),
+		K8sNodeRef:   env("CALICO_K8S_NODE_REF"),
+		ClusterType:  env("CLUSTER_TYPE"),
+		NoDefault:    env("NO_DEFAULT_POOLS") == "true",
 	}
 	var err error
 	if n.Pool, err = pool(env); err != nil {

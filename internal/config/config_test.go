@@ -52,7 +52,6 @@ func TestBadSettingsNameTheVariable(t *testing.T) {
 		{"CALICO_IPV4POOL_CIDR=fd00::/48", "CALICO_IPV4POOL_CIDR"},
 		{"CALICO_IPV4POOL_BLOCK_SIZE=33", "CALICO_IPV4POOL_BLOCK_SIZE"},
 		{"CALICO_IPV4POOL_VXLAN=Sometimes", "CALICO_IPV4POOL_VXLAN"},
-		{"ETCD_CA_CERT_FILE=/calico-secrets/etcd-ca", "ETCD_CA_CERT_FILE"},
 	} {
 		_, err := FromEnv(env(c.set))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
