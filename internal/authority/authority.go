@@ -47,16 +47,28 @@ func New(name string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Load(pair)
+	return load(pair)
 }
 
-// Load is the authority that New made, of what Pair returned.
-func Load(pair Pair) (*CA, error) {
+func load(pair Pair) (*CA, error) {
 	loaded, err := tls.X509KeyPair(pair.Cert, pair.Key)
 	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
 	return &CA{pair: pair, cert: loaded.Leaf, key: loaded.PrivateKey}, nil
+}
+
+// Open is the authority whose own pair Write has put into the folder.
+func Open(dir string) (*CA, error) {
+	cert, err := os.ReadFile(filepath.Join(dir, CertFile))
+	if err != nil {
+		return nil, fmt.Errorf("read CA: %w", err)
+	}
+	key, err := os.ReadFile(filepath.Join(dir, KeyFile))
+	if err != nil {
+		return nil, fmt.Errorf("read CA: %w", err)
+	}
+	return load(Pair{Cert: cert, Key: key})
 }
 
 // Pair is the authority's own certificate, which clients and servers trust, and its key.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,7 +89,6 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 func agentEnv(s *state, n *Node) []string {
 	env := append(markedEnv(s, roleAgent),
 		"NODENAME="+n.Name,
-		"ETCD_ENDPOINTS="+etcdEndpoint,
 		"IP=autodetect",
 		"CALICO_NETWORKING_BACKEND=vxlan",
 		"CALICO_IPV4POOL_CIDR="+s.Options.Pool.String(),
@@ -99,7 +99,7 @@ func agentEnv(s *state, n *Node) []string {
 		"FELIX_IPV6SUPPORT=false",
 		"CALICO_MANAGE_CNI=false",
 	)
-	return append(env, s.Options.AgentEnv...)
+	return slices.Concat(env, s.Options.etcdEnv(), s.Options.AgentEnv)
 }
 
 // waitSocket returns when somebody accepts on the socket, or why nobody will.

@@ -31,6 +31,7 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"block too large", func(o *Options) { o.BlockSize = 19 }, "block size 19"},
 		{"block larger than the pool", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.0/28") }, "block size /26 is larger than the pool"},
 		{"etcd without a port", func(o *Options) { o.Etcd = "http://127.0.0.1" }, "want http://host:port"},
+		{"another etcd and TLS", func(o *Options) { o.Etcd, o.TLS = "http://127.0.0.1:2379", true }, "leave out one of the two"},
 		{"etcd with TLS", func(o *Options) { o.Etcd = "https://127.0.0.1:2379" }, "want http://host:port"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

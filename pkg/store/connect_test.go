@@ -65,6 +65,7 @@ func TestWhyEtcdCannotBeReachedIsSaid(t *testing.T) {
 	stranger := etcdtest.NewTLS(t)
 	plain := etcdtest.New(t)
 	good, otherCA := s.Client(), stranger.Client().CAFile
+	onlyHTTP := strings.Replace(plain.Endpoint(), "http:", "https:", 1)
 	var waiting sync.WaitGroup // all at the same time: each takes its whole deadline
 	defer waiting.Wait()
 	port := s.Endpoint()[strings.LastIndex(s.Endpoint(), ":"):]
@@ -79,7 +80,7 @@ func TestWhyEtcdCannotBeReachedIsSaid(t *testing.T) {
 		"certificate of another CA":  {s.Endpoint(), foreign(t, stranger, good.CAFile), []string{"refused our certificate"}},
 		"name not in certificate":    {"https://localhost" + port, good, []string{"wanted to match localhost"}},
 		"etcd's certificate expired": {expired(t, s), good, []string{"check etcd's certificate", "expired", "renew it"}},
-		"TLS where there is none":    {strings.Replace(plain.Endpoint(), "http:", "https:", 1), good, []string{"TLS"}},
+		"TLS where there is none":    {onlyHTTP, good, []string{"use http://"}},
 		"no TLS where it is wanted":  {strings.Replace(s.Endpoint(), "https:", "http:", 1), store.TLS{}, []string{"use https://"}},
 		"nobody there":               {refuser(t), store.TLS{}, []string{"connection refused"}},
 	} {
@@ -89,6 +90,10 @@ func TestWhyEtcdCannotBeReachedIsSaid(t *testing.T) {
 				if !errors.Is(err, store.ErrUnavailable) {
 					t.Errorf("%s: %s: error = %v, want ErrUnavailable", name, call, err)
 					return
+				}
+				certificates := tc.endpoint != onlyHTTP && strings.HasPrefix(tc.endpoint, "https:")
+				if errors.Is(err, store.ErrHandshake) != certificates {
+					t.Errorf("%s: %s: error %v is an ErrHandshake: %t", name, call, err, !certificates)
 				}
 				for _, text := range append([]string{tc.endpoint}, tc.want...) {
 					if !strings.Contains(err.Error(), text) {

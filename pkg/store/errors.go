@@ -31,8 +31,8 @@ func (c *Client) readError(err error) error {
 
 // away is ErrUnavailable with what is known about the endpoints.
 func (c *Client) away(err error) error {
-	if why := c.trouble.String(); why != "" {
-		return fmt.Errorf("%w: %s: %w", ErrUnavailable, why, err)
+	if why := c.trouble.err(); why != nil {
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, why, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -29,6 +29,7 @@ var (
 	ErrUnavailable  = errors.New("etcd cannot be reached")             // nothing was changed
 	ErrUnknown      = errors.New("etcd did not say whether it did it") // the commit may or may not have happened: read again
 	ErrUnauthorized = errors.New("etcd refused our credentials")
+	ErrHandshake    = errors.New("TLS failed")         // an ErrUnavailable that certificates, ours or etcd's, are the reason of
 	ErrCompacted    = errors.New("revision compacted") // list again
 )
 

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -126,8 +127,19 @@ func (t TLS) Expires() (time.Time, error) {
 	return pair.Leaf.NotAfter, nil
 }
 
-// explain turns a failed handshake into what a person can act on.
+// explain says of a failed handshake what a person can do about it; then it is an ErrHandshake.
 func (t TLS) explain(err error) error {
+	if why := t.reason(err); why != nil {
+		return fmt.Errorf("%w: %w", ErrHandshake, why)
+	}
+	if errors.Is(err, io.EOF) {
+		return errors.New("TLS handshake: it closes the connection: use http:// if it is meant not to speak TLS")
+	}
+	return fmt.Errorf("TLS handshake: %w", err)
+}
+
+// reason is nil if neither certificates nor settings are the reason.
+func (t TLS) reason(err error) error {
 	var authority x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var host x509.HostnameError
@@ -152,7 +164,7 @@ func (t TLS) explain(err error) error {
 	case refused:
 		return fmt.Errorf("etcd refused our certificate (%s): %w: use one that etcd's CA signed and that is valid now", t.cert().from(), err)
 	}
-	return fmt.Errorf("TLS handshake: %w", err)
+	return nil
 }
 
 // transport makes connections secure, or leaves them plain, and notes which endpoints make trouble.
@@ -189,7 +201,7 @@ func (t *transport) handshake(ctx context.Context, authority string, raw net.Con
 	}
 	cfg, err := t.tls.load()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	conn, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
 	if err != nil {

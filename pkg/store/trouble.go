@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -14,7 +15,7 @@ import (
 // says no more than that it waited.
 type trouble struct {
 	mu   sync.Mutex
-	last map[string]string
+	last map[string]error
 }
 
 func (t *trouble) note(endpoint string, err error) {
@@ -28,9 +29,9 @@ func (t *trouble) note(endpoint string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.last == nil {
-		t.last = map[string]string{}
+		t.last = map[string]error{}
 	}
-	t.last[endpoint] = err.Error()
+	t.last[endpoint] = err
 }
 
 func (t *trouble) clear(endpoint string) {
@@ -39,16 +40,34 @@ func (t *trouble) clear(endpoint string) {
 	delete(t.last, endpoint)
 }
 
-// String is every endpoint that cannot be reached and why; "" if there is none.
-func (t *trouble) String() string {
+// err is every endpoint that cannot be reached and why; nil if there is none.
+func (t *trouble) err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var out []string
+	var out endpointErrors
 	for _, endpoint := range slices.Sorted(maps.Keys(t.last)) {
-		out = append(out, endpoint+": "+t.last[endpoint])
+		out = append(out, fmt.Errorf("%s: %w", endpoint, t.last[endpoint]))
 	}
-	return strings.Join(out, "; ")
+	if len(out) == 0 {
+		return nil
+	}
+	return out
 }
+
+// endpointErrors are errors on one line.
+type endpointErrors []error
+
+// Error is all texts.
+func (e endpointErrors) Error() string {
+	texts := make([]string, len(e))
+	for i, err := range e {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap is all errors.
+func (e endpointErrors) Unwrap() []error { return e }
 
 // dialer connects directly: a proxy of the environment is for the web.
 func (t *trouble) dialer(scheme string) func(context.Context, string) (net.Conn, error) {
