@@ -101,6 +101,9 @@ func TestWrongCAIsNamedAndForgivenOncePutRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	said(t, l, "node-1", "etcd is back", 0)
+	if err := l.RemovePod(t.Context(), "early"); err != nil { // its DEL failed too
+		t.Fatal(err)
+	}
 	addPod(t, l, "later", "node-1")
 	// The same for an agent that starts.
 	if err := l.StopAgent(t.Context(), "node-1"); err != nil {
