@@ -60,7 +60,7 @@ func (t TLS) given() bool { return t.key().given() || t.cert().given() || t.ca()
 func (t TLS) check() error {
 	files := t.KeyFile + t.CertFile + t.CAFile
 	if files != "" && string(t.Key)+t.Cert+t.CA != "" {
-		return errors.New(mixed)
+		return errors.New("etcd settings: " + mixed)
 	}
 	for _, half := range [][2]pemText{{t.cert(), t.key()}, {t.key(), t.cert()}} {
 		if half[0].given() && !half[1].given() {
