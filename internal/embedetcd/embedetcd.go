@@ -111,6 +111,7 @@ func settings(cfg Config) (*embed.Config, error) {
 		ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.TLS.CAFile, true
 	}
 	ec.TickMs, ec.ElectionMs = 10, 100 // there is no other member that could be slow
+	ec.BcryptCost = 4                  // the least: no password of a lab or a test is worth the tenth of a second that a login would take
 	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(cfg.Log))
 	return ec, nil
