@@ -36,6 +36,7 @@ import (
 // Agent is one node's agent.
 type Agent struct {
 	cfg   config.Node
+	etcd  store.Config
 	env   config.Env
 	log   *slog.Logger
 	level *slog.LevelVar
@@ -71,7 +72,11 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read the environment: %w", err)
 	}
-	a := &Agent{cfg: cfg, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
+	etcd, err := store.FromEnv(env)
+	if err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
 	return a.run(ctx)
 }
 
@@ -138,11 +143,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err := a.identify(); err != nil {
 		return err
 	}
-	endpoints, err := store.ParseEndpoints(a.cfg.EtcdEndpoints)
-	if err != nil {
-		return err
-	}
-	if a.store, err = store.New(store.Config{Endpoints: endpoints}); err != nil {
+	if a.store, err = store.New(a.etcd); err != nil {
 		return err
 	}
 	if a.rtnl, err = rtnl.Open(); err != nil {
@@ -219,7 +220,7 @@ func (a *Agent) start(ctx context.Context) error {
 			return fmt.Errorf("start node %s: %w", a.node, err)
 		}
 		if !waiting {
-			a.log.Warn("waiting for etcd", "endpoints", a.cfg.EtcdEndpoints, "error", err)
+			a.log.Warn("waiting for etcd", "etcd", a.etcd, "error", err)
 		}
 		waiting = true
 		select {

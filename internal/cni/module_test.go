@@ -37,14 +37,21 @@ var seed = map[string]string{
 
 func newDatastore(n *node) *datastore {
 	n.t.Helper()
-	d := &datastore{Server: etcdtest.New(n.t), t: n.t}
+	return seeded(n, etcdtest.New(n.t))
+}
+
+// seeded is a server as the node's datastore.
+func seeded(n *node, s *etcdtest.Server) *datastore {
+	n.t.Helper()
+	d := &datastore{Server: s, t: n.t}
 	d.etcd = d.Etcd()
 	for key, value := range seed {
 		if _, err := d.etcd.Put(n.t.Context(), key, value); err != nil {
 			n.t.Fatal(err)
 		}
 	}
-	d.url = "http://" + forward(n, strings.TrimPrefix(d.Endpoint(), "http://"))
+	scheme, addr, _ := strings.Cut(d.Endpoint(), "://")
+	d.url = scheme + "://" + forward(n, addr)
 	return d
 }
 
@@ -302,7 +309,8 @@ func TestModuleSaysWhatIsWrongWithItsSettings(t *testing.T) {
 		{`"nodename_file_optional":true,"nodename":"node-1"`, "no etcd endpoints specified"},
 		{`"nodename_file_optional":true,"etcd_endpoints":"127.0.0.1:2379"`, `etcd endpoint \"127.0.0.1:2379\"`},
 		{`"etcd_endpoints":"http://127.0.0.1:1"`, "/var/lib/calico/nodename"},
-		{`"nodename_file_optional":true,"etcd_endpoints":"http://127.0.0.1:1","etcd_key_file":"/k"`, "etcd_key_file is set to"},
+		{`"nodename_file_optional":true,"etcd_endpoints":"http://127.0.0.1:1","etcd_key_file":"/k"`, "set both ETCD_KEY_FILE and ETCD_CERT_FILE"},
+		{`"nodename_file_optional":true,"nodename":"node-1","etcd_endpoints":"https://127.0.0.1:1","etcd_ca_cert_file":"/none/ca"`, "/none/ca: no such file"},
 		{`"muslin":{"version":7,"verb":"add"}`, "version 7"},
 	} {
 		out, err := n.run("muslin-ipam", `{"cniVersion":"1.0.0","name":"n","type":"muslin","ipam":{"type":"muslin-ipam"},`+c.members+`}`,

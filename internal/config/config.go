@@ -23,7 +23,6 @@ type Env func(name string) string
 type Node struct {
 	NodeName      string // "": from the nodename file, else the host's name
 	NodeNameFile  string
-	EtcdEndpoints string
 	IP, IP6       Address
 	K8sNodeRef    string
 	ClusterType   string
@@ -57,17 +56,11 @@ func FromEnv(env Env) (Node, error) {
 		NodeNameFile:  or(env("CALICO_NODENAME_FILE"), "/var/lib/calico/nodename"),
 		MTUFile:       "/var/lib/calico/mtu",
 		MachineIDFile: env("MUSLIN_MACHINE_ID_FILE"),
-		EtcdEndpoints: or(env("CALICO_ETCD_ENDPOINTS"), env("ETCD_ENDPOINTS")),
 		IP:            Address{env("IP"), or(env("IP_AUTODETECTION_METHOD"), "first-found")},
 		IP6:           Address{or(env("IP6"), "none"), or(env("IP6_AUTODETECTION_METHOD"), "first-found")},
 		K8sNodeRef:    env("CALICO_K8S_NODE_REF"),
 		ClusterType:   env("CLUSTER_TYPE"),
 		NoDefault:     env("NO_DEFAULT_POOLS") == "true",
-	}
-	for _, name := range []string{"ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_USERNAME", "ETCD_PASSWORD", "ETCD_DISCOVERY_SRV"} {
-		if env(name) != "" {
-			return n, fmt.Errorf("%s is set, and this version reaches etcd only by ETCD_ENDPOINTS, without certificates and passwords: unset it", name)
-		}
 	}
 	err := errors.Join(
 		n.readPool(env, &n.Pool, poolFamily{prefix: "CALICO_IPV4POOL_", example: "192.168.0.0/16", nat: true, size: 26, least: 20, most: 32}),

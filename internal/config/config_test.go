@@ -57,7 +57,6 @@ func TestBadSettingsNameTheVariable(t *testing.T) {
 		{"CALICO_IPV6POOL_CIDR=10.0.0.0/16", "CALICO_IPV6POOL_CIDR"},
 		{"CALICO_IPV6POOL_BLOCK_SIZE=26", "CALICO_IPV6POOL_BLOCK_SIZE"},
 		{"CALICO_IPV6POOL_VXLAN=Sometimes", "CALICO_IPV6POOL_VXLAN"},
-		{"ETCD_CA_CERT_FILE=/calico-secrets/etcd-ca", "ETCD_CA_CERT_FILE"},
 	} {
 		_, err := FromEnv(env(c.set))
 		if err == nil || !strings.Contains(err.Error(), c.want) {

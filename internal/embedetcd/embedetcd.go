@@ -23,16 +23,21 @@ import (
 const readyTimeout = 30 * time.Second
 
 // anyPort is where a server listens that was not told where.
-const anyPort = "http://127.0.0.1:0"
+const anyPort = "127.0.0.1:0"
 
 // Config says where a server keeps its data and where it listens.
 type Config struct {
 	Dir       string // holds the data; made if absent. Data of an earlier server in it is kept and served
-	ClientURL string // http://address:port; port 0 picks a free one. "": a free port on 127.0.0.1
+	ClientURL string // http://address:port, or https:// with TLS; port 0 picks a free one. "": a free port on 127.0.0.1
+	// TLS has the server take only clients with a certificate of its CA. Zero: plain connections.
+	TLS TLS
 	// UnsafeNoFsync trades the last writes before a power loss for speed.
 	UnsafeNoFsync bool
 	Log           *slog.Logger // etcd's warnings and errors; nil: none
 }
+
+// TLS names files in PEM form. The server's certificate and key are read anew for each connection.
+type TLS struct{ CertFile, KeyFile, CAFile string }
 
 // Server is a running etcd. Its methods may be called concurrently.
 type Server struct {
@@ -65,7 +70,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start etcd in %s: %w", cfg.Dir, err), lock.Close())
 	}
-	s.url = "http://" + s.etcd.Clients[0].Addr().String()
+	s.url = cfg.scheme() + s.etcd.Clients[0].Addr().String()
 	s.grpc, err = s.waitReady(ctx, serving)
 	if err != nil {
 		s.Close()
@@ -74,16 +79,23 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
+func (c Config) scheme() string {
+	if c.TLS != (TLS{}) {
+		return "https://"
+	}
+	return "http://"
+}
+
 func settings(cfg Config) (*embed.Config, error) {
 	if cfg.ClientURL == "" {
-		cfg.ClientURL = anyPort
+		cfg.ClientURL = cfg.scheme() + anyPort
 	}
 	listen, err := url.Parse(cfg.ClientURL)
 	if err != nil {
 		return nil, fmt.Errorf("parse client URL: %w", err)
 	}
-	if listen.Scheme != "http" || listen.Port() == "" {
-		return nil, fmt.Errorf("client URL %q: want http://address:port", cfg.ClientURL)
+	if listen.Scheme+"://" != cfg.scheme() || listen.Port() == "" {
+		return nil, fmt.Errorf("client URL %q: want %saddress:port", cfg.ClientURL, cfg.scheme())
 	}
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"} // only a name: nobody listens there
 	ec := embed.NewConfig()
@@ -94,7 +106,12 @@ func settings(cfg Config) (*embed.Config, error) {
 	ec.AdvertisePeerUrls = []url.URL{peer}
 	ec.InitialCluster = ec.Name + "=" + peer.String()
 	ec.EnableGRPCGateway = false
+	if cfg.TLS != (TLS{}) {
+		ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.TLS.CertFile, cfg.TLS.KeyFile
+		ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.TLS.CAFile, true
+	}
 	ec.TickMs, ec.ElectionMs = 10, 100 // there is no other member that could be slow
+	ec.BcryptCost = 4                  // the least: no password of a lab or a test is worth the tenth of a second that a login would take
 	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(cfg.Log))
 	return ec, nil
@@ -130,7 +147,7 @@ func (s *Server) waitReady(ctx context.Context, serving <-chan *grpc.Server) (*g
 	}
 }
 
-// Endpoint is the URL for clients: http://127.0.0.1:34567. It holds after Close too, so that a server can be started again there.
+// Endpoint is the URL for clients: http://127.0.0.1:34567, or https:// with TLS. It holds after Close too, so that a server can be started again there.
 func (s *Server) Endpoint() string { return s.url }
 
 // Done is closed when the server has stopped, whether by Close or by its own failure, which Config.Log then tells.

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,7 +50,7 @@ type Feed struct {
 	stale   bool           // the watch cannot go on from where it was: list
 	watcher *store.Watcher // nil while there is none
 	since   time.Time      // when the watch was lost; zero while it is up
-	told    bool           // the loss is in the log
+	told    []error        // the kinds of loss that are in the log
 	advance chan struct{}  // closed and replaced whenever the state changes
 	opening bool           // a list has succeeded, and the watch is about to be opened
 }
@@ -189,10 +190,10 @@ func (f *Feed) current() *state {
 func (f *Feed) watching(w *store.Watcher) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.told {
+	if len(f.told) > 0 {
 		f.log.Info("etcd is back", "away", time.Since(f.since).Round(time.Millisecond))
 	}
-	f.watcher, f.since, f.told = w, time.Time{}, false
+	f.watcher, f.since, f.told = w, time.Time{}, nil
 }
 
 // ended notes that the watch broke off, and whether it can not go on from where it was.
@@ -202,7 +203,17 @@ func (f *Feed) ended(stale bool) {
 	f.stale = f.stale || stale
 }
 
-// lost notes that etcd is not followed, and says so once.
+// kindOfLoss tells losses apart that take different hands to mend.
+func kindOfLoss(err error) error {
+	for _, kind := range []error{store.ErrHandshake, store.ErrUnauthorized} {
+		if errors.Is(err, kind) {
+			return kind
+		}
+	}
+	return store.ErrUnavailable
+}
+
+// lost notes that etcd is not followed, and says so once for each kind of reason.
 func (f *Feed) lost(ctx context.Context, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,11 +222,11 @@ func (f *Feed) lost(ctx context.Context, err error) {
 		f.since = time.Now()
 	}
 	switch {
-	case ctx.Err() != nil || f.told:
+	case ctx.Err() != nil || slices.Contains(f.told, kindOfLoss(err)):
 	case errors.Is(err, store.ErrCompacted):
 		f.log.Info("etcd forgot the history that was missed; everything is read again", "error", err)
 	default:
-		f.told = true
+		f.told = append(f.told, kindOfLoss(err))
 		f.log.Warn("etcd cannot be followed; what was known stays, and it is tried again", "error", err)
 	}
 }

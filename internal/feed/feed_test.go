@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/muslin-cni/muslin/internal/authority"
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -51,7 +53,12 @@ type rig struct {
 // newRig makes a feed that does not yet run.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, etcd: etcdtest.New(t), log: &logged{}}
+	return newRigOn(t, etcdtest.New(t))
+}
+
+func newRigOn(t *testing.T, s *etcdtest.Server) *rig {
+	t.Helper()
+	r := &rig{t: t, etcd: s, log: &logged{}}
 	r.raw = r.etcd.Etcd()
 	r.feed = New(r.etcd.Store(), slog.New(slog.NewTextHandler(r.log, nil)))
 	return r
@@ -335,6 +342,42 @@ func TestRestartOfEtcdIsSurvivedAndToldOnce(t *testing.T) {
 	r.wantFresh(s)
 	if lost, back := r.log.count("etcd cannot be followed"), r.log.count("etcd is back"); lost != 2 || back != 2 {
 		t.Errorf("told %d losses and %d recoveries, want 2 and 2", lost, back)
+	}
+}
+
+func TestEachKindOfLossIsToldOnce(t *testing.T) {
+	s, other := etcdtest.NewTLS(t), etcdtest.NewTLS(t)
+	cfg := s.Config()
+	client, err := store.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	r := newRigOn(t, s)
+	r.feed = New(client, slog.New(slog.NewTextHandler(r.log, nil)))
+	r.run()
+	etcdtest.Until(t, "the feed is connected", r.feed.Connected)
+	r.etcd.Stop()
+	etcdtest.Until(t, "the loss is told", func() bool { return r.log.count("etcd cannot be followed") == 1 })
+	dir := filepath.Dir(cfg.TLS.CAFile)
+	pair, err := other.CA().Client("stranger", authority.Forever())
+	if err == nil {
+		err = other.CA().Write(dir, pair)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.etcd.Start()
+	etcdtest.Until(t, "the wrong CA is told", func() bool { return r.log.count("unknown authority") == 1 })
+	if pair, err = s.CA().Client("renewed", authority.Forever()); err == nil {
+		err = s.CA().Write(dir, pair)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	etcdtest.Until(t, "the feed is connected again", r.feed.Connected)
+	if lost, back := r.log.count("etcd cannot be followed"), r.log.count("etcd is back"); lost != 2 || back != 1 {
+		t.Errorf("told %d losses and %d recoveries, want 2 and 1", lost, back)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -115,7 +116,6 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 func agentEnv(s *state, n *Node) []string {
 	env := append(markedEnv(s, roleAgent),
 		"NODENAME="+n.Name,
-		"ETCD_ENDPOINTS="+etcdEndpoint,
 		"IP=autodetect",
 		"CALICO_NETWORKING_BACKEND=vxlan",
 		"CALICO_IPV4POOL_CIDR="+s.Options.Pool.String(),
@@ -135,7 +135,7 @@ func agentEnv(s *state, n *Node) []string {
 			"CALICO_IPV6POOL_NAT_OUTGOING=true",
 		)
 	}
-	return append(env, s.Options.AgentEnv...)
+	return slices.Concat(env, s.Options.etcdEnv(), s.Options.AgentEnv)
 }
 
 // waitSocket returns when somebody accepts on the socket, or why nobody will.

@@ -96,6 +96,7 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 	f.IntVar(&o.Subnets, "subnets", o.Subnets, "subnets that the nodes take turns on, with a router between them that knows no pod routes")
 	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, vxlan or vxlan-crosssubnet")
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
+	f.BoolVar(&o.TLS, "tls", false, "have the lab's own etcd want TLS and certificates, which all get; not together with --etcd")
 	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")
 	f.StringVar(&pool, "pool", pool, "IPv4 CIDR of the pods")
 	f.BoolVar(&o.DualStack, "dual-stack", false, "IPv6 beside IPv4, on the fabric and in the pods")
@@ -358,9 +359,10 @@ func holderCommand() *cobra.Command {
 }
 
 func etcdCommand() *cobra.Command {
-	dir := ""
-	cmd := daemonCommand("run-etcd", func(ctx context.Context, log *slog.Logger) error { return runEtcd(ctx, dir, log) })
+	dir, certificates := "", ""
+	cmd := daemonCommand("run-etcd", func(ctx context.Context, log *slog.Logger) error { return runEtcd(ctx, dir, certificates, log) })
 	cmd.Flags().StringVar(&dir, "dir", "", "")
+	cmd.Flags().StringVar(&certificates, "tls", "", "")
 	return cmd
 }
 

@@ -58,6 +58,9 @@ func (l *Lab) startEtcd(ctx context.Context, s *state) error {
 		in:    &place{net: fabric.net}, // the state folder is the machine's
 		ready: true,
 	}
+	if s.Options.TLS {
+		d.args = append(d.args, "--tls", l.serverDir())
+	}
 	if s.Options.Etcd != "" {
 		d.args = []string{self(s.Bin), "run-relay", "--fabric", fmt.Sprint(s.Fabric.PID), "--etcd", s.Options.Etcd}
 		d.in = nil
@@ -72,10 +75,14 @@ func (l *Lab) startEtcd(ctx context.Context, s *state) error {
 	return nil
 }
 
-// runEtcd serves etcd on the fabric, whose network namespace this process is in, until ctx ends.
-func runEtcd(ctx context.Context, dir string, log *slog.Logger) error {
+// runEtcd serves etcd on the fabric, whose network namespace this process is in, until ctx ends; with TLS if there is a folder of
+// certificates.
+func runEtcd(ctx context.Context, dir, certificates string, log *slog.Logger) error {
+	tls, scheme := serverTLS(certificates)
 	// A lab's data need not outlive the machine, and fsync is most of what an ADD would wait for.
-	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, ClientURL: etcdEndpoint, UnsafeNoFsync: true, Log: log})
+	server, err := embedetcd.Start(ctx, embedetcd.Config{
+		Dir: dir, ClientURL: scheme + net.JoinHostPort(etcdAddr, etcdPort), TLS: tls, UnsafeNoFsync: true, Log: log,
+	})
 	if err != nil {
 		return err
 	}

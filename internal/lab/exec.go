@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,8 +24,8 @@ type Command struct {
 	Stderr io.Writer
 }
 
-// Exec runs a command on a node, on "fabric" or on "outside", and waits for it. PATH has the lab's programs, ETCD_ENDPOINTS and
-// NODENAME are set. When ctx ends the command gets SIGTERM, and SIGKILL five seconds later. A command that fails is an
+// Exec runs a command on a node, on "fabric" or on "outside", and waits for it. PATH has the lab's programs, ETCD_ENDPOINTS,
+// with TLS the names of its files, and NODENAME are set. When ctx ends the command gets SIGTERM, and SIGKILL five seconds later. A command that fails is an
 // *exec.ExitError.
 func (l *Lab) Exec(ctx context.Context, where string, c Command) error {
 	return l.visit(where, func(s *state, pl *place) error { return c.run(ctx, s, pl, "NODENAME="+where) })
@@ -114,8 +115,8 @@ func (c Command) run(ctx context.Context, s *state, pl *place, nodename string) 
 		cmd = exec.CommandContext(ctx, program, c.Args[1:]...)
 		cmd.Args[0] = c.Args[0]
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
-		cmd.Env = append(os.Environ(), "PATH="+path, idVar+"="+s.ID, "ETCD_ENDPOINTS="+etcdEndpoint, nodename)
-		cmd.Env = append(cmd.Env, c.Env...)
+		cmd.Env = append(os.Environ(), "PATH="+path, idVar+"="+s.ID, nodename)
+		cmd.Env = slices.Concat(cmd.Env, s.Options.etcdEnv(), c.Env)
 		cmd.Dir = "/"
 		if info, err := os.Stat(wd); err == nil && info.IsDir() { // not where the node has a /run of its own
 			cmd.Dir = wd

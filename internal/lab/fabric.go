@@ -16,7 +16,6 @@ const (
 	underlayNet6  = "fd00:172:30::/48"
 	etcdAddr      = "172.30.0.1" // on the fabric's loopback: the same from every subnet
 	etcdPort      = "2379"
-	etcdEndpoint  = "http://" + etcdAddr + ":" + etcdPort
 	outsideSubnet = 254
 	gatewayHost   = 254
 	subnetBits    = 24

@@ -107,7 +107,7 @@ func etcdOf(t *testing.T, l *Lab, node string) *clientv3.Client {
 		return conn, err
 	}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints:   []string{l.Endpoint()},
+		Endpoints:   []string{Defaults().endpoint()},
 		Logger:      zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial)},
 	})

@@ -29,6 +29,7 @@ type Options struct {
 	Subnets    int          `json:"subnets"` // nodes take turns on them
 	Mode       Mode         `json:"mode"`
 	Etcd       string       `json:"etcd,omitempty"` // URL of an etcd that the machine reaches; "": the lab runs one
+	TLS        bool         `json:"tls,omitempty"`  // the lab's etcd wants TLS, with certificates of its clients
 	BlockSize  int          `json:"blockSize"`      // prefix length of an address block
 	Pool       netip.Prefix `json:"pool"`
 	DualStack  bool         `json:"dualStack,omitempty"` // IPv6 beside IPv4, from the fabric to the pods
@@ -114,6 +115,9 @@ func familyName(v6 bool) string {
 func (o Options) validateEtcd() error {
 	if o.Etcd == "" {
 		return nil
+	}
+	if o.TLS {
+		return fmt.Errorf("etcd %q: --tls is for the lab's own etcd: leave out one of the two", o.Etcd)
 	}
 	u, err := url.Parse(o.Etcd)
 	if err != nil {

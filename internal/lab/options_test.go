@@ -39,6 +39,7 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"IPv6 block too large", func(o *Options) { o.DualStack, o.BlockSize6 = true, 64 }, "block size 64: want a prefix length of 116 to 128"},
 		{"IPv6 block larger than the pool", func(o *Options) { o.DualStack, o.Pool6 = true, netip.MustParsePrefix("fd00:9::/126") }, "larger than the pool6"},
 		{"etcd without a port", func(o *Options) { o.Etcd = "http://127.0.0.1" }, "want http://host:port"},
+		{"another etcd and TLS", func(o *Options) { o.Etcd, o.TLS = "http://127.0.0.1:2379", true }, "leave out one of the two"},
 		{"etcd with TLS", func(o *Options) { o.Etcd = "https://127.0.0.1:2379" }, "want http://host:port"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -136,7 +136,7 @@ func TestAgentIsStoppedKilledAndStarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, value := range map[string]string{
-		"NODENAME": "node-1", "ETCD_ENDPOINTS": l.Endpoint(), "IP": "autodetect", "CALICO_IPV4POOL_VXLAN": "Always",
+		"NODENAME": "node-1", "ETCD_ENDPOINTS": Defaults().endpoint(), "IP": "autodetect", "CALICO_IPV4POOL_VXLAN": "Always",
 		"CALICO_IPV4POOL_CIDR": "192.168.0.0/16", "CALICO_IPV4POOL_BLOCK_SIZE": "26",
 	} {
 		if !hasVar(environ, name, value) {

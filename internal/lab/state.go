@@ -129,9 +129,6 @@ func (l *Lab) Pods() ([]Pod, error) {
 	return s.Pods, nil
 }
 
-// Endpoint is etcd's URL inside the lab's nodes and its fabric.
-func (l *Lab) Endpoint() string { return etcdEndpoint }
-
 func (l *Lab) statePath() string { return filepath.Join(l.dir, "lab.json") }
 
 func (l *Lab) logPath(name string) string { return filepath.Join(l.dir, "logs", name+".log") }

@@ -130,6 +130,9 @@ func (o Options) String() string {
 	if o.Etcd != "" {
 		text += " --etcd " + o.Etcd
 	}
+	if o.TLS {
+		text += " --tls"
+	}
 	return text
 }
 
@@ -149,7 +152,7 @@ func (l *Lab) create(ctx context.Context, bin string, o Options) error {
 	if err := errors.Join(l.startHolders(ctx, s), l.save(s)); err != nil {
 		return err
 	}
-	if err := wireFabric(s); err != nil {
+	if err := errors.Join(wireFabric(s), l.makeCertificates(s)); err != nil {
 		return err
 	}
 	l.progress(fmt.Sprintf("nodes: %d, subnets: %d, joined by the fabric", o.Nodes, o.Subnets))
@@ -201,9 +204,9 @@ func (l *Lab) startServices(ctx context.Context, s *state) error {
 		return err
 	}
 	if s.Options.Etcd == "" {
-		l.progress("etcd serves on " + etcdEndpoint)
+		l.progress("etcd serves on " + s.Options.endpoint())
 	} else {
-		l.progress("etcd at " + s.Options.Etcd + " is passed on to " + etcdEndpoint)
+		l.progress("etcd at " + s.Options.Etcd + " is passed on to " + s.Options.endpoint())
 	}
 	if s.Options.NoAgents {
 		return nil
@@ -313,17 +316,20 @@ func writeConflist(s *state, n *Node) error {
 	if s.Options.DualStack {
 		ipam["assign_ipv6"] = "true"
 	}
+	plugin := map[string]any{
+		"type":                   "muslin",
+		"nodename":               n.Name,
+		"nodename_file_optional": true,
+		"ipam":                   ipam,
+		"capabilities":           map[string]any{annotationsCapability: true},
+	}
+	for name, value := range s.Options.etcdSettings() {
+		plugin[strings.ToLower(name)] = value
+	}
 	conf := map[string]any{
 		"name":       "k8s-pod-network",
 		"cniVersion": "1.0.0",
-		"plugins": []any{map[string]any{
-			"type":                   "muslin",
-			"etcd_endpoints":         etcdEndpoint,
-			"nodename":               n.Name,
-			"nodename_file_optional": true,
-			"ipam":                   ipam,
-			"capabilities":           map[string]any{annotationsCapability: true},
-		}},
+		"plugins":    []any{plugin},
 	}
 	b, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {

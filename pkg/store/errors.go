@@ -13,26 +13,49 @@ import (
 )
 
 // readError sorts an error of a call that changes nothing.
-func readError(err error) error {
+func (c *Client) readError(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), codeOf(err) == codes.Canceled:
 		return err
 	case isUnauthorized(err):
-		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+		return fmt.Errorf("%w: %w: %s", ErrUnauthorized, err, remedy(err))
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return fmt.Errorf("%w: %w", ErrCompacted, err)
+	case errors.Is(err, ErrUnavailable): // DNS has been asked
+		return err
 	case isAway(err):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return c.away(err)
 	}
 	return err
 }
 
+// away is ErrUnavailable with what is known about the endpoints.
+func (c *Client) away(err error) error {
+	if why := c.trouble.err(); why != nil {
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, why, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// remedy is what the operator can do about a refusal.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, rpctypes.ErrAuthFailed):
+		return "check ETCD_USERNAME and ETCD_PASSWORD"
+	case errors.Is(err, rpctypes.ErrUserEmpty):
+		return "set ETCD_USERNAME and ETCD_PASSWORD, or use a certificate whose common name is a user"
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return "give the user's role readwrite on the prefixes /calico/ and /muslin/"
+	}
+	return "check the user in etcd"
+}
+
 // writeError sorts an error of a commit. Once a request was sent, only the server can say that it was not carried out.
-func writeError(err error, sent bool) error {
+func (c *Client) writeError(err error, sent bool) error {
 	var said rpctypes.EtcdError
 	switch {
 	case !sent || isUnauthorized(err):
-		return readError(err)
+		return c.readError(err)
 	case errors.As(err, &said) && !isAway(err):
 		return err
 	}

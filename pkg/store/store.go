@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -30,6 +29,7 @@ var (
 	ErrUnavailable  = errors.New("etcd cannot be reached")             // nothing was changed
 	ErrUnknown      = errors.New("etcd did not say whether it did it") // the commit may or may not have happened: read again
 	ErrUnauthorized = errors.New("etcd refused our credentials")
+	ErrHandshake    = errors.New("TLS failed")         // an ErrUnavailable that certificates, ours or etcd's, are the reason of
 	ErrCompacted    = errors.New("revision compacted") // list again
 )
 
@@ -81,15 +81,6 @@ func Decode[T api.Value](kv KV) (Entry[T], error) {
 	return e, nil
 }
 
-// Client talks to one etcd cluster.
-type Client struct {
-	etcd    *clientv3.Client
-	timeout time.Duration
-}
-
-// Close ends all connections and watches.
-func (c *Client) Close() error { return c.etcd.Close() }
-
 // Range is one part of a Read: a key, or everything below a prefix.
 type Range struct {
 	Key    string
@@ -108,9 +99,13 @@ func (c *Client) Read(ctx context.Context, ranges ...Range) (out [][]KV, rev int
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	res, err := c.etcd.Txn(ctx).Then(ops...).Commit() // one transaction, hence one revision
+	etcd, err := c.etcd(ctx)
 	if err != nil {
-		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), readError(err))
+		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), c.readError(err))
+	}
+	res, err := etcd.Txn(ctx).Then(ops...).Commit() // one transaction, hence one revision
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), c.readError(err))
 	}
 	out = make([][]KV, len(ranges))
 	for i, r := range res.Responses {
@@ -148,24 +143,35 @@ func (c *Client) readPage(ctx context.Context, from string, opts ...clientv3.OpO
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	op := clientv3.OpGet(from, opts...)
-	res, err := c.etcd.Do(ctx, op)
+	res, err := c.get(ctx, op)
 	if err != nil {
-		return nil, false, 0, readError(err)
+		return nil, false, 0, err
 	}
-	got := res.Get()
 	if rev = op.Rev(); rev == 0 {
-		rev = got.Header.Revision
+		rev = res.Header.Revision
 	}
-	return fromEtcd(got.Kvs), got.More && len(got.Kvs) > 0, rev, nil
+	return fromEtcd(res.Kvs), res.More && len(res.Kvs) > 0, rev, nil
+}
+
+func (c *Client) get(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
+	etcd, err := c.etcd(ctx)
+	if err != nil {
+		return nil, c.readError(err)
+	}
+	res, err := etcd.Do(ctx, op)
+	if err != nil {
+		return nil, c.readError(err)
+	}
+	return res.Get(), nil
 }
 
 // Revision is the revision that etcd had reached at some moment after the call: whatever was committed before is at it or below.
 func (c *Client) Revision(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	res, err := c.etcd.Get(ctx, api.Root, clientv3.WithCountOnly())
+	res, err := c.get(ctx, clientv3.OpGet(api.Root, clientv3.WithCountOnly()))
 	if err != nil {
-		return 0, fmt.Errorf("read etcd's revision: %w", readError(err))
+		return 0, fmt.Errorf("read etcd's revision: %w", err)
 	}
 	return res.Header.Revision, nil
 }
@@ -316,10 +322,14 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	ctx, sent := trackSending(ctx)
-	res, err := c.etcd.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
+	etcd, err := c.etcd(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("commit to etcd: %w", writeError(err, sent.Load()))
+		return nil, fmt.Errorf("commit to etcd: %w", c.readError(err))
+	}
+	ctx, sent := trackSending(ctx)
+	res, err := etcd.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("commit to etcd: %w", c.writeError(err, sent.Load()))
 	}
 	if !res.Succeeded {
 		return nil, fmt.Errorf("commit to etcd: %w", conflict(keys, t.expect, res))

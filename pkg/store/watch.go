@@ -37,6 +37,7 @@ type Batch struct {
 // One watcher on one range is what keeps a revision whole: etcd sends the events of a revision to one watcher in one message
 // as long as it is not told to fragment. That Rev is never ahead of the events needs etcd 3.4.25 or 3.5.8, or later.
 type Watcher struct {
+	client  *Client
 	stream  pb.Watch_WatchClient
 	cancel  context.CancelCauseFunc
 	cause   func() error // why the watch was ended from this side; nil while it was not
@@ -52,30 +53,31 @@ func (c *Client) Watch(ctx context.Context, from, end string, after int64) (*Wat
 	ctx, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(c.timeout, func() { cancel(errSilent) })
 	defer late.Stop()
-	w := &Watcher{cancel: cancel, cause: func() error { return context.Cause(ctx) }, timeout: c.timeout, rev: after}
-	// A member that lost its leader ends the watch rather than being silently behind.
-	stream, err := pb.NewWatchClient(c.etcd.ActiveConnection()).Watch(clientv3.WithRequireLeader(ctx),
-		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
-	if err != nil {
-		err = w.sort(err)
-		w.Close()
-		return nil, err
-	}
-	w.stream = stream
-	if err := w.create(from, end); err != nil {
+	w := &Watcher{client: c, cancel: cancel, cause: func() error { return context.Cause(ctx) }, timeout: c.timeout, rev: after}
+	if err := w.create(ctx, from, end); err != nil {
 		w.Close()
 		return nil, err
 	}
 	return w, nil
 }
 
-func (w *Watcher) create(from, end string) error {
+func (w *Watcher) create(ctx context.Context, from, end string) error {
+	etcd, err := w.client.etcd(ctx)
+	if err != nil {
+		return w.sort(err)
+	}
+	// A member that lost its leader ends the watch rather than being silently behind.
+	w.stream, err = pb.NewWatchClient(etcd.ActiveConnection()).Watch(clientv3.WithRequireLeader(ctx),
+		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	if err != nil {
+		return w.sort(err)
+	}
 	// The last revision that is known is asked for again, and skipped: etcd tells no progress to a watch that begins in the future.
 	req := &pb.WatchCreateRequest{Key: []byte(from), RangeEnd: []byte(end), StartRevision: max(w.rev, 1), ProgressNotify: true}
 	if err := w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}}); err != nil {
 		return w.sort(err)
 	}
-	_, err := w.receive()
+	_, err = w.receive()
 	return err
 }
 
@@ -142,7 +144,7 @@ func (w *Watcher) receive() (*pb.WatchResponse, error) {
 	case res.CompactRevision != 0:
 		return nil, fmt.Errorf("watch after revision %d: %w: etcd begins at %d", w.rev, ErrCompacted, res.CompactRevision)
 	case res.Canceled:
-		return nil, w.sort(errors.New(res.CancelReason))
+		return nil, w.sort(refusal(res.CancelReason))
 	}
 	return res, nil
 }
@@ -151,11 +153,23 @@ func (w *Watcher) receive() (*pb.WatchResponse, error) {
 func (w *Watcher) sort(err error) error {
 	switch cause := w.cause(); {
 	case errors.Is(cause, errSilent):
-		return fmt.Errorf("watch: %w: %w", ErrUnavailable, cause)
+		return fmt.Errorf("watch: %w", w.client.away(cause))
 	case cause != nil:
 		return fmt.Errorf("watch: %w", cause)
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("watch: %w: etcd ended the stream", ErrUnavailable)
 	}
-	return fmt.Errorf("watch: %w", readError(rpctypes.Error(err)))
+	return fmt.Errorf("watch: %w", w.client.readError(rpctypes.Error(err)))
+}
+
+// refusal is the error that etcd wrote into a message as text.
+func refusal(reason string) error {
+	for _, known := range []error{
+		rpctypes.ErrGRPCPermissionDenied, rpctypes.ErrGRPCInvalidAuthToken, rpctypes.ErrGRPCUserEmpty, rpctypes.ErrGRPCAuthOldRevision,
+	} {
+		if reason == known.Error() {
+			return rpctypes.Error(known)
+		}
+	}
+	return errors.New(reason)
 }

@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"maps"
 	"os"
@@ -26,7 +28,11 @@ const (
 )
 
 func talkToEtcd(prefix string) error {
-	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), Logger: zap.NewNop()})
+	secure, err := tlsFromEnv()
+	if err != nil {
+		return err
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), TLS: secure, Logger: zap.NewNop()})
 	if err != nil {
 		return err
 	}
@@ -51,6 +57,24 @@ func talkToEtcd(prefix string) error {
 		out[string(kv.Key)] = string(kv.Value)
 	}
 	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+// tlsFromEnv is what the lab has set; nil: its etcd does without.
+func tlsFromEnv() (*tls.Config, error) {
+	if os.Getenv("ETCD_CA_CERT_FILE") == "" {
+		return nil, nil
+	}
+	ca, err := os.ReadFile(os.Getenv("ETCD_CA_CERT_FILE"))
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(os.Getenv("ETCD_CERT_FILE"), os.Getenv("ETCD_KEY_FILE"))
+	if err != nil {
+		return nil, err
+	}
+	trusted := x509.NewCertPool()
+	trusted.AppendCertsFromPEM(ca)
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trusted, Certificates: []tls.Certificate{pair}}, nil
 }
 
 // values is what etcd holds below a prefix, by key.

@@ -82,7 +82,7 @@ func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Conte
 	if err != nil && !errors.Is(err, machineid.ErrNone) { // without an id, only a name that is nobody's will do
 		return netconf.AsCNI(&attach.Error{Code: attach.CodeIO, Msg: err.Error()})
 	}
-	client, err := connect(conf.Etcd, os.Getenv)
+	client, err := connect(&conf, os.Getenv)
 	if err != nil {
 		return netconf.AsCNI(err)
 	}
@@ -134,47 +134,19 @@ func (c *command) del(ctx context.Context) error {
 }
 
 // connect prepares the connection to etcd. A key of the configuration beats its environment variable.
-func connect(e netconf.Etcd, getenv func(string) string) (*store.Client, error) {
-	first := func(key, variable string) string {
-		if key != "" {
-			return key
-		}
-		return getenv(variable)
-	}
-	for _, unserved := range []struct{ key, value string }{
-		{"etcd_discovery_srv", first(e.EtcdDiscoverySRV, "ETCD_DISCOVERY_SRV")},
-		{"etcd_key_file", first(e.EtcdKeyFile, "ETCD_KEY_FILE")},
-		{"etcd_cert_file", first(e.EtcdCertFile, "ETCD_CERT_FILE")},
-		{"etcd_ca_cert_file", first(e.EtcdCACertFile, "ETCD_CA_CERT_FILE")},
-	} {
-		if unserved.value != "" {
-			return nil, &attach.Error{
-				Code: attach.CodeBadConfig, Msg: fmt.Sprintf("connect to etcd: %s is set to %q, which is not supported", unserved.key, unserved.value),
-				Details: "list http endpoints in etcd_endpoints",
-			}
-		}
-	}
-	endpoints, err := store.ParseEndpoints(first(legacyEndpoint(e), "ETCD_ENDPOINTS"))
+func connect(conf *netconf.Module, getenv func(string) string) (*store.Client, error) {
+	cfg, err := store.FromEnv(conf.Over(getenv))
 	if err != nil {
 		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: err.Error()}
 	}
-	client, err := store.New(store.Config{Endpoints: endpoints})
+	client, err := store.New(cfg)
 	if err != nil {
-		return nil, &attach.Error{Code: attach.CodeDatastore, Msg: err.Error()}
+		return nil, &attach.Error{
+			Code: attach.CodeBadConfig, Msg: fmt.Sprintf("connect to etcd: %v", err),
+			Details: "the settings are the keys etcd_… of the network configuration, else the variables ETCD_…",
+		}
 	}
 	return client, nil
-}
-
-// legacyEndpoint is the configured endpoints, in the old form if need be.
-func legacyEndpoint(e netconf.Etcd) string {
-	if e.EtcdEndpoints != "" || e.EtcdAuthority == "" {
-		return e.EtcdEndpoints
-	}
-	scheme := e.EtcdScheme
-	if scheme == "" {
-		scheme = "http"
-	}
-	return scheme + "://" + e.EtcdAuthority
 }
 
 // ipNet is a prefix as the CNI library takes it.

@@ -31,7 +31,7 @@ type Module struct {
 	Muslin *attach.Request `json:"muslin"` // what our own main plugin hands over; nil from any other
 }
 
-// Etcd says how to reach etcd. A key that is set here beats its environment variable.
+// Etcd says how to reach etcd. A key that is set here beats its environment variable; see the Over method. Files' names are absolute.
 type Etcd struct {
 	EtcdEndpoints    string `json:"etcd_endpoints"`
 	EtcdDiscoverySRV string `json:"etcd_discovery_srv"`
@@ -177,6 +177,9 @@ const maxQueues = 4096
 func isOurs(ipam string) bool { return ipam == "muslin-ipam" || ipam == "calico-ipam" }
 
 func (m *Module) check() error {
+	if err := m.Etcd.check(); err != nil {
+		return err
+	}
 	if m.Datastore != "" && m.Datastore != "etcdv3" {
 		return badKey("datastore_type", "is %q, want \"etcdv3\": etcd is the one datastore", m.Datastore)
 	}

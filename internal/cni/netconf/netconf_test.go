@@ -77,6 +77,8 @@ func TestParseNamesTheKeyThatIsWrong(t *testing.T) {
 		{`"mtu":67`, `key "mtu" is 67, want 0 or 68 to 65535`},
 		{`"num_queues":-1`, `key "num_queues" is -1`},
 		{`"nodename":7`, `key "nodename" has the type number, want string`},
+		{`"etcd_key_file":"key"`, `key "etcd_key_file" is "key", want an absolute path`},
+		{`"etcd_ca_cert_file":"../ca"`, `key "etcd_ca_cert_file" is "../ca", want an absolute path`},
 		{`"etcd_endpoints":["http://a"]`, `key "etcd_endpoints" has the type array, want string`},
 		{`"nodename_file_optional":"true"`, `key "nodename_file_optional" has the type string, want bool`},
 		{`"ipam":"muslin-ipam"`, `key "ipam" has the type string, want object`},
