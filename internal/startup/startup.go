@@ -126,14 +126,10 @@ func (s *starter) cluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, t := range []struct {
-		name   string
-		order  float64
-		action string
-	}{{"default", 1e6, "Deny"}, {"kube-admin", 1e3, "Pass"}, {"kube-baseline", 1e7, "Pass"}} {
-		err := ensure(ctx, s, t.name, func(v *api.Tier, exists bool) bool {
+	for _, t := range api.StaticTiers() {
+		err := ensure(ctx, s, t.Name, func(v *api.Tier, exists bool) bool {
 			if !exists {
-				v.Spec = api.TierSpec{Order: &t.order, DefaultAction: t.action}
+				v.Spec = api.TierSpec{Order: &t.Order, DefaultAction: t.Action}
 			}
 			return false
 		})
@@ -169,8 +165,7 @@ func (s *starter) felix(ctx context.Context) error {
 	err := ensure(ctx, s, "default", func(f *api.FelixConfiguration, _ bool) bool {
 		before := f.Spec
 		if f.Spec.ReportingInterval == nil {
-			off := "0s"
-			f.Spec.ReportingInterval = &off
+			f.Spec.ReportingInterval = new(api.Duration) // no reports
 		}
 		if f.Spec.LogSeverityScreen == "" {
 			f.Spec.LogSeverityScreen = "Info"

@@ -9,28 +9,12 @@ import (
 	"strings"
 )
 
-// Value is anything that is stored under a key of its own: an enveloped resource or one of the IPAM types.
-type Value interface {
-	IPPool | Node | WorkloadEndpoint | ClusterInformation | FelixConfiguration | Profile | Tier |
-		Block | Affinity | Handle | IPAMConfig | NodeIdentity
-}
-
 // Decode reads a stored value and applies the defaults of its kind. Unknown fields are ignored: pass the same bytes to
 // Encode to keep them. An empty value is the zero value (old affinities are stored so).
 func Decode[T Value](raw []byte) (*T, error) {
 	v := new(T)
-	if len(raw) > 0 {
-		if err := json.Unmarshal(raw, v); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", kindName(v), err)
-		}
-	}
-	if o, ok := any(v).(Object); ok {
-		if t := o.typeMeta(); t.Kind != "" && t.Kind != o.KindOf().Name {
-			return nil, fmt.Errorf("decode %s: the stored object says it is a %s", o.KindOf().Name, t.Kind)
-		}
-	}
-	if d, ok := any(v).(interface{ Default() }); ok {
-		d.Default()
+	if err := decode(v, raw); err != nil {
+		return nil, err
 	}
 	return v, nil
 }
@@ -39,11 +23,46 @@ func Decode[T Value](raw []byte) (*T, error) {
 // was read before, or nil for a new value: its fields that T does not know are kept.
 func Encode[T Value](v *T, prior []byte) ([]byte, error) {
 	out := *v
-	if o, ok := any(&out).(Object); ok {
-		*o.typeMeta() = TypeMeta{Kind: o.KindOf().Name, APIVersion: Version}
+	return encode(&out, prior)
+}
+
+// storer is a kind whose stored form differs from the one that people write. Both directions change the object's own fields, but
+// none of the maps and slices that it shares with others.
+type storer interface {
+	toStored()
+	fromStored()
+}
+
+func decode(v any, raw []byte) error {
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, v); err != nil {
+			return fmt.Errorf("decode %s: %w", kindName(v), err)
+		}
+	}
+	if o, ok := v.(Object); ok {
+		if t := o.typeMeta(); t.Kind != "" && t.Kind != kindName(v) {
+			return fmt.Errorf("decode %s: the stored object says it is a %s", kindName(v), t.Kind)
+		}
+	}
+	if s, ok := v.(storer); ok {
+		s.fromStored()
+	}
+	if d, ok := v.(interface{ Default() }); ok {
+		d.Default()
+	}
+	return nil
+}
+
+// encode writes v, a pointer to a copy that it may change, but for what the copy shares.
+func encode(v any, prior []byte) ([]byte, error) {
+	if o, ok := v.(Object); ok {
+		*o.typeMeta() = TypeMeta{Kind: kindName(v), APIVersion: Version}
 		o.Meta().ResourceVersion = ""
 	}
-	raw, err := json.Marshal(&out)
+	if s, ok := v.(storer); ok {
+		s.toStored()
+	}
+	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kindName(v), err)
 	}
@@ -54,7 +73,7 @@ func Encode[T Value](v *T, prior []byte) ([]byte, error) {
 	if err := json.Compact(&compact, prior); err != nil {
 		return nil, fmt.Errorf("encode %s over the stored value: %w", kindName(v), err)
 	}
-	kept, err := graft(raw, compact.Bytes(), reflect.TypeFor[T]())
+	kept, err := graft(raw, compact.Bytes(), reflect.TypeOf(v).Elem())
 	if err != nil {
 		return nil, fmt.Errorf("encode %s over the stored value: %w", kindName(v), err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,7 +16,8 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// sample is a value as Calico stored it.
+// sample is a stored value: as Calico stored it, or, in files whose names begin with own-, as we would where no value of Calico's is
+// at hand.
 type sample struct {
 	Key   string
 	Value json.RawMessage
@@ -24,6 +26,9 @@ type sample struct {
 func samples(t testing.TB, kind string) (out []sample) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata", kind+".json"))
+	if errors.Is(err, os.ErrNotExist) {
+		raw, err = os.ReadFile(filepath.Join("testdata", "own-"+kind+".json"))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,19 +66,26 @@ func codecOf[T api.Value](kind string, own func(*T) string) codec {
 }
 
 func codecs() []codec {
-	return []codec{
-		codecOf("IPPool", func(v *api.IPPool) string { return api.KeyOf(v) }),
-		codecOf("Node", func(v *api.Node) string { return api.KeyOf(v) }),
-		codecOf("WorkloadEndpoint", func(v *api.WorkloadEndpoint) string { return api.KeyOf(v) }),
-		codecOf("ClusterInformation", func(v *api.ClusterInformation) string { return api.KeyOf(v) }),
-		codecOf("FelixConfiguration", func(v *api.FelixConfiguration) string { return api.KeyOf(v) }),
-		codecOf("Profile", func(v *api.Profile) string { return api.KeyOf(v) }),
-		codecOf("Tier", func(v *api.Tier) string { return api.KeyOf(v) }),
+	return append(resourceCodecs(),
 		codecOf("Block", func(v *api.Block) string { return api.BlockKey(v.CIDR) }),
 		codecOf("Affinity", func(*api.Affinity) string { return "" }),
 		codecOf("Handle", func(*api.Handle) string { return "" }),
 		codecOf("IPAMConfig", func(*api.IPAMConfig) string { return api.IPAMConfigKey }),
+	)
+}
+
+func resourceCodecs() (out []codec) {
+	for _, k := range api.Kinds() {
+		out = append(out, codec{kind: k.Name, again: func(raw, prior []byte) ([]byte, string, error) {
+			o, err := k.Decode(raw)
+			if err != nil {
+				return nil, "", err
+			}
+			out, err := api.EncodeObject(o, prior)
+			return out, api.KeyOf(o), err
+		}})
 	}
+	return out
 }
 
 func TestStoredValuesEncodeBackByteForByte(t *testing.T) {
@@ -97,9 +109,6 @@ func TestStoredValuesEncodeBackByteForByte(t *testing.T) {
 func TestNewValuesAreWrittenAsCalicoWritesThem(t *testing.T) {
 	for _, c := range codecs() {
 		for _, s := range samples(t, c.kind) {
-			if strings.Contains(string(s.Value), "iptablesRefreshInterval") {
-				continue // a field that we do not know is of course not written anew
-			}
 			got, _, err := c.again(s.Value, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -117,7 +126,7 @@ func sprinkle(v any, n *int) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for k, e := range v {
-			if k != "labels" && k != "annotations" && k != "labelsToApply" && k != "block" && k != "secondary" && k != "sequenceNumberForAllocation" {
+			if k != "labels" && k != "annotations" && k != "labelsToApply" && k != "block" && k != "secondary" && k != "sequenceNumberForAllocation" && k != "matchLabels" {
 				v[k] = sprinkle(e, n)
 			}
 		}

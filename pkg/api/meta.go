@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // Version is the apiVersion of every resource that is stored as an envelope.
 const Version = "projectcalico.org/v3"
@@ -24,6 +27,26 @@ type ObjectMeta struct {
 	Annotations       map[string]string `json:"annotations,omitempty"`
 }
 
+// own makes the maps and times of m its own.
+func (m *ObjectMeta) own() {
+	m.Labels, m.Annotations = maps.Clone(m.Labels), maps.Clone(m.Annotations)
+	if m.DeletionTimestamp != nil {
+		t := *m.DeletionTimestamp
+		m.DeletionTimestamp = &t
+	}
+}
+
+// set gives m a label or annotation without touching a map that others hold.
+func set(m map[string]string, key, value string) map[string]string {
+	if m[key] == value && value != "" {
+		return m
+	}
+	out := make(map[string]string, len(m)+1)
+	maps.Copy(out, m)
+	out[key] = value
+	return out
+}
+
 // Header is embedded first in every enveloped resource.
 type Header struct {
 	TypeMeta
@@ -42,11 +65,15 @@ type Object interface {
 	typeMeta() *TypeMeta
 }
 
-// Kind describes a resource kind.
+// Kind describes a resource kind. Kinds of one name are equal.
 type Kind struct {
 	Name       string // as in "kind": IPPool
 	Plural     string // lower case, as in etcd keys: ippools
 	Namespaced bool
+	Aliases    string // other words that people use for it, lower case, with spaces between
+	Names      NameRule
+	Hidden     bool // not for people: the operator's command does not show it
+	ReadOnly   bool // the system's own: people look at it and do not write it
 }
 
 // Key is the etcd key of the object of this kind with that name. The namespace is ignored for cluster-scoped kinds.

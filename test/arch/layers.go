@@ -25,7 +25,8 @@ type Row struct {
 // Layers is the layer table, highest first. A new package gets its row here before it gets its second file.
 //
 // plan stands beside hostside rather than above it because the network plugin, far from plan, writes the same
-// host state when it is told not to wait for the agent.
+// host state when it is told not to wait for the agent. api stands beside selector, which knows nothing of resources, because the
+// fields that hold selectors are validated with all others.
 var Layers = []Row{
 	{Level: 6, Path: "cmd/muslin", Sentence: "the CNI network plugin"},
 	{Level: 6, Path: "cmd/muslin-controllers", Sentence: "the cluster's controllers, one per cluster"},
@@ -70,7 +71,7 @@ var Layers = []Row{
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
 	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
-	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs"},
+	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
