@@ -22,6 +22,7 @@ const (
 	Blocks
 	Affinities
 	IPAMConfig
+	Reservations
 
 	all = 1<<iota - 1
 )
@@ -52,6 +53,7 @@ func prefixes() router {
 		Blocks:       {Key: api.BlocksRoot, Prefix: true},
 		Affinities:   {Key: api.HostsRoot, Prefix: true},
 		IPAMConfig:   {Key: api.IPAMConfigKey},
+		Reservations: below((*api.IPReservation)(nil).KindOf()),
 	}
 }
 

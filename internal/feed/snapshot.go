@@ -97,6 +97,11 @@ func (s Snapshot) IPAMConfig() store.Entry[api.IPAMConfig] {
 	return one[api.IPAMConfig](s, IPAMConfig, api.IPAMConfigKey)
 }
 
+// Reservations yields all IPReservations.
+func (s Snapshot) Reservations() iter.Seq2[string, store.Entry[api.IPReservation]] {
+	return each[api.IPReservation](s, Reservations, "")
+}
+
 // FelixConfig is the agent's settings of that name: "default" or "node.<name>". The entry does not exist if there are none.
 func (s Snapshot) FelixConfig(name string) store.Entry[api.FelixConfiguration] {
 	return one[api.FelixConfiguration](s, FelixConfigs, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
@@ -210,6 +215,7 @@ func newState() *state {
 		Blocks:       &values[api.Block]{check: block.CheckKey},
 		Affinities:   &values[api.Affinity]{check: checkAffinity},
 		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck},
+		Reservations: object(func(v *api.IPReservation) api.Object { return v }),
 	}}
 }
 

@@ -30,6 +30,7 @@ type job struct {
 	endpointKey string // "": there is none
 	profileKey  string // of the network's own profile; "": it has none
 	wants       []ipam.Request
+	frees       bool // it gives nothing out
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.

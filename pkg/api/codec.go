@@ -12,7 +12,7 @@ import (
 // Value is anything that is stored under a key of its own: an enveloped resource or one of the IPAM types.
 type Value interface {
 	IPPool | Node | WorkloadEndpoint | ClusterInformation | FelixConfiguration | Profile | Tier |
-		Block | Affinity | Handle | IPAMConfig
+		IPReservation | Block | Affinity | Handle | IPAMConfig
 }
 
 // Decode reads a stored value and applies the defaults of its kind. Unknown fields are ignored: pass the same bytes to

@@ -160,6 +160,7 @@ func TestStatesThatCalicosWritersLeave(t *testing.T) {
 		} {
 			t.Run(state+" "+c.name, func(t *testing.T) {
 				w := newWorld(t)
+				w.put(api.IPAMConfigKey, `{"strict_affinity":true,"auto_allocate_blocks":true}`)
 				w.put(affinityKey, state)
 				if c.block != "" {
 					w.put(blockKey, c.block)

@@ -16,11 +16,17 @@ import (
 
 const nodeKey = "/calico/resources/v3/projectcalico.org/nodes/node-1"
 
-func (w *world) ensure() (netip.Addr, []store.KV) {
+// ensure settles the node's tunnels and returns the VXLAN address.
+func (w *world) ensure() (a netip.Addr, changed []store.KV) {
 	w.t.Helper()
-	a, changed, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, time.Now)
+	have, changed, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	for _, h := range have {
+		if h.Kind == "VXLAN" {
+			a = h.Addr
+		}
 	}
 	return a, changed
 }
@@ -146,12 +152,13 @@ func TestNamelessTunnelAddressBecomesTheNodes(t *testing.T) {
 func TestTunnelOfIPv6IsApart(t *testing.T) {
 	w := newWorld(t)
 	w.pool("six", `"cidr":"fd00::/120","blockSize":122,"vxlanMode":"Always"`)
-	a, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", true, time.Now)
-	if err != nil || !a.Is6() {
-		t.Fatalf("%v, %v", a, err)
+	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30`)
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+	if err != nil || len(have) != 1 || !have[0].Addr.Is6() {
+		t.Fatalf("%v, %v", have, err)
 	}
 	n, err := store.Get[api.Node](w.ctx(), w.c, nodeKey)
-	if err != nil || n.Value.Spec.IPv6VXLANTunnelAddr != a || n.Value.Spec.IPv4VXLANTunnelAddr.IsValid() {
+	if err != nil || n.Value.Spec.IPv6VXLANTunnelAddr != have[0].Addr || n.Value.Spec.IPv4VXLANTunnelAddr.IsValid() {
 		t.Errorf("node %+v, %v", n.Value.Spec, err)
 	}
 	w.tunnelIs(netip.Addr{})
@@ -159,7 +166,7 @@ func TestTunnelOfIPv6IsApart(t *testing.T) {
 
 func TestTunnelNeedsTheNode(t *testing.T) {
 	w := newWorld(t)
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-9", false, time.Now); !errors.Is(err, ipam.ErrNoNode) {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-9", time.Now); !errors.Is(err, ipam.ErrNoNode) {
 		t.Errorf("node that does not exist: %v", err)
 	}
 }
@@ -184,7 +191,7 @@ func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
 		}
 	}
 	w.put(nodeKey, fmt.Sprintf(stored, ""))
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", now); err != nil {
 		t.Fatal(err)
 	}
 	compare(map[string]string{
@@ -196,7 +203,7 @@ func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
 			`"sequenceNumber":1795193084244979215,"sequenceNumberForAllocation":{"0":1795193084244979214},"deleted":false}`,
 	})
 	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30,"vxlanMode":"Never"`)
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", now); err != nil {
 		t.Fatal(err)
 	}
 	compare(map[string]string{
