@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -435,4 +437,31 @@ func TestPoolThatIsBeingDeletedIsNotUsed(t *testing.T) {
 	if a, err := w.assign("node-1", ask("mine")); !errors.Is(err, ipam.ErrNoPool) {
 		t.Errorf("got %v, %v", a, err)
 	}
+}
+
+var withPrefix = clientv3.WithPrefix()
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func (w *world) revision() int64 {
+	w.t.Helper()
+	rev, err := w.c.Revision(w.ctx())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return rev
+}
+
+// shape is everything below the IPAM root, without what depends on the time.
+func (w *world) shape() map[string]string {
+	w.t.Helper()
+	got, _, err := w.c.Read(w.ctx(), store.Range{Key: api.IPAMRoot, Prefix: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, kv := range got[0] {
+		out[kv.Key] = string(kv.Value)
+	}
+	return out
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -34,17 +33,14 @@ type Holding struct {
 // Each is one transaction with the owner's claim. The pool must be disabled, or gone: else nodes claim its blocks anew. It may be
 // interrupted anywhere and called again, and goes on past what fails; the errors come joined, beside what was done.
 func ReleasePool(ctx context.Context, c *store.Client, pool netip.Prefix) (Remains, error) {
-	in := func(cidr netip.Prefix) bool { return pool.Overlaps(cidr) }
-	t := teardown{c: c, v6: []bool{pool.Addr().Is6()}}
-	claims, _, err := c.ReadAll(ctx, claimsPage, store.Range{Key: api.HostsRoot, Prefix: true}, store.Range{Key: virtualRoot, Prefix: true})
-	if err != nil {
-		return Remains{}, fmt.Errorf("release the blocks of pool %v: %w", pool, err)
+	t := teardown{
+		c: c, v6: []bool{pool.Addr().Is6()},
+		concerns: func(cidr netip.Prefix, _ string) bool {
+			return pool.Bits() <= cidr.Bits() && pool.Contains(cidr.Addr())
+		},
+		holds: func(h Holding) bool { return pool.Contains(h.Addr) },
 	}
-	err = t.run(ctx, claims, func(cidr netip.Prefix, _ string) bool { return in(cidr) })
-	if held := t.holdings(ctx, func(h Holding) bool { return pool.Contains(h.Addr) }, &err); err == nil || held != nil {
-		t.done.Held = held
-	}
-	if err != nil {
+	if err := t.run(ctx, api.HostsRoot, virtualRoot); err != nil {
 		return t.done, fmt.Errorf("release the blocks of pool %v: %w", pool, err)
 	}
 	return t.done, nil
@@ -54,9 +50,16 @@ func ReleasePool(ctx context.Context, c *store.Client, pool netip.Prefix) (Remai
 // entries on the Node if that is still there, then its blocks, as ReleasePool does, and the marker that old versions keep per host. What
 // its pods hold stays, and is named in Held. The node's agent must not run: it would claim anew. Otherwise as ReleasePool.
 func ReleaseNode(ctx context.Context, c *store.Client, node string, now func() time.Time) (Remains, error) {
-	t := teardown{c: c, v6: []bool{false, true}}
-	err := t.node(ctx, node, now)
-	if err != nil {
+	own := api.HostAffinityOf(node)
+	t := teardown{
+		c: c, v6: []bool{false, true},
+		concerns: func(_ netip.Prefix, owner string) bool { return owner == own },
+		holds:    func(h Holding) bool { return h.Attrs[api.AttrNode] == node },
+	}
+	tunnels := dropTunnels(ctx, c, node, now)
+	blocks := t.run(ctx, api.AffinitiesPrefix(node))
+	marker := t.unmark(ctx, strings.TrimSuffix(api.AffinitiesPrefix(node), "/"))
+	if err := errors.Join(tunnels, blocks, marker); err != nil {
 		return t.done, fmt.Errorf("release what node %s has: %w", node, err)
 	}
 	return t.done, nil
@@ -67,25 +70,11 @@ const virtualRoot = api.IPAMRoot + "virtual/"
 
 // teardown is a procedure that takes blocks from their owners.
 type teardown struct {
-	c    *store.Client
-	v6   []bool // the families that are concerned
-	done Remains
-}
-
-func (t *teardown) node(ctx context.Context, node string, now func() time.Time) error {
-	errs := []error{dropTunnels(ctx, t.c, node, now)}
-	claims, _, err := t.c.ReadAll(ctx, claimsPage, store.Range{Key: api.AffinitiesPrefix(node), Prefix: true})
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	own := api.HostAffinityOf(node)
-	errs = append(errs, t.run(ctx, claims, func(_ netip.Prefix, owner string) bool { return owner == own }))
-	err = errors.Join(errs...)
-	t.done.Held = t.holdings(ctx, func(h Holding) bool { return h.Attrs[api.AttrNode] == node }, &err)
-	if err != nil {
-		return err
-	}
-	return t.unmark(ctx, strings.TrimSuffix(api.AffinitiesPrefix(node), "/"))
+	c        *store.Client
+	v6       []bool                                     // the families that are concerned
+	concerns func(cidr netip.Prefix, owner string) bool // a block, or a claim; owner is "host:node", "" for nobody
+	holds    func(Holding) bool                         // what is worth a mention in Held
+	done     Remains
 }
 
 // unmark deletes a host's marker, if there is one.
@@ -102,50 +91,83 @@ func (t *teardown) unmark(ctx context.Context, key string) error {
 	})
 }
 
-// run releases every block that is concerned, by its range and its owner ("host:node"; "" for nobody), and then those of
-// the claims that lead to none.
-func (t *teardown) run(ctx context.Context, claims []store.KV, concerns func(cidr netip.Prefix, owner string) bool) error {
+// run releases every block that is concerned, then the claims below the roots that lead to none, and lists what is left.
+func (t *teardown) run(ctx context.Context, roots ...string) error {
+	ranges := make([]store.Range, len(roots))
+	for i, r := range roots {
+		ranges[i] = store.Range{Key: r, Prefix: true}
+	}
+	claims, _, err := t.c.ReadAll(ctx, claimsPage, ranges...)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, v6 := range t.v6 {
-		all, err := Etcd{t.c}.AllBlocks(ctx, v6)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		for _, e := range all {
-			cidr, err := api.ParseBlockKey(e.Key)
-			switch {
-			case err != nil:
-			case e.Value == nil && concerns(cidr, ""):
-				t.done.Damaged = append(t.done.Damaged, e.Key)
-			case e.Value != nil && concerns(cidr, ownerOf(e.Value)):
-				errs = append(errs, t.block(ctx, cidr, concerns))
-			}
-		}
+		errs = append(errs, t.family(ctx, v6))
 	}
 	for _, kv := range claims {
 		owner, cidr, ok := parseClaim(kv.Key)
-		if ok && concerns(cidr, owner) {
-			errs = append(errs, t.claim(ctx, kv.Key, cidr, owner))
+		if !ok || !t.concerns(cidr, owner) {
+			continue
+		}
+		if err := t.claim(ctx, kv.Key, cidr, owner); err != nil {
+			errs = append(errs, err)
+		}
+		if stops(errs) {
+			break
+		}
+	}
+	return errors.Join(append(errs, t.rest(ctx))...)
+}
+
+// family releases the blocks of a family.
+func (t *teardown) family(ctx context.Context, v6 bool) error {
+	all, err := Etcd{t.c}.AllBlocks(ctx, v6)
+	errs := []error{err}
+	for _, e := range all {
+		cidr, err := api.ParseBlockKey(e.Key)
+		switch {
+		case err != nil:
+		case e.Value == nil && t.concerns(cidr, ""):
+			t.done.Damaged = append(t.done.Damaged, e.Key)
+		case e.Value != nil && t.concerns(cidr, ownerOf(e.Value)):
+			errs = append(errs, t.block(ctx, cidr))
+		}
+		if stops(errs) {
+			break
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// stops reports whether the last error is one that all that follows would meet too.
+func stops(errs []error) bool {
+	if len(errs) == 0 {
+		return false
+	}
+	last := errs[len(errs)-1]
+	for _, e := range []error{store.ErrUnavailable, store.ErrUnauthorized, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(last, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // block releases one block: with its owner's claim, and as it is now.
-func (t *teardown) block(ctx context.Context, cidr netip.Prefix, concerns func(netip.Prefix, string) bool) error {
+func (t *teardown) block(ctx context.Context, cidr netip.Prefix) error {
 	return Retry(ctx, func(int) error {
 		entries, err := Etcd{t.c}.Blocks(ctx, cidr)
 		if err != nil {
 			return err
 		}
 		e := entries[0]
-		if e.Value == nil || !concerns(cidr, ownerOf(e.Value)) {
+		if e.Value == nil || !t.concerns(cidr, ownerOf(e.Value)) {
 			return nil
 		}
 		owner, empty := ownerOf(e.Value), block.Empty(e.Value)
 		if owner == "" && !empty {
-			t.done.Disowned = append(t.done.Disowned, cidr)
-			return nil
+			return nil // nobody's already; Held tells of its addresses
 		}
 		txn := &store.Txn{}
 		if err := t.deleteKey(ctx, txn, api.OwnerKey(owner, cidr)); err != nil {
@@ -207,22 +229,24 @@ func (t *teardown) claim(ctx context.Context, key string, cidr netip.Prefix, own
 	})
 }
 
-// holdings lists the addresses in use that are meant, in blocks of the families that are concerned.
-func (t *teardown) holdings(ctx context.Context, meant func(Holding) bool, errs *error) []Holding {
-	var out []Holding
+// rest lists the addresses that are in use still.
+func (t *teardown) rest(ctx context.Context) error {
+	var errs []error
 	for _, v6 := range t.v6 {
 		all, err := Etcd{t.c}.AllBlocks(ctx, v6)
-		if err != nil {
-			*errs = errors.Join(*errs, err)
-			continue
-		}
+		errs = append(errs, err)
 		for _, e := range all {
-			if e.Value != nil {
-				out = append(out, slices.DeleteFunc(Holdings(e.Value), func(h Holding) bool { return !meant(h) })...)
+			if e.Value == nil {
+				continue
+			}
+			for _, h := range Holdings(e.Value) {
+				if t.holds(h) {
+					t.done.Held = append(t.done.Held, h)
+				}
 			}
 		}
 	}
-	return out
+	return errors.Join(errs...)
 }
 
 // Holdings lists the addresses of a block that somebody holds, in order.
