@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -438,8 +436,6 @@ func TestPoolThatIsBeingDeletedIsNotUsed(t *testing.T) {
 		t.Errorf("got %v, %v", a, err)
 	}
 }
-
-var withPrefix = clientv3.WithPrefix()
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 

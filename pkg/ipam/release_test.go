@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -301,7 +302,7 @@ func TestTeardownGoesOnWhereItWasInterrupted(t *testing.T) {
 			w := twoNodes(t)
 			ctx, cancel := context.WithCancel(w.ctx())
 			start := w.revision()
-			watch := w.e.Etcd().Watch(ctx, "/calico/", withPrefix)
+			watch := w.e.Etcd().Watch(ctx, "/calico/", clientv3.WithPrefix())
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
