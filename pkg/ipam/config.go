@@ -16,10 +16,10 @@ func CheckConfig(c api.IPAMConfig) error {
 		errs = append(errs, errors.New("Cannot disable 'StrictAffinity' and 'AutoAllocateBlocks' at the same time")) //nolint:staticcheck // the text that operators know
 	}
 	if c.MaxBlocksPerHost > 0 && !c.StrictAffinity {
-		errs = append(errs, errors.New("MaxBlocksPerHost requires StrictAffinity to be enabled")) //nolint:staticcheck // likewise
+		errs = append(errs, errors.New("MaxBlocksPerHost requires StrictAffinity to be enabled"))
 	}
 	if c.MaxBlocksPerHost < 0 {
-		errs = append(errs, errors.New("MaxBlocksPerHost must not be negative")) //nolint:staticcheck // likewise
+		errs = append(errs, errors.New("MaxBlocksPerHost must not be negative"))
 	}
 	return errors.Join(errs...)
 }

@@ -22,7 +22,7 @@ type picture struct {
 	strays   [2]map[netip.Addr]string // see Plan.strays; as of the same revision
 }
 
-func newPicture(src Source, node string, f Facts) *picture {
+func newPicture(src Source, f Facts) *picture {
 	c := &picture{src: src}
 	c.reserved, c.bad = reservedOf(f.Reservations)
 	if !f.Node.Exists() {

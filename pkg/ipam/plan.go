@@ -73,7 +73,7 @@ func (c change[T]) write(t *store.Txn) {
 func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 	p := &Plan{
 		facts: facts, node: node, now: now,
-		picture: newPicture(src, node, facts),
+		picture: newPicture(src, facts),
 		blocks:  map[netip.Prefix]change[api.Block]{},
 		claims:  map[netip.Prefix]change[api.Affinity]{},
 		strange: map[string]change[api.Affinity]{},

@@ -123,6 +123,7 @@ func dropTunnels(ctx context.Context, c *store.Client, node string, now func() t
 		if err != nil {
 			return err
 		}
+		t.plan.picture.lost = nil // its blocks are the caller's business
 		for _, h := range t.handles {
 			if _, err := t.plan.Release(ctx, h); err != nil {
 				return err
