@@ -2,10 +2,9 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/muslin-cni/muslin/internal/feed"
@@ -13,7 +12,7 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// tunnels keeps the node's tunnel address as the pools say. It works beside the loop, since it waits for etcd.
+// tunnels keeps the node's tunnel addresses as the pools say. It works beside the loop, since it waits for etcd.
 type tunnels struct {
 	store  *store.Client
 	node   string
@@ -63,19 +62,15 @@ func (t *tunnels) run(ctx context.Context) error {
 
 // ensure looks once. What goes wrong is logged once, and tried again after a while.
 func (t *tunnels) ensure(ctx context.Context) (ok bool) {
-	var errs []error
-	for _, v6 := range []bool{false, true} {
-		addr, changed, err := ipam.EnsureVXLAN(ctx, t.store, t.node, v6, time.Now)
-		t.commit(changed)
-		if len(changed) > 0 {
-			t.log.Info("tunnel address", "node", t.node, "address", shown(addr))
-		}
-		errs = append(errs, err)
+	have, changed, err := ipam.EnsureTunnels(ctx, t.store, t.node, time.Now)
+	t.commit(changed)
+	if len(changed) > 0 {
+		t.log.Info("tunnel addresses", "node", t.node, "addresses", shown(have))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		if err.Error() != t.failing {
 			t.failing = err.Error()
-			t.log.Warn("the tunnel address is not settled; it is tried again", "error", err)
+			t.log.Warn("the tunnel addresses are not settled; it is tried again", "error", err)
 		}
 		return false
 	}
@@ -83,10 +78,14 @@ func (t *tunnels) ensure(ctx context.Context) (ok bool) {
 	return true
 }
 
-// shown is the address, or "none".
-func shown(a netip.Addr) string {
-	if !a.IsValid() {
+// shown is the addresses with their kinds, or "none".
+func shown(have []ipam.TunnelAddr) string {
+	var out []string
+	for _, a := range have {
+		out = append(out, a.Kind+" "+a.Addr.String())
+	}
+	if len(out) == 0 {
 		return "none"
 	}
-	return a.String()
+	return strings.Join(out, ", ")
 }

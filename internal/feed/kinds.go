@@ -23,6 +23,7 @@ const (
 	Affinities
 	IPAMConfig
 	Identities
+	Reservations
 
 	all = 1<<iota - 1
 )
@@ -60,6 +61,7 @@ func prefixes() router {
 		Affinities:   {Key: api.HostsRoot, Prefix: true},
 		IPAMConfig:   {Key: api.IPAMConfigKey},
 		Identities:   {Key: api.IdentitiesRoot, Prefix: true},
+		Reservations: below((*api.IPReservation)(nil).KindOf()),
 	}
 }
 

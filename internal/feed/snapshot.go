@@ -103,6 +103,11 @@ func (s Snapshot) Identity(node string) store.Entry[api.NodeIdentity] {
 	return one[api.NodeIdentity](s, Identities, api.IdentityKey(node))
 }
 
+// Reservations yields all IPReservations.
+func (s Snapshot) Reservations() iter.Seq2[string, store.Entry[api.IPReservation]] {
+	return each[api.IPReservation](s, Reservations, "")
+}
+
 // FelixConfig is the agent's settings of that name: "default" or "node.<name>". The entry does not exist if there are none.
 func (s Snapshot) FelixConfig(name string) store.Entry[api.FelixConfiguration] {
 	return one[api.FelixConfiguration](s, FelixConfigs, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
@@ -217,6 +222,7 @@ func newState() *state {
 		Affinities:   &values[api.Affinity]{check: checkAffinity},
 		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck[api.IPAMConfig]},
 		Identities:   &values[api.NodeIdentity]{check: noCheck[api.NodeIdentity]},
+		Reservations: object(func(v *api.IPReservation) api.Object { return v }),
 	}}
 }
 

@@ -13,11 +13,15 @@ import (
 )
 
 const (
-	// maxBatch bounds the jobs of one transaction: etcd takes 128 operations, and a job writes and compares up to three keys.
+	// maxBatch bounds the jobs of one transaction. A job that claims no block writes three keys at most; one that makes the
+	// transaction too large for etcd waits for the next.
 	maxBatch = 24
 	// maxWork bounds the time for one batch, conflicts and second attempts one by one included.
 	maxWork = 10 * time.Second
 )
+
+// errFull is the error of a job that did not fit into the transaction.
+var errFull = errors.New("the transaction has no room for more")
 
 // errAbandoned is the error of a caller that left while its job was under way.
 var errAbandoned = fmt.Errorf("gave up waiting: %w", store.ErrUnknown)
@@ -98,11 +102,19 @@ func (h *Handler) work(ctx context.Context, batch []*job) {
 		}
 		return
 	}
+	var later []*job
 	for _, j := range batch {
 		if err != nil {
 			j.err = err
 		}
+		if errors.Is(j.err, errFull) {
+			later = append(later, j)
+			continue
+		}
 		close(j.done)
+	}
+	if len(later) > 0 {
+		h.work(ctx, later)
 	}
 }
 
@@ -127,8 +139,8 @@ func (h *Handler) source(fresh bool) (src ipam.Source, known Source) {
 	return known, known
 }
 
-// attempt plans the batch once and commits it. Jobs that are refused have their err set and take no part; on anything but
-// fresh data they are not refused but tried again.
+// attempt plans the batch once and commits it. Jobs that are refused, or for which there is no room, have their err set and take no
+// part; on anything but fresh data they are not refused but tried again.
 func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 	src, known := h.source(fresh)
 	facts, err := src.Facts(ctx, h.cfg.Node)
@@ -145,12 +157,14 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 			continue // the caller has left
 		}
 		trial := plan.Clone()
-		j.err = h.may(j, facts)
+		j.err = h.may(j, facts, known != nil)
 		if j.err == nil {
 			j.err = j.plan(ctx, trial, j, was[i])
 		}
 		var refusal *ipam.Refusal
 		switch {
+		case j.err == nil && i > 0 && trial.Size() > store.MaxKeys:
+			j.err = errFull
 		case j.err == nil:
 			plan = trial
 		case known != nil:
@@ -162,9 +176,14 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 	return h.commit(ctx, plan.Txn())
 }
 
-// may refuses a job that this node must not do now.
-func (h *Handler) may(j *job, facts ipam.Facts) error {
-	if err := ipam.Ready(facts.Cluster); err != nil || !j.asHolder {
+// may refuses a job that this node must not do now. What only frees goes on where there is no ClusterInformation; that there is none is
+// not believed of what is in memory.
+func (h *Handler) may(j *job, facts ipam.Facts, remembered bool) error {
+	ready := ipam.Ready
+	if j.frees && !remembered {
+		ready = ipam.Unlocked
+	}
+	if err := ready(facts.Cluster); err != nil || !j.asHolder {
 		return err
 	}
 	return ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine)

@@ -3,6 +3,7 @@ package register
 import (
 	"context"
 	"net/netip"
+	"strings"
 
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -34,6 +35,14 @@ func (p picture) Facts(_ context.Context, node string) (ipam.Facts, error) {
 	for _, e := range p.s.Affinities(node) {
 		f.Affinities = append(f.Affinities, e)
 	}
+	for _, e := range p.s.Reservations() {
+		f.Reservations = append(f.Reservations, e)
+	}
+	for _, bad := range p.s.Bad() {
+		if strings.HasPrefix(bad.Key, (*api.IPPool)(nil).KindOf().Prefix()) || strings.HasPrefix(bad.Key, (*api.IPReservation)(nil).KindOf().Prefix()) {
+			f.Bad = append(f.Bad, bad.Err)
+		}
+	}
 	return f, nil
 }
 
@@ -48,17 +57,30 @@ func (p picture) Blocks(_ context.Context, cidrs ...netip.Prefix) ([]store.Entry
 	return out, nil
 }
 
-func (p picture) AllBlocks(_ context.Context, v6 bool) ([]store.Entry[api.Block], error) {
-	var out []store.Entry[api.Block]
+func (p picture) Affinity(_ context.Context, node string, cidr netip.Prefix) (store.Entry[api.Affinity], error) {
+	if bad, ok := p.s.BadAt(api.AffinityKey(node, cidr)); ok {
+		return store.Entry[api.Affinity]{Key: bad.Key, Rev: bad.Rev}, nil
+	}
+	return p.s.Affinity(node, cidr), nil
+}
+
+func (p picture) Survey(_ context.Context, v6 bool) (ipam.Survey, error) {
+	var out ipam.Survey
 	for key, e := range p.s.Blocks() {
 		if cidr, err := api.ParseBlockKey(key); err == nil && cidr.Addr().Is6() == v6 {
-			out = append(out, e)
+			out.Blocks = append(out.Blocks, e)
 		}
 	}
 	for _, bad := range p.s.Bad() {
 		if cidr, err := api.ParseBlockKey(bad.Key); err == nil && cidr.Addr().Is6() == v6 {
-			out = append(out, store.Entry[api.Block]{Key: bad.Key, Rev: bad.Rev})
+			out.Blocks = append(out.Blocks, store.Entry[api.Block]{Key: bad.Key, Rev: bad.Rev})
 		}
+	}
+	for _, e := range p.s.Endpoints() {
+		out.AddEndpoint(v6, e)
+	}
+	for _, e := range p.s.Nodes() {
+		out.AddNode(v6, e)
 	}
 	return out, nil
 }

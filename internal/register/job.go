@@ -31,6 +31,7 @@ type job struct {
 	profileKey  string // of the network's own profile; "": it has none
 	wants       []ipam.Request
 	asHolder    bool // only the machine that has the node's name may do it
+	frees       bool // it gives nothing out
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.

@@ -21,7 +21,7 @@ func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) 
 	}
 	j.addrs = nil
 	for _, want := range j.wants {
-		i := slices.IndexFunc(held, func(a netip.Prefix) bool { return a.Addr().Is6() == want.V6 })
+		i := slices.IndexFunc(held, func(a netip.Prefix) bool { return answers(a.Addr(), want) })
 		if i >= 0 {
 			j.addrs = append(j.addrs, held[i])
 			continue
@@ -41,6 +41,14 @@ func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) 
 	}
 	h.planProfile(p, j, was.profile, now)
 	return nil
+}
+
+// answers reports whether an address that the container has already is what is asked for.
+func answers(a netip.Addr, want ipam.Request) bool {
+	if want.Addr.IsValid() {
+		return a == want.Addr
+	}
+	return a.Is6() == want.V6
 }
 
 // planEndpoint writes the endpoint. One that exists under the name is replaced but for its identity, and an earlier ADD of

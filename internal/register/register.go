@@ -116,7 +116,7 @@ func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 	if err != nil {
 		return err
 	}
-	j.plan = h.planDel
+	j.plan, j.frees = h.planDel, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("unregister", j, err)
 	}
@@ -145,7 +145,7 @@ func (h *Handler) Release(ctx context.Context, req attach.Request) error {
 	if err != nil {
 		return err
 	}
-	j.endpointKey, j.plan = "", h.planDel
+	j.endpointKey, j.plan, j.frees = "", h.planDel, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("release", j, err)
 	}

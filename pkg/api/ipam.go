@@ -61,6 +61,9 @@ func (b *Block) Host() (node string, ok bool) {
 	return strings.CutPrefix(*a, "host:")
 }
 
+// Unowned reports whether the block is nobody's, be it a host or a virtual owner.
+func (b *Block) Unowned() bool { return b.Affinity == nil && b.HostAffinity == nil }
+
 // AffinityState is where a claim of a block stands.
 type AffinityState string
 
@@ -103,6 +106,17 @@ func DefaultIPAMConfig() IPAMConfig {
 
 // PodHandle is the handle ID of a container's addresses.
 func PodHandle(network, containerID string) string { return network + "." + containerID }
+
+// IPIPHandle is the handle ID of a node's IP-in-IP tunnel address.
+func IPIPHandle(node string) string { return "ipip-tunnel-addr-" + node }
+
+// WireguardHandle is the handle ID of a node's WireGuard address.
+func WireguardHandle(node string, v6 bool) string {
+	if v6 {
+		return "wireguard-v6-tunnel-addr-" + node
+	}
+	return "wireguard-tunnel-addr-" + node
+}
 
 // VXLANHandle is the handle ID of a node's VXLAN tunnel address.
 func VXLANHandle(node string, v6 bool) string {

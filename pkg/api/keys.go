@@ -30,6 +30,15 @@ func AffinityKey(node string, cidr netip.Prefix) string {
 	return AffinitiesPrefix(node) + family(cidr.Addr()) + "/block/" + dashed(cidr)
 }
 
+// OwnerKey is the etcd key of the claim that goes with a Block.Affinity, "host:<node>" or "virtual:<name>"; "" for any other text.
+func OwnerKey(affinity string, cidr netip.Prefix) string {
+	kind, name, ok := strings.Cut(affinity, ":")
+	if !ok || name == "" || kind != "host" && kind != "virtual" {
+		return ""
+	}
+	return IPAMRoot + kind + "/" + name + "/" + family(cidr.Addr()) + "/block/" + dashed(cidr)
+}
+
 // AffinitiesPrefix is the key prefix of a node's claims, of both families. The trailing slash keeps node-1 apart from node-10.
 func AffinitiesPrefix(node string) string { return HostsRoot + node + "/" }
 

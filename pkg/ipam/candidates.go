@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"hash/fnv"
 	"math/big"
 	"math/rand"
@@ -10,11 +11,11 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// occupied is the ranges that blocks cover, seen in steps of one block size.
+// occupied is the ranges that cannot become blocks, seen in steps of one block size.
 type occupied struct {
 	bits   int
-	steps  map[netip.Prefix]bool // every step in which there is a block of that size or a smaller one
-	larger []netip.Prefix        // blocks of more than one step
+	steps  map[netip.Prefix]bool // every step in which there is a range of that size or a smaller one
+	larger []netip.Prefix        // ranges of more than one step
 }
 
 func newOccupied(bits int) occupied { return occupied{bits: bits, steps: map[netip.Prefix]bool{}} }
@@ -39,21 +40,67 @@ func (o *occupied) has(step netip.Prefix) bool {
 	return false
 }
 
-// vacant returns the first range without a block, walking the pool once around from where the node starts.
-func vacant(pool *api.IPPool, taken occupied, node string, now time.Time) (netip.Prefix, bool) {
-	first := startOf(pool.Spec.CIDR, pool.Spec.BlockSize, seed(pool.Spec, node, now))
-	for at := first; ; {
-		if !taken.has(at) {
+// walk is the order in which a node looks at the ranges of a pool: once around, from a place of its own.
+type walk struct {
+	pool  netip.Prefix
+	first netip.Prefix
+}
+
+func walkOf(pool *api.IPPool, node string, now time.Time) walk {
+	s := pool.Spec
+	return walk{s.CIDR, startOf(s.CIDR, s.BlockSize, seed(s, node, now))}
+}
+
+// compare orders blocks of the pool, of whatever size, by when the walk comes to them.
+func (w walk) compare(a, b netip.Prefix) int {
+	if early, late := w.wraps(a), w.wraps(b); early != late {
+		return cmp.Compare(early, late)
+	}
+	return a.Compare(b)
+}
+
+func (w walk) wraps(p netip.Prefix) int {
+	if p.Addr().Less(w.first.Addr()) {
+		return 1
+	}
+	return 0
+}
+
+// vacant returns the first range that is neither occupied nor wholly reserved. Reserved ranges of any size are passed over in one step.
+func (w walk) vacant(taken occupied, held reserved) (netip.Prefix, bool) {
+	end, start := lastOf(w.pool), netip.PrefixFrom(w.pool.Addr(), w.first.Bits())
+	if at, ok := stretch(w.first, end, taken, held); ok {
+		return at, true
+	}
+	if before := w.first.Addr().Prev(); start != w.first {
+		return stretch(start, before, taken, held)
+	}
+	return netip.Prefix{}, false
+}
+
+// stretch is vacant for the ranges from one to the one that contains the last address.
+func stretch(at netip.Prefix, last netip.Addr, taken occupied, held reserved) (netip.Prefix, bool) {
+	for at.IsValid() && !last.Less(at.Addr()) {
+		switch {
+		case held.covers(at):
+			at = beyond(at, held)
+		case taken.has(at):
+			at = following(at)
+		default:
 			return at, true
 		}
-		at = following(at)
-		if !pool.Spec.CIDR.Overlaps(at) { // also where at is invalid, past the last address
-			at = netip.PrefixFrom(pool.Spec.CIDR.Addr(), pool.Spec.BlockSize)
-		}
-		if at == first {
-			return netip.Prefix{}, false
-		}
 	}
+	return netip.Prefix{}, false
+}
+
+// beyond is the first range after one that is wholly reserved in which an address is not.
+func beyond(at netip.Prefix, held reserved) netip.Prefix {
+	s, _ := held.at(at.Addr())
+	end := netip.PrefixFrom(s.last, at.Bits()).Masked()
+	if held.covers(end) {
+		return following(end)
+	}
+	return end
 }
 
 // seed is the same for a node each time, so that it prefers the same part of a pool. Blocks of a single address go by
@@ -80,19 +127,9 @@ func startOf(pool netip.Prefix, bits int, seed int64) netip.Prefix {
 
 // following is the range of the same size after p; the zero Prefix after the last of all.
 func following(p netip.Prefix) netip.Prefix {
-	raw := p.Addr().AsSlice()
-	if p.Bits() == 0 {
+	a := lastOf(p).Next()
+	if !a.IsValid() {
 		return netip.Prefix{}
 	}
-	i := (p.Bits() - 1) / 8
-	carry := 1 << (7 - (p.Bits()-1)%8)
-	for ; i >= 0 && carry > 0; i-- {
-		sum := int(raw[i]) + carry
-		raw[i], carry = byte(sum), sum>>8
-	}
-	if carry > 0 {
-		return netip.Prefix{}
-	}
-	a, _ := netip.AddrFromSlice(raw)
 	return netip.PrefixFrom(a, p.Bits())
 }

@@ -10,12 +10,16 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
+func firstVacant(pool *api.IPPool, taken occupied, node string, now time.Time) (netip.Prefix, bool) {
+	return walkOf(pool, node, now).vacant(taken, nil)
+}
+
 func poolOfSize(cidr string, bits int) *api.IPPool {
 	return &api.IPPool{Spec: api.IPPoolSpec{CIDR: netip.MustParsePrefix(cidr), BlockSize: bits}}
 }
 
 func TestNodesStartWhereCalicoStarts(t *testing.T) {
-	got, ok := vacant(poolOfSize("10.244.0.0/16", 26), newOccupied(26), "hc-node1", time.Time{})
+	got, ok := firstVacant(poolOfSize("10.244.0.0/16", 26), newOccupied(26), "hc-node1", time.Time{})
 	if want := netip.MustParsePrefix("10.244.62.192/26"); !ok || got != want {
 		t.Errorf("first block of hc-node1 is %v, recorded from Calico is %v", got, want)
 	}
@@ -29,21 +33,21 @@ func TestWalkVisitsEveryRangeOnceAndWrapsAround(t *testing.T) {
 		taken := newOccupied(pool.Spec.BlockSize)
 		seen := map[netip.Prefix]bool{}
 		for range 1 << (pool.Spec.BlockSize - pool.Spec.CIDR.Bits()) {
-			got, ok := vacant(pool, taken, "node-1", time.Unix(1, 0))
+			got, ok := firstVacant(pool, taken, "node-1", time.Unix(1, 0))
 			if !ok || seen[got] || got != got.Masked() || !pool.Spec.CIDR.Overlaps(got) || got.Bits() != pool.Spec.BlockSize {
 				t.Fatalf("pool %v, after %d blocks: %v, %v", pool.Spec.CIDR, len(seen), got, ok)
 			}
 			seen[got] = true
 			taken.add(got)
 		}
-		if got, ok := vacant(pool, taken, "node-1", time.Unix(1, 0)); ok {
+		if got, ok := firstVacant(pool, taken, "node-1", time.Unix(1, 0)); ok {
 			t.Errorf("full pool %v yields %v", pool.Spec.CIDR, got)
 		}
 	}
 }
 
 func TestHugePoolHasACandidate(t *testing.T) {
-	got, ok := vacant(poolOfSize("fd00:10:244::/48", 122), newOccupied(122), "node-1", time.Time{})
+	got, ok := firstVacant(poolOfSize("fd00:10:244::/48", 122), newOccupied(122), "node-1", time.Time{})
 	if !ok || !netip.MustParsePrefix("fd00:10:244::/48").Contains(got.Addr()) || got != got.Masked() {
 		t.Errorf("candidate %v, %v", got, ok)
 	}
@@ -51,8 +55,8 @@ func TestHugePoolHasACandidate(t *testing.T) {
 
 func TestSingleAddressBlocksGoByTheClock(t *testing.T) {
 	pool := poolOfSize("10.0.0.0/16", 32)
-	a, _ := vacant(pool, newOccupied(32), "node-1", time.Unix(1, 0))
-	b, _ := vacant(pool, newOccupied(32), "node-1", time.Unix(2, 0))
+	a, _ := firstVacant(pool, newOccupied(32), "node-1", time.Unix(1, 0))
+	b, _ := firstVacant(pool, newOccupied(32), "node-1", time.Unix(2, 0))
 	if a == b {
 		t.Errorf("both start at %v", a)
 	}
@@ -70,7 +74,7 @@ func TestCandidatesNeverOverlapBlocksOfAnySize(t *testing.T) {
 			blocks = append(blocks, b)
 			taken.add(b)
 		}
-		got, ok := vacant(pool, taken, "node-1", time.Time{})
+		got, ok := firstVacant(pool, taken, "node-1", time.Time{})
 		if ok {
 			for _, b := range blocks {
 				if b.Overlaps(got) {

@@ -13,6 +13,7 @@ var (
 	ErrRequest   = errors.New("the request cannot be met as it is put")
 	ErrNoPool    = errors.New("no pool serves the request")
 	ErrNoAddress = errors.New("no address is left")
+	ErrTaken     = errors.New("the address is somebody else's")
 	ErrBusy      = errors.New("too many others change the same addresses")
 )
 

@@ -160,6 +160,7 @@ func TestStatesThatCalicosWritersLeave(t *testing.T) {
 		} {
 			t.Run(state+" "+c.name, func(t *testing.T) {
 				w := newWorld(t)
+				w.put(api.IPAMConfigKey, `{"strict_affinity":true,"auto_allocate_blocks":true}`)
 				w.put(affinityKey, state)
 				if c.block != "" {
 					w.put(blockKey, c.block)
@@ -434,4 +435,29 @@ func TestPoolThatIsBeingDeletedIsNotUsed(t *testing.T) {
 	if a, err := w.assign("node-1", ask("mine")); !errors.Is(err, ipam.ErrNoPool) {
 		t.Errorf("got %v, %v", a, err)
 	}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func (w *world) revision() int64 {
+	w.t.Helper()
+	rev, err := w.c.Revision(w.ctx())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return rev
+}
+
+// shape is everything below the IPAM root, without what depends on the time.
+func (w *world) shape() map[string]string {
+	w.t.Helper()
+	got, _, err := w.c.Read(w.ctx(), store.Range{Key: api.IPAMRoot, Prefix: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, kv := range got[0] {
+		out[kv.Key] = string(kv.Value)
+	}
+	return out
 }

@@ -17,9 +17,11 @@ type Request struct {
 	Handle    string            // who owns it: see api.PodHandle
 	Attrs     map[string]string // api.AttrNode and the like, kept with the address
 	V6        bool              // the family
+	Addr      netip.Addr        // the one address wanted; zero: any
 	Use       api.Use           // what for; required
 	Pools     []string          // names or CIDRs of the only pools to take it from; none: those that select the node
 	Namespace map[string]string // labels of the pod's namespace, for pools that select namespaces; nil: none
+	MaxBlocks int               // of the node in these pools, if the configuration does not allow even fewer; 0: as it says
 }
 
 // ready refuses to work on a datastore that is being migrated or has not been set up, and for a node that has no object.
@@ -45,6 +47,15 @@ func Ready(cluster store.Entry[api.ClusterInformation]) error {
 	return nil
 }
 
+// Unlocked refuses, with ErrNotReady, what only frees while the datastore is locked. Where there is no ClusterInformation at all, there
+// is no migration to protect: an etcd that lost its data must not keep pods from going.
+func Unlocked(cluster store.Entry[api.ClusterInformation]) error {
+	if !cluster.Exists() {
+		return nil
+	}
+	return Ready(cluster)
+}
+
 // choose returns the pools that serve the request, by name.
 func (f Facts) choose(node string, r Request) ([]store.Entry[api.IPPool], error) {
 	if r.Use == "" {
@@ -52,7 +63,7 @@ func (f Facts) choose(node string, r Request) ([]store.Entry[api.IPPool], error)
 	}
 	enabled := f.enabled(r.V6)
 	if len(enabled) == 0 {
-		return nil, refuse(ErrNoPool, "create an IPPool of that family, or enable one"+f.badNote(), "cannot find a qualified ippool: none of %d pools is an enabled %s pool", len(f.Pools), family(r.V6))
+		return nil, refuse(ErrNoPool, "create an IPPool of that family, or enable one"+badNote(f.Bad), "cannot find a qualified ippool: none of %d pools is an enabled %s pool", len(f.Pools), family(r.V6))
 	}
 	chosen, err := f.named(enabled, r)
 	if err != nil {
@@ -98,7 +109,7 @@ func (f Facts) named(enabled []store.Entry[api.IPPool], r Request) ([]store.Entr
 				return nil, refuse(ErrRequest, "name a pool of that family", "%q isn't an %s pool", want, family(r.V6))
 			}
 		}
-		return nil, refuse(ErrRequest, "enabled "+family(r.V6)+" pools are "+list(enabled)+f.badNote(), "the given pool (%s) does not exist, or is not enabled", want)
+		return nil, refuse(ErrRequest, "enabled "+family(r.V6)+" pools are "+list(enabled)+badNote(f.Bad), "the given pool (%s) does not exist, or is not enabled", want)
 	}
 	return out, nil
 }
@@ -131,7 +142,7 @@ func (f Facts) selecting(enabled []store.Entry[api.IPPool], node string, r Reque
 	if len(bad) > 0 {
 		remedy += " (" + errors.Join(bad...).Error() + ")"
 	}
-	return nil, refuse(ErrNoPool, remedy+f.badNote(), "no configured Calico pools for node %s: none of %s selects it", node, list(enabled))
+	return nil, refuse(ErrNoPool, remedy+badNote(f.Bad), "no configured Calico pools for node %s: none of %s selects it", node, list(enabled))
 }
 
 func matchBoth(s api.IPPoolSpec, node, namespace selector.Map) (bool, error) {
@@ -146,12 +157,13 @@ func matchBoth(s api.IPPoolSpec, node, namespace selector.Map) (bool, error) {
 	return byNode.Match(node) && byNamespace.Match(namespace), nil
 }
 
-// badNote names the pools that could not be read, for a message that misses one.
-func (f Facts) badNote() string {
-	if len(f.Bad) == 0 {
+// badNote names what could not be read, for a message that may be due to it.
+func badNote(bad ...[]error) string {
+	all := slices.Concat(bad...)
+	if len(all) == 0 {
 		return ""
 	}
-	return " (could not be read: " + errors.Join(f.Bad...).Error() + ")"
+	return " (could not be read: " + errors.Join(all...).Error() + ")"
 }
 
 // list names pools for a message: [default-ipv4-ippool 10.244.0.0/16, …].
@@ -161,6 +173,15 @@ func list(pools []store.Entry[api.IPPool]) string {
 		out[i] = e.Value.Metadata.Name + " " + e.Value.Spec.CIDR.String()
 	}
 	return "[" + strings.Join(out, ", ") + "]"
+}
+
+// cidrs names pools by their ranges: [10.244.0.0/16 10.245.0.0/16].
+func cidrs(pools []store.Entry[api.IPPool]) string {
+	out := make([]string, len(pools))
+	for i, e := range pools {
+		out[i] = e.Value.Spec.CIDR.String()
+	}
+	return "[" + strings.Join(out, " ") + "]"
 }
 
 func family(v6 bool) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam/block"
@@ -12,13 +13,14 @@ import (
 
 // Facts is what is known of the cluster and of one node when an address is asked for. An entry that does not exist has no Value.
 type Facts struct {
-	Node       store.Entry[api.Node]
-	Cluster    store.Entry[api.ClusterInformation]
-	Config     store.Entry[api.IPAMConfig]
-	Identity   store.Entry[api.NodeIdentity] // of the node's name; Rev 0 where none was written
-	Pools      []store.Entry[api.IPPool]     // all of them, by name
-	Affinities []store.Entry[api.Affinity]   // the node's own, of both families; one that cannot be read has a Rev and no Value
-	Bad        []error                       // why pools could not be read, which are missing above
+	Node         store.Entry[api.Node]
+	Cluster      store.Entry[api.ClusterInformation]
+	Config       store.Entry[api.IPAMConfig]
+	Identity     store.Entry[api.NodeIdentity]    // of the node's name; Rev 0 where none was written
+	Pools        []store.Entry[api.IPPool]        // all of them, by name
+	Affinities   []store.Entry[api.Affinity]      // the node's own, of both families; one that cannot be read has a Rev and no Value
+	Reservations []store.Entry[api.IPReservation] // all of them
+	Bad          []error                          // why pools and reservations could not be read, which are missing above
 }
 
 // Source supplies what a Plan starts from. What it says may be out of date: the commit finds out. All methods may be
@@ -29,8 +31,40 @@ type Source interface {
 	// Blocks returns the blocks of these ranges in the same order. One that does not exist has Rev 0; one that cannot be
 	// read, or that block.CheckKey refuses, has a Rev and no Value.
 	Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[api.Block], error)
-	// AllBlocks returns every block of the family, likewise.
-	AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error)
+	// Affinity returns a node's claim to a block; one that cannot be read has a Rev and no Value.
+	Affinity(ctx context.Context, node string, cidr netip.Prefix) (store.Entry[api.Affinity], error)
+	// Survey returns what there is of a family.
+	Survey(ctx context.Context, v6 bool) (Survey, error)
+}
+
+// Survey is the blocks of a family and the addresses that are in use, all as of one revision.
+type Survey struct {
+	Blocks []store.Entry[api.Block] // all of them, as Source.Blocks returns them
+	InUse  map[netip.Addr]string    // that endpoints have, and nodes for their tunnels: the etcd key of whoever has it
+}
+
+// AddEndpoint adds the addresses of an endpoint, if they are of the family.
+func (s *Survey) AddEndpoint(v6 bool, e store.Entry[api.WorkloadEndpoint]) {
+	for _, n := range e.Value.Spec.IPNetworks {
+		s.use(v6, n.Addr(), e.Key)
+	}
+}
+
+// AddNode adds the tunnel addresses of a node, if they are of the family.
+func (s *Survey) AddNode(v6 bool, e store.Entry[api.Node]) {
+	for _, t := range TunnelAddrs(e.Value) {
+		s.use(v6, t.Addr, e.Key)
+	}
+}
+
+func (s *Survey) use(v6 bool, a netip.Addr, key string) {
+	if !a.IsValid() || a.Is6() != v6 {
+		return
+	}
+	if s.InUse == nil {
+		s.InUse = map[netip.Addr]string{}
+	}
+	s.InUse[a] = key
 }
 
 // Etcd is the Source that reads etcd itself each time. Each call sees one revision.
@@ -43,8 +77,7 @@ func ClusterKey() string { return (*api.ClusterInformation)(nil).KindOf().Key(""
 func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 	nodeKey, clusterKey := (*api.Node)(nil).KindOf().Key("", node), ClusterKey()
 	got, _, err := s.Client.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: clusterKey}, store.Range{Key: api.IPAMConfigKey},
-		store.Range{Key: (*api.IPPool)(nil).KindOf().Prefix(), Prefix: true}, store.Range{Key: api.AffinitiesPrefix(node), Prefix: true},
-		store.Range{Key: api.IdentityKey(node)})
+		below[api.IPPool](), store.Range{Key: api.AffinitiesPrefix(node), Prefix: true}, below[api.IPReservation](), store.Range{Key: api.IdentityKey(node)})
 	if err != nil {
 		return Facts{}, err
 	}
@@ -53,23 +86,39 @@ func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 	f.Node, errs[0] = one[api.Node](nodeKey, got[0])
 	f.Cluster, errs[1] = one[api.ClusterInformation](clusterKey, got[1])
 	f.Config, errs[2] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
-	f.Identity, errs[3] = one[api.NodeIdentity](api.IdentityKey(node), got[5])
+	f.Identity, errs[3] = one[api.NodeIdentity](api.IdentityKey(node), got[6])
 	if err := errors.Join(errs[:]...); err != nil {
 		return Facts{}, err
 	}
-	for _, kv := range got[3] {
-		pool, err := store.Decode[api.IPPool](kv)
-		if err != nil {
-			f.Bad = append(f.Bad, err)
-			continue
-		}
-		f.Pools = append(f.Pools, pool)
-	}
+	f.Pools = readable[api.IPPool](got[3], &f.Bad)
+	f.Reservations = readable[api.IPReservation](got[5], &f.Bad)
 	for _, kv := range got[4] {
 		e, _ := store.Decode[api.Affinity](kv) // unreadable: an entry without a Value
 		f.Affinities = append(f.Affinities, e)
 	}
 	return f, nil
+}
+
+// below is the range of all objects of a kind.
+func below[T any, P interface {
+	*T
+	api.Object
+}]() store.Range {
+	return store.Range{Key: P(nil).KindOf().Prefix(), Prefix: true}
+}
+
+// readable decodes what can be, and adds why the rest cannot.
+func readable[T api.Value](kvs []store.KV, bad *[]error) []store.Entry[T] {
+	var out []store.Entry[T]
+	for _, kv := range kvs {
+		e, err := store.Decode[T](kv)
+		if err != nil {
+			*bad = append(*bad, err)
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 // maxRanges bounds the ranges of one read: etcd takes 128 operations in a transaction.
@@ -100,10 +149,13 @@ func (s Etcd) Blocks(ctx context.Context, cidrs ...netip.Prefix) ([]store.Entry[
 	return out, nil
 }
 
+// claimsPage is how many claims are read at a time.
+const claimsPage = 5000
+
 // blocksPage is how many blocks are read at a time: 200 of the largest are below 256 MB, of the usual ones 4 MB.
 const blocksPage = 200
 
-// AllBlocks implements Source.
+// AllBlocks returns every block of the family, as Blocks does, at one revision.
 func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block], error) {
 	got, _, err := s.Client.ReadAll(ctx, blocksPage, store.Range{Key: api.BlocksPrefix(v6), Prefix: true})
 	if err != nil {
@@ -112,6 +164,42 @@ func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block],
 	out := make([]store.Entry[api.Block], len(got))
 	for i, kv := range got {
 		out[i] = blockOf(kv)
+	}
+	return out, nil
+}
+
+// Affinity implements Source.
+func (s Etcd) Affinity(ctx context.Context, node string, cidr netip.Prefix) (store.Entry[api.Affinity], error) {
+	key := api.AffinityKey(node, cidr)
+	got, _, err := s.Client.Read(ctx, store.Range{Key: key})
+	if err != nil || len(got[0]) == 0 {
+		return store.Entry[api.Affinity]{Key: key}, err
+	}
+	e, _ := store.Decode[api.Affinity](got[0][0]) // unreadable: an entry without a Value
+	return e, nil
+}
+
+// Survey implements Source. It reads every block, endpoint and node: only claims of blocks pay for it.
+func (s Etcd) Survey(ctx context.Context, v6 bool) (Survey, error) {
+	nodes, endpoints := below[api.Node](), below[api.WorkloadEndpoint]()
+	got, _, err := s.Client.ReadAll(ctx, blocksPage, store.Range{Key: api.BlocksPrefix(v6), Prefix: true}, endpoints, nodes)
+	if err != nil {
+		return Survey{}, err
+	}
+	var out Survey
+	for _, kv := range got {
+		switch {
+		case strings.HasPrefix(kv.Key, nodes.Key):
+			if e, err := store.Decode[api.Node](kv); err == nil {
+				out.AddNode(v6, e)
+			}
+		case strings.HasPrefix(kv.Key, endpoints.Key):
+			if e, err := store.Decode[api.WorkloadEndpoint](kv); err == nil {
+				out.AddEndpoint(v6, e)
+			}
+		default:
+			out.Blocks = append(out.Blocks, blockOf(kv))
+		}
 	}
 	return out, nil
 }

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -13,116 +14,238 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// EnsureVXLAN gives the node the VXLAN tunnel address that it should have, or takes it back, and records it on the Node object
-// in the same transaction. What it needs is read from etcd. The address that the node has is kept while it is the node's and in
-// a pool that still serves; the zero Addr means that no VXLAN pool selects the node. changed is what was written, if anything.
+// tunnelKind is a kind of tunnel address that a node has.
+type tunnelKind struct {
+	name    string // for messages
+	v6      bool
+	handle  string // without the node's name
+	attr    string // api.AttrType
+	carries func(api.IPPoolSpec) bool
+	has     func(*api.Node) netip.Addr // zero if it has none
+	set     func(*api.Node, netip.Addr)
+}
+
+// tunnelKinds lists the kinds in the order in which a node gets its addresses, as Calico does: IP-in-IP takes the first of a block.
+func tunnelKinds() []tunnelKind {
+	vxlan := func(s api.IPPoolSpec) bool { return s.VXLANMode != api.Never }
+	return []tunnelKind{{
+		name: "IP-in-IP", handle: api.IPIPHandle(""), attr: api.AttrTypeIPIP,
+		carries: func(s api.IPPoolSpec) bool { return s.IPIPMode != api.Never },
+		has:     ipipAddr, set: setIPIPAddr,
+	}, {
+		name: "VXLAN", handle: api.VXLANHandle("", false), attr: api.AttrTypeVXLAN, carries: vxlan,
+		has: func(n *api.Node) netip.Addr { return n.Spec.IPv4VXLANTunnelAddr },
+		set: func(n *api.Node, a netip.Addr) { n.Spec.IPv4VXLANTunnelAddr = a },
+	}, {
+		name: "IPv6 VXLAN", v6: true, handle: api.VXLANHandle("", true), attr: api.AttrTypeVXLAN6, carries: vxlan,
+		has: func(n *api.Node) netip.Addr { return n.Spec.IPv6VXLANTunnelAddr },
+		set: func(n *api.Node, a netip.Addr) { n.Spec.IPv6VXLANTunnelAddr = a },
+	}}
+}
+
+func ipipAddr(n *api.Node) netip.Addr {
+	if n.Spec.BGP == nil {
+		return netip.Addr{}
+	}
+	return n.Spec.BGP.IPv4IPIPTunnelAddr
+}
+
+// setIPIPAddr leaves no empty part behind.
+func setIPIPAddr(n *api.Node, a netip.Addr) {
+	var bgp api.NodeBGP
+	if n.Spec.BGP != nil {
+		bgp = *n.Spec.BGP
+	}
+	bgp.IPv4IPIPTunnelAddr = a
+	n.Spec.BGP = &bgp
+	if bgp == (api.NodeBGP{}) {
+		n.Spec.BGP = nil
+	}
+}
+
+// with is the node with another address.
+func (k tunnelKind) with(n *api.Node, a netip.Addr) *api.Node {
+	next := *n
+	k.set(&next, a)
+	return &next
+}
+
+// TunnelAddr is an address of a node's tunnel device.
+type TunnelAddr struct {
+	Kind string // of the tunnel: VXLAN
+	Addr netip.Addr
+}
+
+// TunnelAddrs lists the tunnel addresses that a Node records.
+func TunnelAddrs(n *api.Node) []TunnelAddr {
+	var out []TunnelAddr
+	for _, k := range tunnelKinds() {
+		if a := k.has(n); a.IsValid() {
+			out = append(out, TunnelAddr{k.name, a})
+		}
+	}
+	return out
+}
+
+// EnsureTunnels gives the node the tunnel addresses that it should have, of every kind that its pools use, takes back the others, and
+// records them on the Node object, all in one transaction. What it needs is read from etcd. An address that the node has is kept while
+// it is the node's and in a pool that still serves. have is what the Node records then, changed what was written, if anything.
 //
-// The error is a *Refusal or the store's; after store.ErrUnknown, call it again.
-func EnsureVXLAN(ctx context.Context, c *store.Client, node string, v6 bool, now func() time.Time) (addr netip.Addr, changed []store.KV, err error) {
-	src := Etcd{c}
+// A kind that is refused keeps what it has, and does not stop the others: the error comes beside what was done. The errors are
+// *Refusal or the store's; after store.ErrUnknown, call it again.
+func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (have []TunnelAddr, changed []store.KV, err error) {
+	var refused error
 	err = Retry(ctx, func(int) error {
-		facts, err := src.Facts(ctx, node)
+		t, err := readTunnels(ctx, c, node, now)
 		if err != nil {
 			return err
 		}
-		if err := facts.ready(node); err != nil {
+		if err := t.plan.facts.ready(node); err != nil {
 			return err
 		}
-		handle, err := handleEntry(ctx, c, api.VXLANHandle(node, v6))
-		if err != nil {
+		if refused, err = t.ensureAll(ctx); err != nil {
 			return err
 		}
-		t := tunnel{plan: NewPlan(src, node, facts, now()), handle: handle, v6: v6}
-		if addr, err = t.ensure(ctx); err != nil {
-			return err
-		}
-		txn := t.plan.Txn()
-		if txn.Empty() {
-			return nil
-		}
-		changed, err = c.Commit(ctx, txn)
+		have = TunnelAddrs(t.node)
+		changed, err = t.commit(ctx, c)
 		return err
 	})
+	if err = errors.Join(err, refused); err != nil {
+		return have, changed, fmt.Errorf("give node %s its tunnel addresses: %w", node, err)
+	}
+	return have, changed, nil
+}
+
+// dropTunnels takes back all tunnel addresses of a node, also those of kinds that only Calico gives. The Node need not exist.
+func dropTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) error {
+	return Retry(ctx, func(int) error {
+		t, err := readTunnels(ctx, c, node, now)
+		if err != nil {
+			return err
+		}
+		t.plan.picture.lost = nil // its blocks are the caller's business
+		for _, h := range t.handles {
+			if _, err := t.plan.Release(ctx, h); err != nil {
+				return err
+			}
+		}
+		for _, k := range tunnelKinds() {
+			if t.node != nil && k.has(t.node).IsValid() {
+				t.node = k.with(t.node, netip.Addr{})
+			}
+		}
+		_, err = t.commit(ctx, c)
+		return err
+	})
+}
+
+// tunnels is the work on one node's tunnel addresses.
+type tunnels struct {
+	plan    *Plan
+	handles map[string]store.Entry[api.Handle] // by ID
+	node    *api.Node                          // as it shall be; nil if there is none
+}
+
+func readTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (*tunnels, error) {
+	src := Etcd{c}
+	facts, err := src.Facts(ctx, node)
 	if err != nil {
-		return netip.Addr{}, nil, fmt.Errorf("give node %s its VXLAN tunnel address: %w", node, err)
+		return nil, err
 	}
-	return addr, changed, nil
-}
-
-// handleEntry reads a handle, which may not exist.
-func handleEntry(ctx context.Context, c *store.Client, id string) (store.Entry[api.Handle], error) {
-	key := api.HandleKey(id)
-	got, _, err := c.Read(ctx, store.Range{Key: key})
+	ids := []string{api.WireguardHandle(node, false), api.WireguardHandle(node, true)}
+	for _, k := range tunnelKinds() {
+		ids = append(ids, k.handle+node)
+	}
+	ranges := make([]store.Range, len(ids))
+	for i, id := range ids {
+		ranges[i].Key = api.HandleKey(id)
+	}
+	got, _, err := c.Read(ctx, ranges...)
 	if err != nil {
-		return store.Entry[api.Handle]{}, err
+		return nil, err
 	}
-	return one[api.Handle](key, got[0])
+	t := &tunnels{plan: NewPlan(src, node, facts, now()), handles: map[string]store.Entry[api.Handle]{}, node: facts.Node.Value}
+	for i, id := range ids {
+		if t.handles[id], err = one[api.Handle](ranges[i].Key, got[i]); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
 }
 
-// tunnel is the work on one node's tunnel address of one family.
-type tunnel struct {
-	plan   *Plan
-	handle store.Entry[api.Handle]
-	v6     bool
+// ensureAll plans every kind. refused is what could not be had; after err nothing is to be committed.
+func (t *tunnels) ensureAll(ctx context.Context) (refused, err error) {
+	for _, k := range tunnelKinds() {
+		trial := *t
+		trial.plan = t.plan.Clone()
+		err := trial.ensure(ctx, k)
+		var refusal *Refusal
+		switch {
+		case errors.As(err, &refusal):
+			refused = errors.Join(refused, fmt.Errorf("%s: %w", k.name, err))
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", k.name, err)
+		default:
+			*t = trial
+		}
+	}
+	return refused, nil
 }
 
-// ensure plans what has to change and returns the address that will hold.
-func (t tunnel) ensure(ctx context.Context) (netip.Addr, error) {
-	node := t.plan.facts.Node
-	pools := t.pools()
-	has := *t.field(node.Value)
-	kept, err := t.keep(ctx, has, pools)
-	if err != nil || kept {
-		return has, err
+// ensure plans what has to change for one kind.
+func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
+	pools := t.pools(k)
+	has := k.has(t.node)
+	if kept, err := t.keep(ctx, k, has, pools); err != nil || kept {
+		return err
 	}
-	if _, err := t.plan.Release(ctx, t.handle); err != nil {
-		return netip.Addr{}, err
+	if _, err := t.plan.Release(ctx, t.handle(k)); err != nil {
+		return err
 	}
 	var want netip.Addr
 	if len(pools) > 0 {
-		a, err := t.plan.Assign(ctx, t.request(pools))
+		a, err := t.plan.Assign(ctx, t.request(k, pools))
 		if err != nil {
-			return netip.Addr{}, err
+			return err
 		}
 		want = a.Addr()
 	}
 	if want != has {
-		next := *node.Value
-		*t.field(&next) = want
-		t.plan.Then(node.Key, func(txn *store.Txn) { store.Put(txn, node, &next) })
+		t.node = k.with(t.node, want)
 	}
-	return want, nil
+	return nil
 }
 
-// field is where the Node object records the address.
-func (t tunnel) field(n *api.Node) *netip.Addr {
-	if t.v6 {
-		return &n.Spec.IPv6VXLANTunnelAddr
+func (t *tunnels) commit(ctx context.Context, c *store.Client) ([]store.KV, error) {
+	was := t.plan.facts.Node
+	if t.node != was.Value {
+		t.plan.Then(was.Key, func(txn *store.Txn) { store.Put(txn, was, t.node) })
 	}
-	return &n.Spec.IPv4VXLANTunnelAddr
+	txn := t.plan.Txn()
+	if txn.Empty() {
+		return nil, nil
+	}
+	return c.Commit(ctx, txn)
 }
 
-func (t tunnel) attrType() string {
-	if t.v6 {
-		return api.AttrTypeVXLAN6
-	}
-	return api.AttrTypeVXLAN
+func (t *tunnels) handle(k tunnelKind) store.Entry[api.Handle] {
+	return t.handles[k.handle+t.plan.node]
 }
 
 // pools are the pools whose traffic the tunnel carries and that may number it.
-func (t tunnel) pools() []store.Entry[api.IPPool] {
+func (t *tunnels) pools(k tunnelKind) []store.Entry[api.IPPool] {
 	labels := selector.Map(t.plan.facts.Node.Value.Metadata.Labels)
-	return slices.DeleteFunc(t.plan.facts.enabled(t.v6), func(e store.Entry[api.IPPool]) bool {
+	return slices.DeleteFunc(t.plan.facts.enabled(k.v6), func(e store.Entry[api.IPPool]) bool {
 		selects, err := selector.Parse(e.Value.Spec.NodeSelector)
-		return err != nil || !selects.Match(labels) || e.Value.Spec.VXLANMode == api.Never || !e.Value.Allows(api.UseTunnel)
+		return err != nil || !selects.Match(labels) || !k.carries(e.Value.Spec) || !e.Value.Allows(api.UseTunnel)
 	})
 }
 
-func (t tunnel) request(pools []store.Entry[api.IPPool]) Request {
+func (t *tunnels) request(k tunnelKind, pools []store.Entry[api.IPPool]) Request {
 	r := Request{
-		Handle: api.VXLANHandle(t.plan.node, t.v6),
-		Attrs:  map[string]string{api.AttrNode: t.plan.node, api.AttrType: t.attrType()},
-		V6:     t.v6,
+		Handle: k.handle + t.plan.node,
+		Attrs:  map[string]string{api.AttrNode: t.plan.node, api.AttrType: k.attr},
+		V6:     k.v6,
 		Use:    api.UseTunnel,
 	}
 	for _, e := range pools {
@@ -133,12 +256,12 @@ func (t tunnel) request(pools []store.Entry[api.IPPool]) Request {
 
 // keep reports whether the address on the Node object stays: it is in one of the pools, and the node's own. One that is
 // held without any owner, as old versions wrote it, becomes the node's unless it has another already.
-func (t tunnel) keep(ctx context.Context, a netip.Addr, pools []store.Entry[api.IPPool]) (bool, error) {
+func (t *tunnels) keep(ctx context.Context, k tunnelKind, a netip.Addr, pools []store.Entry[api.IPPool]) (bool, error) {
 	i := slices.IndexFunc(pools, func(e store.Entry[api.IPPool]) bool { return a.IsValid() && e.Value.Spec.CIDR.Contains(a) })
 	if i < 0 {
 		return false, nil
 	}
-	o := placed{netip.PrefixFrom(a, pools[i].Value.Spec.BlockSize).Masked(), pools[i]}
+	o := placed{cidr: netip.PrefixFrom(a, pools[i].Value.Spec.BlockSize).Masked(), pool: pools[i]}
 	if err := t.plan.load(ctx, o.cidr); err != nil {
 		return false, err
 	}
@@ -150,10 +273,10 @@ func (t tunnel) keep(ctx context.Context, a netip.Addr, pools []store.Entry[api.
 	switch {
 	case !held:
 		return false, nil
-	case owner.HandleID == nil && len(owner.Secondary) == 0 && t.plan.ours(b) && !t.handle.Exists():
-		return true, t.plan.reown(o, a, t.request(pools))
-	case owner.HandleID != nil && block.Handle(*owner.HandleID) == api.VXLANHandle(t.plan.node, t.v6):
+	case owner.HandleID == nil && len(owner.Secondary) == 0 && t.plan.ours(b) && !t.handle(k).Exists():
+		return true, t.plan.reown(o, a, t.request(k, pools))
+	case owner.HandleID != nil && block.Handle(*owner.HandleID) == k.handle+t.plan.node:
 		return true, nil
 	}
-	return owner.Secondary[api.AttrNode] == t.plan.node && owner.Secondary[api.AttrType] == t.attrType(), nil
+	return owner.Secondary[api.AttrNode] == t.plan.node && owner.Secondary[api.AttrType] == k.attr, nil
 }

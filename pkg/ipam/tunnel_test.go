@@ -16,11 +16,17 @@ import (
 
 const nodeKey = "/calico/resources/v3/projectcalico.org/nodes/node-1"
 
-func (w *world) ensure() (netip.Addr, []store.KV) {
+// ensure settles the node's tunnels and returns the VXLAN address.
+func (w *world) ensure() (a netip.Addr, changed []store.KV) {
 	w.t.Helper()
-	a, changed, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, time.Now)
+	have, changed, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	for _, h := range have {
+		if h.Kind == "VXLAN" {
+			a = h.Addr
+		}
 	}
 	return a, changed
 }
@@ -146,12 +152,13 @@ func TestNamelessTunnelAddressBecomesTheNodes(t *testing.T) {
 func TestTunnelOfIPv6IsApart(t *testing.T) {
 	w := newWorld(t)
 	w.pool("six", `"cidr":"fd00::/120","blockSize":122,"vxlanMode":"Always"`)
-	a, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", true, time.Now)
-	if err != nil || !a.Is6() {
-		t.Fatalf("%v, %v", a, err)
+	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30`)
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+	if err != nil || len(have) != 1 || !have[0].Addr.Is6() {
+		t.Fatalf("%v, %v", have, err)
 	}
 	n, err := store.Get[api.Node](w.ctx(), w.c, nodeKey)
-	if err != nil || n.Value.Spec.IPv6VXLANTunnelAddr != a || n.Value.Spec.IPv4VXLANTunnelAddr.IsValid() {
+	if err != nil || n.Value.Spec.IPv6VXLANTunnelAddr != have[0].Addr || n.Value.Spec.IPv4VXLANTunnelAddr.IsValid() {
 		t.Errorf("node %+v, %v", n.Value.Spec, err)
 	}
 	w.tunnelIs(netip.Addr{})
@@ -159,7 +166,7 @@ func TestTunnelOfIPv6IsApart(t *testing.T) {
 
 func TestTunnelNeedsTheNode(t *testing.T) {
 	w := newWorld(t)
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-9", false, time.Now); !errors.Is(err, ipam.ErrNoNode) {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-9", time.Now); !errors.Is(err, ipam.ErrNoNode) {
 		t.Errorf("node that does not exist: %v", err)
 	}
 }
@@ -184,7 +191,7 @@ func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
 		}
 	}
 	w.put(nodeKey, fmt.Sprintf(stored, ""))
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", now); err != nil {
 		t.Fatal(err)
 	}
 	compare(map[string]string{
@@ -196,7 +203,7 @@ func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
 			`"sequenceNumber":1795193084244979215,"sequenceNumberForAllocation":{"0":1795193084244979214},"deleted":false}`,
 	})
 	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30,"vxlanMode":"Never"`)
-	if _, _, err := ipam.EnsureVXLAN(w.ctx(), w.c, "node-1", false, now); err != nil {
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", now); err != nil {
 		t.Fatal(err)
 	}
 	compare(map[string]string{
@@ -204,4 +211,121 @@ func TestTunnelAddressIsStoredAsCalicoStoresIt(t *testing.T) {
 		blockKey: header + `"allocations":[null,null,null,null],"unallocated":[1,2,3,0],"attributes":[],` +
 			`"sequenceNumber":1795193084244979216,"sequenceNumberForAllocation":{},"deleted":false}`,
 	})
+}
+
+const ipipOn = `"cidr":"10.0.0.0/30","blockSize":30,"ipipMode":"Always"`
+
+func TestEveryKindOfTunnelGetsItsAddressInOneTransaction(t *testing.T) {
+	w := newWorld(t)
+	w.put(nodeKey, `{"metadata":{"name":"node-1"},"spec":{"bgp":{"ipv4Address":"172.30.0.1/16","unknown":1}}}`)
+	w.pool("pool", ipipOn)
+	w.pool("vx", `"cidr":"10.1.0.0/30","blockSize":30,"vxlanMode":"CrossSubnet"`)
+	w.pool("vx6", `"cidr":"fd00::/120","blockSize":122,"vxlanMode":"Always"`)
+	rev := w.revision()
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+	if err != nil || w.revision() != rev+1 {
+		t.Fatalf("%v, %d revisions, want 1", err, w.revision()-rev)
+	}
+	n, err := store.Get[api.Node](w.ctx(), w.c, nodeKey)
+	if err != nil || n.Value.Spec.BGP.IPv4IPIPTunnelAddr.String() != "10.0.0.0" || len(have) != 3 || !strings.Contains(w.get(nodeKey), `"unknown":1`) {
+		t.Errorf("%v; node %s, %v", have, w.get(nodeKey), err)
+	}
+	for handle, attr := range map[string]string{"ipip-tunnel-addr-node-1": "ipipTunnelAddress", "vxlan-tunnel-addr-node-1": "vxlanTunnelAddress", "vxlan-v6-tunnel-addr-node-1": "vxlanV6TunnelAddress"} {
+		if w.get(api.HandleKey(handle)) == "" {
+			t.Errorf("no handle %s for %s", handle, attr)
+		}
+	}
+	if o, _ := block.OwnerOf(w.block(blockKey), netip.MustParseAddr("10.0.0.0")); o.Secondary["type"] != "ipipTunnelAddress" || o.Secondary["node"] != "node-1" {
+		t.Errorf("owner %v", o)
+	}
+	if _, changed, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil || changed != nil {
+		t.Errorf("second time: changed %v, %v", changed, err)
+	}
+}
+
+func TestIPIPTunnelAddressGoesWithoutATrace(t *testing.T) {
+	w := newWorld(t)
+	w.put(nodeKey, `{"metadata":{"name":"node-1"},"spec":{}}`)
+	w.pool("pool", ipipOn)
+	if have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil || len(have) != 1 || have[0].Kind != "IP-in-IP" {
+		t.Fatalf("%v, %v", have, err)
+	}
+	w.pool("pool", `"cidr":"10.0.0.0/30","blockSize":30`)
+	if have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil || have != nil {
+		t.Fatalf("%v, %v", have, err)
+	}
+	if got := w.get(nodeKey); strings.Contains(got, "bgp") || w.get("/calico/ipam/v2/handle/ipip-tunnel-addr-node-1") != "" {
+		t.Errorf("node %s", got)
+	}
+}
+
+func TestTunnelThatIsRefusedDoesNotStopTheOthers(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-2", "")
+	w.pool("pool", `"cidr":"10.0.0.0/32","blockSize":32,"ipipMode":"Always"`)
+	w.pool("vx", `"cidr":"10.1.0.0/30","blockSize":30,"vxlanMode":"Always"`)
+	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-2", time.Now); err != nil {
+		t.Fatal(err)
+	}
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+	if !errors.Is(err, ipam.ErrNoAddress) || !strings.Contains(err.Error(), "IP-in-IP") || len(have) != 1 || have[0].Kind != "VXLAN" {
+		t.Errorf("%v, %v", have, err)
+	}
+	w.tunnelIs(have[0].Addr)
+}
+
+func TestTunnelAddressMayBeBorrowed(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-2", "")
+	w.mustAssign("pod")
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-2", time.Now)
+	if err != nil || len(have) != 1 || have[0].Addr.String() != "10.0.0.1" {
+		t.Fatalf("%v, %v", have, err)
+	}
+	if _, changed, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-2", time.Now); err != nil || changed != nil {
+		t.Errorf("the borrowed address was not kept: %v, %v", changed, err)
+	}
+}
+
+// TestTunnelsByTheTable goes through the rows of the reference: what the Node says against who holds the address.
+func TestTunnelsByTheTable(t *testing.T) {
+	const block = `{"cidr":"10.0.0.0/30","affinity":"host:node-1","allocations":[null,0,null,null],"unallocated":[0,2,3],"attributes":[%s],"sequenceNumber":5,"sequenceNumberForAllocation":{},"deleted":false}`
+	const mine = `{"handle_id":"ipip-tunnel-addr-node-1","secondary":{"node":"node-1","type":"ipipTunnelAddress"}}`
+	const handle = "/calico/ipam/v2/handle/ipip-tunnel-addr-node-1"
+	const node = `{"metadata":{"name":"node-1"},"spec":{"bgp":{"ipv4Address":"172.30.0.1/16","ipv4IPIPTunnelAddr":%q}}}`
+	for _, c := range []struct {
+		name, pool, has, holder, handle, want string
+	}{
+		{"no pools: cleared", `"cidr":"10.0.0.0/30","blockSize":30`, "10.0.0.1", mine, `{"block":{"10.0.0.0/30":1},"deleted":false}`, ""},
+		{"field empty: assigned anew", ipipOn, "", mine, `{"block":{"10.0.0.0/30":1},"deleted":false}`, "10.0.0.0"},
+		{"ours and in a pool: kept", ipipOn, "10.0.0.1", mine, `{"block":{"10.0.0.0/30":1},"deleted":false}`, "10.0.0.1"},
+		{"ours by type and node: kept", ipipOn, "10.0.0.1", `{"handle_id":"old","secondary":{"node":"node-1","type":"ipipTunnelAddress"}}`, "", "10.0.0.1"},
+		{"ours in a pool that does not serve", `"cidr":"10.0.1.0/30","blockSize":30,"ipipMode":"Always"`, "10.0.0.1", mine, `{"block":{"10.0.0.0/30":1},"deleted":false}`, "10.0.1.0"},
+		{"somebody else's", ipipOn, "10.0.0.1", `{"handle_id":"net.pod"}`, "", "10.0.0.0"},
+		{"not allocated", ipipOn, "10.0.0.3", `{"handle_id":"net.pod"}`, "", "10.0.0.0"},
+		{"nameless: owned", ipipOn, "10.0.0.1", `{}`, "", "10.0.0.1"},
+		{"nameless beside a handle: assigned anew", ipipOn, "10.0.0.1", `{}`, `{"block":{},"deleted":false}`, "10.0.0.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.pool("pool", c.pool)
+			w.put(affinityKey, confirmed)
+			w.put(blockKey, fmt.Sprintf(block, c.holder))
+			w.put(nodeKey, strings.Replace(fmt.Sprintf(node, c.has), `,"ipv4IPIPTunnelAddr":""`, "", 1))
+			if c.handle != "" {
+				w.put(handle, c.handle)
+			}
+			have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if len(have) > 0 {
+				got = have[0].Addr.String()
+			}
+			if stored := w.get(nodeKey); got != c.want || strings.Contains(stored, "ipv4IPIPTunnelAddr") != (c.want != "") || !strings.Contains(stored, "172.30.0.1/16") {
+				t.Errorf("address %q, want %q; node %s", got, c.want, stored)
+			}
+		})
+	}
 }

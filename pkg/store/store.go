@@ -207,6 +207,9 @@ func List[T api.Value](ctx context.Context, c *Client, prefix string) (out []Ent
 	return out, rev, errors.Join(bad...)
 }
 
+// MaxKeys is how many keys one transaction may compare, and how many it may write: etcd's default of --max-txn-ops.
+const MaxKeys = 128
+
 // Txn collects the compares and writes of one transaction. The zero value is empty and ready. Each key may be written once.
 type Txn struct {
 	expect map[string]int64

@@ -72,7 +72,12 @@ func New(cidr netip.Prefix, host string, now time.Time) (*api.Block, error) {
 // Assign gives the owner up to n addresses, those that have been free the longest first. Fewer than n means that the block is
 // full now.
 func Assign(b *api.Block, n int, o Owner) ([]netip.Addr, *api.Block) {
-	ordinals := free(b)
+	return AssignWhere(b, n, o, nil)
+}
+
+// AssignWhere is Assign of addresses that are allowed; the others keep their place in the queue. nil allows all.
+func AssignWhere(b *api.Block, n int, o Owner, allowed func(netip.Addr) bool) ([]netip.Addr, *api.Block) {
+	ordinals := freeWhere(b, allowed)
 	ordinals = ordinals[:min(max(n, 0), len(ordinals))]
 	if len(ordinals) == 0 {
 		return nil, b
@@ -161,6 +166,9 @@ func OwnerOf(b *api.Block, a netip.Addr) (owner api.Attributes, ok bool) {
 // Free counts the addresses that Assign could give.
 func Free(b *api.Block) int { return len(free(b)) }
 
+// FreeWhere counts the addresses that AssignWhere could give.
+func FreeWhere(b *api.Block, allowed func(netip.Addr) bool) int { return len(freeWhere(b, allowed)) }
+
 // Empty reports whether nobody holds an address of the block, but for the ones that a Windows node reserves for itself.
 func Empty(b *api.Block) bool {
 	for n, a := range b.Allocation {
@@ -233,6 +241,15 @@ func free(b *api.Block) []int {
 	return out
 }
 
+// freeWhere is free without the addresses that are not allowed.
+func freeWhere(b *api.Block, allowed func(netip.Addr) bool) []int {
+	out := free(b)
+	if allowed == nil {
+		return out
+	}
+	return slices.DeleteFunc(out, func(n int) bool { return !allowed(Addr(b.CIDR, n)) })
+}
+
 // held yields the ordinals of a handle's addresses, ascending.
 func held(b *api.Block, handle string) func(yield func(int) bool) {
 	handle = Handle(handle)
@@ -285,6 +302,13 @@ func assign(b *api.Block, ordinals []int, o Owner) *api.Block {
 		out.SequenceNumberForAllocation[strconv.Itoa(n)] = b.SequenceNumber
 	}
 	out.Unallocated = slices.DeleteFunc(free(b), func(n int) bool { return slices.Contains(ordinals, n) })
+	return out
+}
+
+// Disown makes a block nobody's: its addresses stay with who holds them, and the last one to be released deletes it.
+func Disown(b *api.Block) *api.Block {
+	out := update(b)
+	out.Affinity, out.HostAffinity, out.ClaimTime = nil, nil, nil
 	return out
 }
 

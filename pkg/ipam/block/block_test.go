@@ -366,3 +366,34 @@ func FuzzForeignBlock(f *testing.F) {
 		}
 	})
 }
+
+func TestAddressesThatAreNotAllowedKeepTheirPlaceInTheQueue(t *testing.T) {
+	b := newBlock(t, "10.0.0.0/30")
+	odd := func(a netip.Addr) bool { return a.As4()[3]%2 == 1 }
+	if got := block.FreeWhere(b, odd); got != 2 {
+		t.Errorf("%d addresses are allowed, want 2", got)
+	}
+	addrs, next := block.AssignWhere(b, 3, owner("a"), odd)
+	if fmt.Sprint(addrs) != "[10.0.0.1 10.0.0.3]" || fmt.Sprint(next.Unallocated) != "[0 2]" || block.FreeWhere(next, odd) != 0 {
+		t.Errorf("got %v, left %v", addrs, next.Unallocated)
+	}
+	if none, same := block.AssignWhere(next, 1, owner("b"), odd); none != nil || same != next {
+		t.Errorf("got %v of what is not allowed", none)
+	}
+	if err := block.Validate(next); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDisownedBlockKeepsItsAddresses(t *testing.T) {
+	_, b := assign(t, newBlock(t, "10.0.0.0/30"), "a")
+	got := block.Disown(b)
+	if !got.Unowned() || got.ClaimTime != nil || b.Unowned() || got.SequenceNumber != b.SequenceNumber+1 || len(block.Owned(got, "a")) != 1 {
+		t.Errorf("got %+v of %+v", got, b)
+	}
+	legacy := *got
+	legacy.HostAffinity = b.Affinity
+	if block.Disown(&legacy).HostAffinity != nil {
+		t.Error("the affinity that old versions wrote is left")
+	}
+}
