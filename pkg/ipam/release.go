@@ -47,12 +47,24 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 		}
 	}
 	if !maps.Equal(counts, c.now.Block) {
+		p.fence(cidrs, c.now.Block, counts)
 		fixed := *c.now
 		fixed.Block = counts
 		c.now = &fixed
 		p.handles[id] = c
 	}
 	return out, nil
+}
+
+// fence moves the revision of every block in which a handle counts more than it holds. The count may be that of a Calico writer who is
+// alive and about to write the block: once the count is gone, that must fail, or else an address would be held by a handle that does not
+// exist.
+func (p *Plan) fence(cidrs []netip.Prefix, said, held map[string]int) {
+	for _, cidr := range cidrs {
+		if b := p.blocks[cidr]; b.now != nil && said[cidr.String()] > held[cidr.String()] {
+			p.set(cidr, block.Touch(b.now))
+		}
+	}
 }
 
 // blocksOf lists the blocks that a handle counts addresses in.

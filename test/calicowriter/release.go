@@ -226,4 +226,3 @@ func (r *run) releaseWhoever(a netip.Addr) error {
 func (w Writer) ReleaseHandle(id string) *Sequence {
 	return w.sequence("release "+id, func(r *run) error { return ignore(r.releaseByHandle(id), errMissing) })
 }
-

@@ -108,6 +108,9 @@ func (s *Sequence) Finish(ctx context.Context) error {
 	}
 }
 
+// Done reports whether the run has ended.
+func (s *Sequence) Done() bool { return s.done }
+
 // Abandon ends the run where it is, as if its process had died. It does nothing to a run that has ended.
 func (s *Sequence) Abandon() { s.stop() }
 
