@@ -193,15 +193,9 @@ type ours struct {
 	skip func(theirs) bool // nil: meets all
 }
 
-// containers is where each container lives that the rows below may make.
-var containers = map[string]string{
-	subject: node1, podded: node1, old: node1, "old2": node1, "old3": node1, "old4": node1, "new": node1, "new2": node1, "new3": node1, "new4": node1, "new5": node1,
-	far: node2, "distant": node2, "next": node1,
-}
-
 var operations = []ours{
 	{name: "ADD on the same node", do: func(w *world, _ string) error { return w.add(node1, "new") }},
-	{name: "ADD on another node", do: func(w *world, _ string) error { return w.add(node2, "distant") }},
+	{name: "ADD on another node", do: func(w *world, _ string) error { return w.add(node2, "far2") }},
 	{name: "five ADDs, so that a block is claimed", do: func(w *world, _ string) error {
 		for _, id := range []string{"new", "new2", "new3", "new4", "new5"} {
 			if err := w.add(node1, id); err != nil {
@@ -292,6 +286,9 @@ func meet(w *world, s theirs, o ours, at encounter) bool {
 		w.evict(node1)
 	}
 	w.sound()
+	if at.dies || at.lagging {
+		calicosOwn = nil // once is enough
+	}
 	w.clear(calicosOwn)
 	return true
 }
@@ -338,9 +335,5 @@ func (w *world) theirsEnd(s theirs, seq *calicowriter.Sequence) {
 // evict has all containers of a node deleted.
 func (w *world) evict(node string) {
 	w.t.Helper()
-	for id := range w.touched {
-		if containers[id] == node {
-			w.must(w.del(node, id))
-		}
-	}
+	w.delAll(func(id string) bool { return nodeOf(id) == node })
 }

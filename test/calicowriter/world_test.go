@@ -14,6 +14,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/etcdtest"
@@ -213,6 +214,14 @@ func (w *world) writer(node string) calicowriter.Writer {
 	return calicowriter.Writer{Etcd: w.etcd, Node: node, Now: w.clock}
 }
 
+// nodeOf is where a container lives.
+func nodeOf(id string) string {
+	if strings.HasPrefix(id, far) {
+		return node2
+	}
+	return node1
+}
+
 // podOf is the pod of a container; "" for most, which have none.
 func podOf(id string) string {
 	if strings.HasPrefix(id, "pod") {
@@ -273,6 +282,21 @@ func (w *world) del(node, id string) error {
 	return w.handler(node).Del(w.ctx, request(id))
 }
 
+// delAll has ours disconnect all those containers, at once.
+func (w *world) delAll(which func(id string) bool) {
+	w.t.Helper()
+	handlers := map[string]*register.Handler{node1: w.handler(node1), node2: w.handler(node2)}
+	var all errgroup.Group
+	for id := range w.touched {
+		if which(id) {
+			delete(w.told, id)
+			w.dead[id] = true
+			all.Go(func() error { return handlers[nodeOf(id)].Del(w.ctx, request(id)) })
+		}
+	}
+	w.must(all.Wait())
+}
+
 // tunnel has ours give the node its tunnel address, or take it back.
 func (w *world) tunnel(node string) error {
 	_, _, err := ipam.EnsureVXLAN(w.ctx, w.c, node, false, w.clock)
@@ -313,11 +337,9 @@ func (w *world) sound() {
 func (w *world) clear(byCalico []string) {
 	w.t.Helper()
 	for _, id := range byCalico {
-		w.run(w.writer(containers[id]).Del(calicos(id)))
+		w.run(w.writer(nodeOf(id)).Del(calicos(id)))
 	}
-	for id := range w.touched {
-		w.must(w.del(containers[id], id))
-	}
+	w.delAll(func(string) bool { return true })
 	w.restore(api.Never)
 	for _, n := range []string{node1, node2} {
 		w.must(w.tunnel(n))
