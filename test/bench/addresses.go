@@ -37,7 +37,8 @@ const (
 // same etcd that makes transactions, each of which compares and writes three keys of its own, with values of the sizes of those that the
 // subject writes for the same container: the block that holds as many addresses as it does by then, handle and endpoint. Floor and
 // subject have the same number of callers in flight. The handler carries out together what waits at the same time, and the floor does
-// not: with several callers the ratio may be below 1.
+// not: with several callers the ratio may be below 1. The agents of several nodes, each of which decodes what all of them write, share
+// this machine's processors with etcd and each other, as they would not in a cluster.
 type addressBench struct {
 	server   *embedetcd.Server
 	etcd     *clientv3.Client
@@ -68,7 +69,7 @@ func runAddresses(ctx context.Context) (cs []comparison, err error) {
 		{fmt.Sprintf("1,000 addresses, one node, %d in parallel", manyCallers), 1, manyCallers},
 		{fmt.Sprintf("1,000 addresses, %d nodes at once, each one by one", manyNodes), manyNodes, manyNodes},
 	} {
-		do, undo, err := alternate(r.name, rounds, addresses, r.callers, b.floor(r.nodes), b.subject(ctx, r.nodes))
+		do, undo, err := b.compare(ctx, r.name, r.nodes, r.callers)
 		if err != nil {
 			return nil, err
 		}
@@ -77,13 +78,25 @@ func runAddresses(ctx context.Context) (cs []comparison, err error) {
 	return cs, nil
 }
 
+// compare measures with the agents of so many nodes, which share this machine, and no others.
+func (b *addressBench) compare(ctx context.Context, name string, nodes, callers int) (do, undo comparison, err error) {
+	defer func() { err = errors.Join(err, b.stop()) }()
+	if err := b.agents(ctx, nodes); err != nil {
+		return do, undo, err
+	}
+	if err := b.values(ctx); err != nil {
+		return do, undo, err
+	}
+	return alternate(name, rounds, addresses, callers, b.floor(nodes), b.subject(ctx))
+}
+
 func newAddressBench(ctx context.Context, dir string) (*addressBench, error) {
 	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, UnsafeNoFsync: true})
 	if err != nil {
 		return nil, err
 	}
-	b := &addressBench{server: server, stop: func() error { return nil }}
-	for _, step := range []func(context.Context) error{b.connect, b.cluster, b.agents, b.values} {
+	b := &addressBench{server: server}
+	for _, step := range []func(context.Context) error{b.connect, b.cluster} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, b.close())
 		}
@@ -92,12 +105,11 @@ func newAddressBench(ctx context.Context, dir string) (*addressBench, error) {
 }
 
 func (b *addressBench) close() error {
-	err := b.stop()
-	if b.etcd != nil {
-		err = errors.Join(err, b.etcd.Close())
+	defer b.server.Close()
+	if b.etcd == nil {
+		return nil
 	}
-	b.server.Close()
-	return err
+	return b.etcd.Close()
 }
 
 func (b *addressBench) connect(context.Context) (err error) {
@@ -132,8 +144,8 @@ func put[T api.Value](ctx context.Context, c *clientv3.Client, key string, v *T)
 	return err
 }
 
-// agents gives each node a client, a feed that follows etcd, and a handler, as its agent does.
-func (b *addressBench) agents(ctx context.Context) error {
+// agents gives each of the nodes a client, a feed that follows etcd, and a handler, as its agent does. stop ends them.
+func (b *addressBench) agents(ctx context.Context, nodes int) error {
 	run, cancel := context.WithCancel(ctx)
 	var feeds sync.WaitGroup
 	var clients []*store.Client
@@ -145,7 +157,8 @@ func (b *addressBench) agents(ctx context.Context) error {
 		}
 		return err
 	}
-	for n := range manyNodes {
+	b.nodes = nil
+	for n := range nodes {
 		c, err := store.New(store.Config{Endpoints: []string{b.server.Endpoint()}})
 		if err != nil {
 			return err
@@ -174,6 +187,9 @@ func addressRequest(round, i int) attach.Request {
 
 // values learns what one ADD writes, and makes of it every block up to a full one.
 func (b *addressBench) values(ctx context.Context) error {
+	if len(b.blocks) > 0 {
+		return nil
+	}
 	req := addressRequest(0, 0)
 	if _, err := b.nodes[0].Add(ctx, req); err != nil {
 		return err
@@ -217,8 +233,9 @@ func (b *addressBench) fillBlocks(raw []byte) error {
 	}
 }
 
-// subject is the handlers of the first nodes, by turns.
-func (b *addressBench) subject(ctx context.Context, nodes int) pair {
+// subject is the handlers of the nodes, by turns.
+func (b *addressBench) subject(ctx context.Context) pair {
+	nodes := len(b.nodes)
 	return pair{
 		do: func(round, i int) error {
 			_, err := b.nodes[i%nodes].Add(ctx, addressRequest(round, i))
