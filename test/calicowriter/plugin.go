@@ -69,7 +69,7 @@ func (w Writer) Add(c Container) *Sequence {
 func (r *run) ready() error {
 	info, err := get[api.ClusterInformation](r, (*api.ClusterInformation)(nil).KindOf().Key("", "default"))
 	if err == nil && !info.value.Ready() {
-		err = errors.New("Calico is currently not ready to process requests")
+		err = errors.New("the cluster is currently not ready to process requests")
 	}
 	return err
 }

@@ -180,14 +180,13 @@ func (w *world) exists(key string) bool {
 // restore puts back the nodes and the pool that somebody deleted or disabled.
 func (w *world) restore(vxlan api.EncapMode) {
 	w.t.Helper()
-	_, err := w.etcd.Put(w.ctx, poolKey, encode(w, poolOf(vxlan)))
-	w.must(err)
+	var t []clientv3.Op
 	for _, n := range []string{node1, node2} {
-		if !w.exists(nodeKey(n)) {
-			_, err := w.etcd.Put(w.ctx, nodeKey(n), encode(w, node(n)))
-			w.must(err)
-		}
+		absent := clientv3.Compare(clientv3.Version(nodeKey(n)), "=", 0)
+		t = append(t, clientv3.OpTxn([]clientv3.Cmp{absent}, []clientv3.Op{clientv3.OpPut(nodeKey(n), encode(w, node(n)))}, nil))
 	}
+	_, err := w.etcd.Txn(w.ctx).Then(append(t, clientv3.OpPut(poolKey, encode(w, poolOf(vxlan))))...).Commit()
+	w.must(err)
 }
 
 // remember makes our handlers work on what etcd holds now, as an agent does whose watch lags behind.
@@ -299,7 +298,7 @@ func (w *world) delAll(which func(id string) bool) {
 
 // tunnel has ours give the node its tunnel address, or take it back.
 func (w *world) tunnel(node string) error {
-	_, _, err := ipam.EnsureVXLAN(w.ctx, w.c, node, false, w.clock)
+	_, _, err := ipam.EnsureTunnels(w.ctx, w.c, node, w.clock)
 	return err
 }
 
@@ -341,8 +340,11 @@ func (w *world) clear(byCalico []string) {
 	}
 	w.delAll(func(string) bool { return true })
 	w.restore(api.Never)
+	held := w.view().Handles
 	for _, n := range []string{node1, node2} {
-		w.must(w.tunnel(n))
+		if held[api.VXLANHandle(n, false)] != nil {
+			w.must(w.tunnel(n))
+		}
 	}
 	if err := w.view().Nothing(); err != nil {
 		w.t.Errorf("after every DEL: %v", err)
