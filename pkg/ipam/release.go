@@ -46,12 +46,46 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 		}
 	}
 	if !maps.Equal(counts, c.now.Block) {
+		p.fence(cidrs, c.now.Block, counts)
 		fixed := *c.now
 		fixed.Block = counts
 		c.now = &fixed
 		p.handles[id] = c
 	}
 	return out, nil
+}
+
+// recount makes a handle count what it holds in a block that is loaded, if it counts less: a Calico writer who releases what the same
+// handle held before may take its count for that. Otherwise no release by handle would find it.
+func (p *Plan) recount(h store.Entry[api.Handle], cidr netip.Prefix) {
+	id := strings.TrimPrefix(h.Key, api.HandlesRoot)
+	c, known := p.handles[id]
+	if !known {
+		c = change[api.Handle]{h, h.Value}
+		p.handles[id] = c
+	}
+	b, counted := p.blocks[cidr], 0
+	if b.now == nil {
+		return
+	}
+	if c.now != nil {
+		counted = c.now.Block[cidr.String()]
+	}
+	for range len(block.Owned(b.now, id)) - counted {
+		p.count(id, cidr)
+		p.depend(b.was.Key, b.was.Rev)
+	}
+}
+
+// fence moves the revision of every block in which a handle counts more than it holds. The count may be that of a Calico writer who is
+// alive and about to write the block: once the count is gone, that must fail, or else an address would be held by a handle that does not
+// exist.
+func (p *Plan) fence(cidrs []netip.Prefix, said, held map[string]int) {
+	for _, cidr := range cidrs {
+		if b := p.blocks[cidr]; b.now != nil && said[cidr.String()] > held[cidr.String()] {
+			p.set(cidr, block.Touch(b.now))
+		}
+	}
 }
 
 // blocksOf lists the blocks that a handle counts addresses in.

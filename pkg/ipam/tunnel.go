@@ -196,6 +196,9 @@ func (t *tunnels) ensureAll(ctx context.Context) (refused, err error) {
 func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 	pools := t.pools(k)
 	has := k.has(t.node)
+	if err := t.recount(ctx, k, has); err != nil {
+		return err
+	}
 	if kept, err := t.keep(ctx, k, has, pools); err != nil || kept {
 		return err
 	}
@@ -213,6 +216,23 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 	if want != has {
 		t.node = k.with(t.node, want)
 	}
+	return nil
+}
+
+// recount makes the handle count the address that the Node records, if it holds it and does not.
+func (t *tunnels) recount(ctx context.Context, k tunnelKind, has netip.Addr) error {
+	if !has.IsValid() {
+		return nil
+	}
+	pool, ok := poolOf(t.plan.facts.Pools, netip.PrefixFrom(has, has.BitLen()))
+	if !ok {
+		return nil
+	}
+	cidr := netip.PrefixFrom(has, pool.Value.Spec.BlockSize).Masked()
+	if err := t.plan.load(ctx, cidr); err != nil {
+		return err
+	}
+	t.plan.recount(t.handle(k), cidr)
 	return nil
 }
 

@@ -75,6 +75,7 @@ var Layers = []Row{
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
+	{Level: Test, Path: "internal/ipamtest", Sentence: "holds all that etcd says of addresses against itself"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
 	{Level: Test, Path: "test/bench/floor", Sentence: "the least that an attach can cost, as a process of its own"},

@@ -100,7 +100,7 @@ func (b *inner) floorAdd(round, i int) error {
 		return err
 	}
 	k := keys(round, i)
-	return b.commit(k, clientv3.OpPut(k[0], b.block), clientv3.OpPut(k[1], b.hndl), clientv3.OpPut(k[2], b.wep))
+	return commit(b.etcd, k, clientv3.OpPut(k[0], b.block), clientv3.OpPut(k[1], b.hndl), clientv3.OpPut(k[2], b.wep))
 }
 
 func (b *inner) floorDel(round, i int) error {
@@ -108,7 +108,7 @@ func (b *inner) floorDel(round, i int) error {
 		return err
 	}
 	k := keys(round, i)
-	return b.commit(k, clientv3.OpPut(k[0], b.block), clientv3.OpDelete(k[1]), clientv3.OpDelete(k[2]))
+	return commit(b.etcd, k, clientv3.OpPut(k[0], b.block), clientv3.OpDelete(k[1]), clientv3.OpDelete(k[2]))
 }
 
 // keys are the floor's three: the block of the worker's own, so that no two wait for each other.
@@ -118,14 +118,14 @@ func keys(round, i int) [3]string {
 }
 
 // commit carries out one transaction that compares and writes three keys.
-func (b *inner) commit(keys [3]string, ops ...clientv3.Op) error {
+func commit(etcd *clientv3.Client, keys [3]string, ops ...clientv3.Op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	var cmps []clientv3.Cmp
 	for _, k := range keys {
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), ">", -1))
 	}
-	_, err := b.etcd.Txn(ctx).If(cmps...).Then(ops...).Commit()
+	_, err := etcd.Txn(ctx).If(cmps...).Then(ops...).Commit()
 	return err
 }
 

@@ -3,6 +3,8 @@
 // The floor is a process of its own that sends the netlink messages of an attach and nothing else, plus one etcd transaction
 // of three keys with values as large as those of a real ADD. Floor and plugin run in alternation on one lab node with an embedded
 // etcd; the ratio is the median of the rounds' own ratios. Absolute times belong to the machine, ratios are what to keep.
+//
+// What addresses alone cost is measured apart, in this process and against an etcd of its own: see addressBench.
 package main
 
 import (
@@ -33,11 +35,22 @@ func main() {
 func run(ctx context.Context) error {
 	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
 	bin := flag.String("bin", "bin", "folder of the built programs")
+	only := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
 	flag.Parse()
 	if *inner != "" {
 		return runInner(ctx, *inner)
 	}
-	return outer(ctx, *bin)
+	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
+	if !*only {
+		if err := outer(ctx, *bin); err != nil {
+			return err
+		}
+	}
+	cs, err := runAddresses(ctx)
+	if err != nil {
+		return err
+	}
+	return printTable(os.Stdout, cs)
 }
 
 // outer brings a lab of one node up, measures inside it and takes it down again.
@@ -61,7 +74,6 @@ func outer(ctx context.Context, bin string) (err error) {
 		defer cancel()
 		err = errors.Join(err, l.Down(ctx))
 	}()
-	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
 	return l.Exec(ctx, "node-1", lab.Command{
 		Args: []string{filepath.Join(work, "bench"), "-inner", work}, Stdout: os.Stdout, Stderr: os.Stderr,
 	})
