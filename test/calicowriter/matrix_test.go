@@ -10,6 +10,7 @@ import (
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/ipam/block"
 	"github.com/muslin-cni/muslin/pkg/store"
 	"github.com/muslin-cni/muslin/test/calicowriter"
 )
@@ -58,8 +59,8 @@ func fullPool(w *world) {
 	}
 	w.calicoAdd(node2, far)
 	for n := range blocks {
-		if !w.exists(api.BlockKey(block(n))) {
-			w.run(w.writer(node2).Claim(block(n)))
+		if !w.exists(api.BlockKey(blockAt(n))) {
+			w.run(w.writer(node2).Claim(blockAt(n)))
 		}
 	}
 }
@@ -67,7 +68,7 @@ func fullPool(w *world) {
 // unclaimed is a range without a block.
 func (w *world) unclaimed() int {
 	for n := range blocks {
-		if !w.exists(api.BlockKey(block(n))) && !w.exists(api.AffinityKey(node1, block(n))) {
+		if !w.exists(api.BlockKey(blockAt(n))) && !w.exists(api.AffinityKey(node1, blockAt(n))) {
 			return n
 		}
 	}
@@ -78,7 +79,7 @@ func (w *world) unclaimed() int {
 // spare is an empty block of the first node.
 func spare(w *world) {
 	withSubject(w)
-	w.run(w.writer(node1).Claim(block(w.unclaimed())))
+	w.run(w.writer(node1).Claim(blockAt(w.unclaimed())))
 }
 
 // emptyBlock is the node's block that nobody uses.
@@ -89,7 +90,7 @@ func (w *world) emptyBlock(node string) (n int) {
 			continue
 		}
 		for n := range blocks {
-			if block(n) == cidr {
+			if blockAt(n) == cidr {
 				return n
 			}
 		}
@@ -101,7 +102,7 @@ func (w *world) emptyBlock(node string) (n int) {
 // blockOf is where a container's address lies.
 func (w *world) blockOf(id string) (n int) {
 	for n := range blocks {
-		if block(n).Contains(w.told[id][0]) {
+		if blockAt(n).Contains(w.told[id][0]) {
 			return n
 		}
 	}
@@ -111,7 +112,7 @@ func (w *world) blockOf(id string) (n int) {
 
 // leak is the subject's allocation as a collector of garbage sees it.
 func (w *world) leak() calicowriter.Allocation {
-	cidr, a := block(w.blockOf(subject)), w.told[subject][0]
+	cidr, a := blockAt(w.blockOf(subject)), w.told[subject][0]
 	b := w.view().Blocks[cidr]
 	ordinal := int(a.As4()[3]) - int(cidr.Addr().As4()[3])
 	return calicowriter.Allocation{Addr: a, Block: cidr, Handle: handleOf(subject), Seq: b.SequenceNumberForAllocation[fmt.Sprint(ordinal)]}
@@ -125,13 +126,13 @@ var sequences = []theirs{
 	{name: "ADD that claims a block", adds: true, given: func(w *world) { w.calicoAdd(node2, far) }, begin: addSubject},
 	{name: "ADD into a block", adds: true, given: someContainers, begin: addSubject},
 	{name: "ADD that finishes a claim", adds: true, begin: addSubject, given: func(w *world) {
-		s := w.writer(node1).Claim(block(2))
+		s := w.writer(node1).Claim(blockAt(2))
 		_, err := s.Next(w.ctx)
 		w.must(err)
 		s.Abandon()
 	}},
 	{name: "ADD that confirms a claim", adds: true, begin: addSubject, given: func(w *world) {
-		s := w.writer(node1).Claim(block(2))
+		s := w.writer(node1).Claim(blockAt(2))
 		for range 2 {
 			_, err := s.Next(w.ctx)
 			w.must(err)
@@ -156,13 +157,13 @@ var sequences = []theirs{
 		w.calicoAdd(node1, podded)
 	}},
 	{name: "claim", given: withSubject, begin: func(w *world) *calicowriter.Sequence {
-		return w.writer(node1).Claim(block(w.unclaimed()))
+		return w.writer(node1).Claim(blockAt(w.unclaimed()))
 	}},
 	{name: "release of an empty block", given: spare, begin: func(w *world) *calicowriter.Sequence {
-		return w.writer(node1).ReleaseAffinity(block(w.emptyBlock(node1)), true)
+		return w.writer(node1).ReleaseAffinity(blockAt(w.emptyBlock(node1)), true)
 	}},
 	{name: "release of a block in use", given: withSubject, begin: func(w *world) *calicowriter.Sequence {
-		return w.writer(node1).ReleaseAffinity(block(w.blockOf(subject)), false)
+		return w.writer(node1).ReleaseAffinity(blockAt(w.blockOf(subject)), false)
 	}},
 	{name: "tunnel address", given: withSubject, begin: func(w *world) *calicowriter.Sequence {
 		return w.writer(node1).Tunnel()
@@ -228,8 +229,17 @@ var operations = []ours{
 	{name: "give an empty block back", do: func(w *world, _ string) error {
 		blocks, _, err := store.List[api.Block](w.ctx, w.c, api.BlocksPrefix(false))
 		for _, b := range blocks {
-			_, failed := ipam.GiveBack(w.ctx, w.c, node1, b)
-			err = errors.Join(err, failed)
+			if host, ok := b.Value.Host(); !ok || host != node1 || !block.Empty(b.Value) {
+				continue
+			}
+			aff, failed := ipam.Etcd{Client: w.c}.Affinity(w.ctx, node1, b.Value.CIDR)
+			if failed == nil {
+				u := ipam.Unused{Block: b, Affinity: aff, Identity: store.Entry[api.NodeIdentity]{Key: api.IdentityKey(node1)}}
+				_, failed = ipam.ReturnBlock(w.ctx, w.c, u)
+			}
+			if !errors.Is(failed, store.ErrConflict) { // somebody else's turn came first
+				err = errors.Join(err, failed)
+			}
 		}
 		return err
 	}},

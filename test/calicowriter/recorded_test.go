@@ -15,7 +15,7 @@ func TestSequencesWriteWhatWasRecorded(t *testing.T) {
 	add := w.writer(node1).Add(calicos(subject))
 	w.run(add)
 	w.told[subject] = add.Addrs()
-	cidr := block(w.blockOf(subject))
+	cidr := blockAt(w.blockOf(subject))
 	var (
 		blockKey = api.BlockKey(cidr)
 		affinity = api.AffinityKey(node1, cidr)

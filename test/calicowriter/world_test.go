@@ -82,8 +82,8 @@ var pool = netip.MustParsePrefix("10.0.0.0/28")
 
 const blockBits = 30
 
-// block is the n-th of the pool's.
-func block(n int) netip.Prefix {
+// blockAt is the n-th of the pool's.
+func blockAt(n int) netip.Prefix {
 	a := pool.Addr().As4()
 	a[3] += byte(n << (32 - blockBits))
 	return netip.PrefixFrom(netip.AddrFrom4(a), blockBits)
