@@ -76,7 +76,7 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 // answer holds one conversation. Its outcome is told to the plugin; here it is only logged.
 func (s *server) answer(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, 2*turnTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*turnTimeout+attach.ReadinessTimeout)
 	defer cancel()
 	conn := attach.NewConn(c)
 	var req attach.Request
@@ -125,7 +125,11 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	if err := conn.Receive(&linked); err != nil {
 		return fmt.Errorf("wait for the plugin to make %s: %w", req.HostIf, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, programTimeout)
+	limit := programTimeout
+	if linked.Wait > 0 {
+		limit = time.Duration(linked.Wait) * time.Second
+	}
+	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := s.programmed(wait, linked.HostIf, linked.Index); err != nil {
 		return refuse(conn, err)

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"time"
 )
 
 // Socket is where the agent listens, on every host.
@@ -63,7 +64,22 @@ type Request struct {
 	PolicyType  string   `json:"policyType,omitempty"` // "" or "k8s"
 	Labels      Strings  `json:"labels,omitempty"`     // from the netconf's args.cni.labels
 	Annotations Strings  `json:"annotations,omitempty"`
+
+	Addrs          []netip.Addr `json:"addrs,omitempty"`          // addresses that are the pod's already (foreign IPAM, ipAddrsNoIpam): none is allocated
+	ForeignIPAM    string       `json:"foreignIPAM,omitempty"`    // the module that Addrs come from; "": addresses are ours to allocate
+	Wanted         []netip.Addr `json:"wanted,omitempty"`         // the very addresses to allocate, at most one of each family; none: any
+	ReadinessGates []string     `json:"readinessGates,omitempty"` // URLs that must answer before an ADD goes on; the handler polls them
+	Features       Features     `json:"features,omitzero"`
 }
+
+// Features are what the netconf lets pods ask for by annotation.
+type Features struct {
+	AddrsNoIPAM bool `json:"addrsNoIpam,omitempty"`
+	FloatingIPs bool `json:"floatingIPs,omitempty"`
+}
+
+// ReadinessTimeout is how long an ADD waits for its readiness gates at most: plugin and agent both reckon with it.
+const ReadinessTimeout = 30 * time.Second
 
 // Strings is a set of named strings.
 type Strings map[string]string
@@ -71,7 +87,8 @@ type Strings map[string]string
 // Linked is the plugin's second line in an ADD: the pod's side is set and the host's side is up.
 type Linked struct {
 	HostIf string `json:"hostIf"`
-	Index  int    `json:"index"` // of the host's side
+	Index  int    `json:"index"`          // of the host's side
+	Wait   int    `json:"wait,omitempty"` // seconds that the agent may take; 0: as it sees fit
 }
 
 // Reply is the agent's answer to either line. Error nil means success.

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -44,12 +45,12 @@ func DefaultLimits() Limits {
 
 // Add makes the pod's interface and prints the result. Errors are *types.Error, and nothing is left behind; where something may be,
 // the error's details say so.
-func (p *Plugin) Add(args *skel.CmdArgs) error { return netconf.AsCNI(p.add(args)) }
+func (p *Plugin) Add(args *skel.CmdArgs) error { return netconf.AsCNI(p.logged("ADD", args, p.add)) }
 
 // Del removes the pod's interface and releases its addresses. It succeeds when there is nothing to remove. Errors are *types.Error.
-func (p *Plugin) Del(args *skel.CmdArgs) error { return netconf.AsCNI(p.del(args)) }
+func (p *Plugin) Del(args *skel.CmdArgs) error { return netconf.AsCNI(p.logged("DEL", args, p.del)) }
 
-func (p *Plugin) add(args *skel.CmdArgs) error {
+func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Work)
 	defer cancel()
 	a, err := newAttachment(args)
@@ -57,6 +58,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer a.close()
+	a.log = log
 	lock, err := p.lock(ctx, a.req.HostIf)
 	if err != nil {
 		return err
@@ -66,6 +68,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	log.Debug("locked, and door open")
 	err = a.attach(ctx)
 	if err == nil {
 		err = p.print(a)
@@ -76,7 +79,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	return nil
 }
 
-func (p *Plugin) del(args *skel.CmdArgs) error {
+func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Work)
 	defer cancel()
 	conf, err := netconf.Parse(args.StdinData)
@@ -95,12 +98,17 @@ func (p *Plugin) del(args *skel.CmdArgs) error {
 	if err := detach(req.Netns, req.IfName); err != nil {
 		return failure(attach.CodeKernel, err, "")
 	}
+	log.Debug("interface removed")
 	door, err := p.open(ctx, &conf, req, args)
 	if err != nil {
 		return err
 	}
 	defer door.close()
-	return door.release(ctx, req)
+	if err := door.release(ctx, req); err != nil {
+		return err // and the foreign IPAM module keeps the addresses as long as the endpoint has them
+	}
+	log.Debug("released")
+	return delegate(ctx, "DEL", &conf, args)
 }
 
 func (p *Plugin) print(a *attachment) error {
@@ -128,20 +136,20 @@ func (p *Plugin) lock(ctx context.Context, hostIf string) (*attachlock.Lock, err
 func (p *Plugin) undo(a *attachment, cause error) error {
 	var told *attach.Error
 	etcdAway := errors.As(cause, &told) && told.Code == attach.CodeDatastore
+	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Undo)
+	defer cancel()
 	limit := p.Limits.Undo
 	if etcdAway {
 		limit = min(limit, hopeless)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
 	linkErr, releaseErr := a.removePair(), error(nil)
 	if told == nil || told.Code != attach.CodeBadEnv {
-		releaseErr = a.release(ctx) // what the handler cannot read it has not written, and would not release either
+		releaseErr = a.release(ctx, limit) // what the handler cannot read it has not written, and would not release either
 	}
 	if etcdAway {
 		releaseErr = nil // was to be expected; the cause says what state etcd is in
 	}
-	if err := errors.Join(linkErr, releaseErr); err != nil {
+	if err := errors.Join(linkErr, releaseErr, a.giveBack(ctx)); err != nil {
 		return unclean(cause, err)
 	}
 	return cause

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
@@ -23,6 +24,7 @@ type door interface {
 func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs) (door, error) {
 	agent, err := dialAgent(ctx, p.Limits.Turn)
 	if err == nil {
+		agent.wait = time.Duration(conf.PolicyTimeout) * time.Second
 		return agent, nil
 	}
 	if !noAgent(err) {
@@ -32,5 +34,5 @@ func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Reques
 		return nil, failure(attach.CodeTryAgain, err,
 			"the agent is not running on this node: start it (its daemon set's pod, or muslin-node), the pod is tried again by itself")
 	}
-	return newModuleDoor(conf.IPAM.Type, args)
+	return newModuleDoor(conf, args)
 }

@@ -17,6 +17,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
 
@@ -33,10 +34,17 @@ const moduleVersion = "1.1.0"
 // A module that was told to stop, and that still holds its pipes open after this, is left behind.
 const moduleGrace = time.Second
 
-func newModuleDoor(module string, args *skel.CmdArgs) (*moduleDoor, error) {
+// ownModule registers endpoints where the configuration's IPAM module is of another project.
+const ownModule = "muslin-ipam"
+
+func newModuleDoor(conf *netconf.Conf, args *skel.CmdArgs) (*moduleDoor, error) {
+	module := conf.IPAM.Type
+	if conf.ForeignIPAM() {
+		module = ownModule
+	}
 	program, err := findModule(module, filepath.SplitList(args.Path))
 	if err != nil {
-		return nil, failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
+		return nil, noModule(err)
 	}
 	d := &moduleDoor{program: program}
 	if err := json.Unmarshal(args.StdinData, &d.netconf); err != nil {
@@ -55,6 +63,10 @@ func findModule(name string, folders []string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find IPAM module %q in CNI_PATH %s: no such program", name, strings.Join(folders, ":"))
+}
+
+func noModule(err error) error {
+	return failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
 }
 
 func (d *moduleDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
@@ -81,32 +93,45 @@ func (d *moduleDoor) close() {}
 
 // run executes the module and returns what it printed.
 func (d *moduleDoor) run(ctx context.Context, command string, req attach.Request) ([]byte, error) {
-	stage := fmt.Sprintf("run %s %s", d.program, command)
 	raw, err := json.Marshal(req)
-	if err != nil {
-		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+	if err == nil {
+		d.netconf["muslin"] = raw
+		raw, err = json.Marshal(d.netconf)
 	}
-	d.netconf["muslin"] = raw
-	stdin, err := json.Marshal(d.netconf)
 	if err != nil {
-		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
 	}
+	return moduleRun{program: d.program, command: command, stdin: raw, remedy: "check that etcd answers"}.do(ctx)
+}
+
+// moduleRun is one call of an IPAM module.
+type moduleRun struct {
+	program, command string
+	stdin            []byte
+	env              []string // beside our own
+	remedy           string   // where it does not answer
+}
+
+// do returns what the module printed, or the error that it printed. A module that does not end in time is killed.
+func (m moduleRun) do(ctx context.Context) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, d.program)
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // of two, the last one counts
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd := exec.CommandContext(ctx, m.program)
+	cmd.Env = append(append(os.Environ(), "CNI_COMMAND="+m.command), m.env...) // of two, the last one counts
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(m.stdin), &stdout, &stderr
 	cmd.WaitDelay = moduleGrace
-	if err := cmd.Run(); err != nil {
-		return nil, moduleFailure(ctx, fmt.Errorf("%s: %w", stage, err), stdout.Bytes(), stderr.Bytes())
+	err := cmd.Run()
+	if err == nil {
+		return stdout.Bytes(), nil
 	}
-	return stdout.Bytes(), nil
+	err = fmt.Errorf("run %s %s: %w", m.program, m.command, err)
+	if ctx.Err() != nil {
+		return nil, failure(attach.CodeTryAgain, fmt.Errorf("%w: no answer in time", err), m.remedy)
+	}
+	return nil, moduleFailure(err, stdout.Bytes(), stderr.Bytes())
 }
 
 // moduleFailure is the error that the module printed, else what is known.
-func moduleFailure(ctx context.Context, err error, stdout, stderr []byte) error {
-	if ctx.Err() != nil {
-		return failure(attach.CodeTryAgain, fmt.Errorf("%w: no answer in time", err), "check that etcd answers")
-	}
+func moduleFailure(err error, stdout, stderr []byte) error {
 	var told types.Error
 	if json.Unmarshal(stdout, &told) == nil && told.Msg != "" {
 		return &attach.Error{Code: told.Code, Msg: told.Msg, Details: told.Details}

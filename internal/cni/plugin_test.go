@@ -419,7 +419,7 @@ func TestProgramsAnswerVersionWithoutConfiguration(t *testing.T) {
 }
 
 func TestPodRoutesOfAddressesOfBothFamilies(t *testing.T) {
-	got := fmt.Sprint(podRoutes([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}))
+	got := fmt.Sprint(podRoutes([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, nil))
 	want := "[169.254.1.1/32 scope link 0.0.0.0/0 via 169.254.1.1 ::/0 via fe80::ecee:eeff:feee:eeee]"
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)

@@ -28,10 +28,10 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	agent, err := dialAgent(ctx, statusTimeout)
 	if err == nil {
 		agent.close()
-		return nil
+		return delegate(ctx, "STATUS", &conf, args)
 	}
 	if conf.PolicyWait == netconf.NoWait && noAgent(err) {
-		return nil // pods do not wait for an agent
+		return delegate(ctx, "STATUS", &conf, args) // pods do not wait for an agent
 	}
 	return failure(attach.CodeNotAvailable, fmt.Errorf("see whether pods can be attached: %w", err), "the agent is not ready on this node: start it, or look at its log")
 }
