@@ -16,7 +16,7 @@ import (
 // logged carries a command out and logs how it ended. The configuration's own text is never logged: it may hold tokens.
 func (p *Plugin) logged(command string, args *skel.CmdArgs, do func(*skel.CmdArgs, *slog.Logger) error) error {
 	log, file := cnilog.New(netconf.LogOf(args.StdinData), os.Stderr,
-		slog.String("command", command), slog.String("container", args.ContainerID), slog.String("interface", args.IfName), slog.Int("pid", os.Getpid()))
+		slog.String("program", "muslin"), slog.String("command", command), slog.String("container", args.ContainerID), slog.String("interface", args.IfName), slog.Int("pid", os.Getpid()))
 	defer func() { _ = file.Close() }() // what is not in the file yet never will be
 	start := time.Now()
 	log.Debug("begin", "netns", args.Netns, "args", args.Args)

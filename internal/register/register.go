@@ -38,8 +38,9 @@ type Source interface {
 
 // Pod is what Kubernetes says of a pod.
 type Pod struct {
-	Labels, Annotations map[string]string
-	Profiles            []string // in the order of precedence
+	Labels, Annotations                   map[string]string
+	NamespaceLabels, NamespaceAnnotations map[string]string // of the pod's namespace
+	Profiles                              []string          // in the order of precedence
 }
 
 // PodFacts asks Kubernetes about a pod. It returns within ctx.
@@ -64,7 +65,8 @@ type Config struct {
 // 10 seconds later: a transaction that is under way is seen through, often with others' commands in it. The error of a command
 // that may have been done all the same says so, and matches store.ErrUnknown.
 type Handler struct {
-	cfg Config
+	cfg   Config
+	gates gates
 
 	turn    chan struct{} // held, by a value in it, while a transaction is under way
 	mu      sync.Mutex
@@ -85,7 +87,7 @@ func New(cfg Config) *Handler {
 	if cfg.Committed == nil {
 		cfg.Committed = func([]store.KV) {}
 	}
-	return &Handler{cfg: cfg, turn: make(chan struct{}, 1)}
+	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1)}
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,

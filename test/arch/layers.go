@@ -50,6 +50,7 @@ var Layers = []Row{
 
 	{Level: 2, Path: "internal/attachlock", Sentence: "the lock of a host interface while its pod is attached or detached"},
 	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},
+	{Level: 1, Path: "internal/cni/cnilog", Sentence: "the logs of the CNI programs"},
 	{Level: 2, Path: "internal/cni/netconf", Sentence: "reads CNI network configurations and makes attach requests of them"},
 	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},

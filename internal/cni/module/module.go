@@ -8,9 +8,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -18,6 +20,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/cnilog"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -62,26 +65,45 @@ type command struct {
 
 // run reads the command and calls do on it with the connection to etcd open.
 func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Context, *command) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.Timeout)
-	defer cancel()
+	log, file := cnilog.New(netconf.LogOf(args.StdinData), os.Stderr,
+		slog.String("program", "muslin-ipam"), slog.String("command", strings.ToUpper(string(verb))), slog.String("container", args.ContainerID), slog.Int("pid", os.Getpid()))
+	defer func() { _ = file.Close() }() // what is not in the file yet never will be
+	start := time.Now()
+	err := m.carryOut(verb, args, log, do)
+	took := slog.Duration("took", time.Since(start).Round(time.Microsecond))
+	if err != nil {
+		log.Error("failed", took, "error", err)
+		return netconf.AsCNI(err)
+	}
+	log.Info("done", took)
+	return nil
+}
+
+func (m *Module) carryOut(verb attach.Verb, args *skel.CmdArgs, log *slog.Logger, do func(context.Context, *command) error) error {
 	conf, err := netconf.ParseModule(args.StdinData)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	req, err := request(&conf, verb, args)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	node, err := conf.Node.Name()
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	client, err := connect(conf.Etcd, os.Getenv)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	defer client.Close()
-	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node})}))
+	timeout := m.Timeout
+	if len(req.ReadinessGates) > 0 {
+		timeout += attach.ReadinessTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node, Log: log})})
 }
 
 // request is what our own plugin hands over, else what the configuration and the environment say.
