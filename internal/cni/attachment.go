@@ -28,10 +28,9 @@ type attachment struct {
 	dsts    []netip.Prefix // that the pod shall have routes to; none: everything
 	asked   bool           // the request has been sent: something may be in etcd
 
-	pair   *pair // nil until it is made
-	mac    kernel.MAC
-	addrs  []netip.Addr
-	routes []podRoute
+	pair  *pair // nil until it is made
+	mac   kernel.MAC
+	addrs []netip.Addr
 }
 
 // newAttachment holds an ADD's input to what can be known before anything is made.
@@ -95,7 +94,7 @@ func (a *attachment) attach(ctx context.Context) error {
 	if err := a.configure(); err != nil {
 		return failure(attach.CodeKernel, err, "look at the pod's network namespace "+a.req.Netns)
 	}
-	a.log.Debug("pod's side set", "routes", a.routes)
+	a.log.Debug("pod's side set")
 	if err := a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs}); err != nil {
 		return err
 	}
@@ -114,8 +113,7 @@ func (a *attachment) configure() error {
 			return err
 		}
 	}
-	a.routes = podRoutes(a.addrs, a.dsts)
-	return a.pair.configure(a.addrs, a.mac, a.routes)
+	return a.pair.configure(a.addrs, a.mac, podRoutes(a.addrs, a.dsts))
 }
 
 // registerAndMakePair does both at once. After an error either may have succeeded.

@@ -79,6 +79,7 @@ func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Conte
 	return nil
 }
 
+// carryOut is run without the log.
 func (m *Module) carryOut(verb attach.Verb, args *skel.CmdArgs, log *slog.Logger, do func(context.Context, *command) error) error {
 	conf, err := netconf.ParseModule(args.StdinData)
 	if err != nil {
