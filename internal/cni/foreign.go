@@ -66,9 +66,13 @@ func (f *foreignIPAM) del(ctx context.Context) error {
 
 // run executes any command of the module's. What CNI_ARGS holds for us must not trouble it.
 func (f *foreignIPAM) run(ctx context.Context, command string) ([]byte, error) {
+	args := "CNI_ARGS=IgnoreUnknown=1"
+	if f.args.Args != "" {
+		args += ";" + f.args.Args
+	}
 	return moduleRun{
 		program: f.program, command: command, stdin: f.args.StdinData,
-		env:    []string{"CNI_ARGS=IgnoreUnknown=1;" + f.args.Args},
+		env:    []string{args},
 		remedy: "see why the IPAM module " + f.name + " does not answer",
 	}.do(ctx)
 }

@@ -6,18 +6,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"testing"
 )
 
-// ReferencePlugins builds the CNI project's own plugins (those that test/cniplugins/go.mod names) into folder, beside whatever is there.
-func ReferencePlugins(t testing.TB, folder string) {
-	t.Helper()
-	if err := buildReferencePlugins(folder); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func buildReferencePlugins(folder string) error {
+// ReferencePlugins builds the CNI project's own plugins, those that test/cniplugins/go.mod names, into a folder beside whatever is there.
+// It is called from within this module.
+func ReferencePlugins(folder string) error {
 	gomod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		return fmt.Errorf("find this module: %w", err)

@@ -107,10 +107,15 @@ func (f *file) rotate() error {
 // stamp is the time at which a file was moved aside, as Calico's plugin puts it into the name, whose old files are taken care of too.
 const stamp = "2006-01-02T15-04-05.000"
 
-// aside is the name of the file once it is moved aside: cni-2026-11-21T05-46-19.123.log beside cni.log.
+// aside is a free name for the file, beside cni.log: cni-2026-11-21T05-46-19.123.log.
 func (f *file) aside(t time.Time) string {
 	stem, ext := f.stem()
-	return filepath.Join(filepath.Dir(f.path), stem+t.UTC().Format(stamp)+ext)
+	for ; ; t = t.Add(time.Millisecond) {
+		path := filepath.Join(filepath.Dir(f.path), stem+t.UTC().Format(stamp)+ext)
+		if _, err := os.Lstat(path); err != nil { // there is none, or renaming will say what is wrong
+			return path
+		}
+	}
 }
 
 func (f *file) stem() (stem, ext string) {

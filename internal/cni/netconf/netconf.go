@@ -211,8 +211,8 @@ func (c *Conf) check() error {
 const maxQueues = 4096
 
 // ForeignIPAM reports whether the pods' addresses come from an IPAM module of another project.
-func (c *Conf) ForeignIPAM() bool {
-	return c.IPAM.Type != "muslin-ipam" && c.IPAM.Type != "calico-ipam"
+func (m *Module) ForeignIPAM() bool {
+	return m.IPAM.Type != "muslin-ipam" && m.IPAM.Type != "calico-ipam"
 }
 
 // checkForeignIPAM refuses what is no program's name, and the two words by which Calico's plugin fills in a section for host-local.

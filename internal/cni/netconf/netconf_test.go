@@ -104,7 +104,7 @@ func TestRequestCarriesWhatTheHandlerNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if fmt.Sprint(got.Wanted, got.ReadinessGates, got.Features, got.ForeignIPAM) != "[10.0.0.7 fd00::7] [http://a] {true false} " {
+	if fmt.Sprint(got.Wanted, got.ReadinessGates, got.Features, got.ForeignIPAM) != "[10.0.0.7 fd00::7] [http://a] {true false}" {
 		t.Errorf("request is %+v", got)
 	}
 	if _, err := conf.Request(attach.Del, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: "IP=nonsense"}); err != nil {
@@ -112,8 +112,8 @@ func TestRequestCarriesWhatTheHandlerNeeds(t *testing.T) {
 	}
 	conf.IPAM.Type = "static"
 	got, err = conf.Request(attach.Add, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: "IP=10.0.0.7/24"})
-	if err == nil {
-		t.Errorf("a prefix in IP is taken for an address: %+v", got)
+	if err != nil || got.ForeignIPAM != "static" || len(got.Wanted) > 0 {
+		t.Errorf("what a foreign IPAM module is to read is read: %+v, %v", got, err)
 	}
 }
 

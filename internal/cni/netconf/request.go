@@ -33,7 +33,7 @@ func (c *Conf) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, err
 	req.ReadinessGates = c.ReadinessGates
 	req.Features = attach.Features(c.Features)
 	if c.ForeignIPAM() {
-		req.ForeignIPAM, req.Wanted = c.IPAM.Type, nil // what is wanted is for that module to read
+		req.ForeignIPAM = c.IPAM.Type
 	}
 	if len(c.Args.CNI.Labels) > 0 {
 		req.Labels = attach.Strings{}
@@ -52,7 +52,7 @@ func (m *Module) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, e
 		return attach.Request{}, &attach.Error{Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: " + err.Error()}
 	}
 	var wanted []netip.Addr
-	if verb == attach.Add {
+	if verb == attach.Add && !m.ForeignIPAM() { // which reads it itself
 		var err error
 		if wanted, err = wantedAddrs(string(args.IP)); err != nil {
 			return attach.Request{}, err
