@@ -299,8 +299,8 @@ func TestForeignMainPluginsGetAddressesFromOurModule(t *testing.T) {
 					t.Errorf("result %v; the pod has %s", addrs[p], got)
 				}
 				to := strings.TrimSuffix(addrs[q][i], length)
-				nettest.Eventually(t, func() error { // until it is known that nobody else has the address
-					_, err := p.Try("bash", "-c", "exec 3<>/dev/tcp/"+to+"/7777")
+				nettest.Eventually(t, func() error { // once duplicate address detection is over; who begins before may hang
+					_, err := p.Try("timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+to+"/7777")
 					if err == nil || !strings.Contains(err.Error(), "refused") {
 						return fmt.Errorf("connect to a closed port of %s: %v, want it refused: packets go both ways", to, err)
 					}
