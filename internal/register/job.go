@@ -20,9 +20,9 @@ type job struct {
 	handleKey   string
 	endpointKey string // "": there is none
 	profileKey  string // of the network's own profile; "": it has none
-	wants       []ipam.Request
 	brought     []netip.Addr // the pod's addresses, where none is allocated
 	exchange    bool         // an older container of the pod gives its addresses up for this one
+	wants       []ipam.Request
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.

@@ -17,10 +17,10 @@ type Request struct {
 	Handle    string            // who owns it: see api.PodHandle
 	Attrs     map[string]string // api.AttrNode and the like, kept with the address
 	V6        bool              // the family
+	Addr      netip.Addr        // the one address wanted; zero: any
 	Use       api.Use           // what for; required
 	Pools     []string          // names or CIDRs of the only pools to take it from; none: those that select the node
 	Namespace map[string]string // labels of the pod's namespace, for pools that select namespaces; nil: none
-	Addr      netip.Addr        // the one address wanted; zero: any
 }
 
 // ready refuses to work on a datastore that is being migrated or has not been set up, and for a node that has no object.
