@@ -302,7 +302,7 @@ func TestForeignMainPluginsGetAddressesFromOurModule(t *testing.T) {
 				nettest.Eventually(t, func() error { // once duplicate address detection is over; who begins before may hang
 					_, err := p.Try("timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+to+"/7777")
 					if err == nil || !strings.Contains(err.Error(), "refused") {
-						return fmt.Errorf("connect to a closed port of %s: %v, want it refused: packets go both ways", to, err)
+						return fmt.Errorf("connect to a closed port of %s: %s, want it refused: packets go both ways", to, fmt.Sprint(err))
 					}
 					return nil
 				})

@@ -319,3 +319,22 @@ func TestModuleThatHangsIsLeftBehind(t *testing.T) {
 		t.Errorf("got %v, want it given up", err)
 	}
 }
+
+func TestCertainAddressIsAskedForByArguments(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	d := newDatastore(n)
+	p.rt.Args = append(p.rt.Args, [2]string{"IP", "10.244.7.7"})
+	if res := n.mustAdd(d.conf(noWait), p); res.IPs[0].Address.String() != "10.244.7.7/32" {
+		t.Errorf("muslin: %s", toJSON(t, res))
+	}
+	stdin := fmt.Sprintf(`{"cniVersion":"0.4.0","name":"hc-net","type":"bridge","nodename_file_optional":true,"nodename":"node-1","etcd_endpoints":%q,"ipam":{"type":"muslin-ipam"}}`, d.url)
+	env := []string{"CNI_CONTAINERID=c2", "CNI_NETNS=/run/netns/c2", "CNI_IFNAME=eth0"}
+	if out, err := n.run("muslin-ipam", stdin, append(env, "CNI_COMMAND=ADD", "CNI_ARGS=IP=10.244.7.9")...); err != nil || !strings.Contains(out, `"10.244.7.9/26"`) {
+		t.Errorf("muslin-ipam: %v, %s", err, out)
+	}
+	if out, err := n.run("muslin-ipam", stdin, append(env, "CNI_COMMAND=DEL")...); err != nil {
+		t.Errorf("DEL: %v, %s", err, out)
+	}
+	n.mustDel(d.conf(noWait), p)
+	d.wantNothing()
+}

@@ -18,8 +18,8 @@ type job struct {
 	req         attach.Request
 	endpoint    api.WorkloadEndpoint // as it shall be, but for the addresses
 	handleKey   string
-	endpointKey string // "": there is none
-	profileKey  string // of the network's own profile; "": it has none
+	endpointKey string       // "": there is none
+	profileKey  string       // of the network's own profile; "": it has none
 	brought     []netip.Addr // the pod's addresses, where none is allocated
 	exchange    bool         // an older container of the pod gives its addresses up for this one
 	wants       []ipam.Request

@@ -50,7 +50,6 @@ var Layers = []Row{
 
 	{Level: 2, Path: "internal/attachlock", Sentence: "the lock of a host interface while its pod is attached or detached"},
 	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},
-	{Level: 1, Path: "internal/cni/cnilog", Sentence: "the logs of the CNI programs"},
 	{Level: 2, Path: "internal/cni/netconf", Sentence: "reads CNI network configurations and makes attach requests of them"},
 	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
@@ -62,6 +61,7 @@ var Layers = []Row{
 	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},
 
 	{Level: 1, Path: "internal/attach", Sentence: "what plugin and agent say to each other over the socket"},
+	{Level: 1, Path: "internal/cni/cnilog", Sentence: "the logs of the CNI programs"},
 	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
 	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},
