@@ -184,3 +184,16 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 		}
 	}
 }
+
+func TestPluginMayBoundTheWaitForTheKernel(t *testing.T) {
+	r := serveTest(t)
+	c := r.dial(t)
+	if reply := turn(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c"}); reply.Error != nil {
+		t.Fatal(reply.Error)
+	}
+	began := time.Now()
+	reply := turn(t, c, attach.Linked{HostIf: "cali1", Index: 7, Wait: 1}) // which nobody programs
+	if reply.Error == nil || reply.Error.Code != attach.CodeTryAgain || time.Since(began) > programTimeout/2 {
+		t.Errorf("after %v: %+v, want code 11 after a second", time.Since(began), reply.Error)
+	}
+}

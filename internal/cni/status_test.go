@@ -34,3 +34,14 @@ func TestStatusSaysWhetherPodsCanBeAttached(t *testing.T) {
 		t.Errorf("with an agent: %v", err)
 	}
 }
+
+func TestStatusAsksAForeignIPAMToo(t *testing.T) {
+	n := newNode(t)
+	(&fakeAgent{}).start(n)
+	if err := n.status(hostLocalConf("", "")); err != nil {
+		t.Errorf("host-local is ready: %v", err)
+	}
+	if err := n.status(conf{members: `"ipam":{"type":"nobodys-ipam"}`}); codeOf(err) != attach.CodeBadEnv || !strings.Contains(fmt.Sprint(err), "nobodys-ipam") {
+		t.Errorf("got %v, want an error that names the module", err)
+	}
+}
