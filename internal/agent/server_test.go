@@ -42,6 +42,23 @@ func (h *counting) Del(_ context.Context, r attach.Request) error {
 	return h.fail
 }
 
+func (h *counting) Check(_ context.Context, r attach.Request) (attach.Reply, error) {
+	return attach.Reply{Addrs: r.Addrs}, h.fail
+}
+
+func (h *counting) Stale(context.Context, attach.Request) ([]attach.Stale, error) {
+	return []attach.Stale{{ContainerID: "old", HandleRev: 7}}, h.fail
+}
+
+func (h *counting) Free(_ context.Context, r attach.Request) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range r.Stale {
+		h.deleted = append(h.deleted, s.ContainerID)
+	}
+	return h.fail
+}
+
 type rig struct {
 	handler    *counting
 	programmed *programmed
@@ -58,7 +75,7 @@ func serveTest(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: r.handler, programmed: r.programmed.wait, log: slog.New(slog.DiscardHandler)}
+	s := &server{handler: r.handler, programmed: r.programmed, log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.serve(ctx, l) }()
