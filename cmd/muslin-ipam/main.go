@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -15,10 +16,10 @@ import (
 var version = "unknown" // set by the linker
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "-v" {
+	if len(os.Args) == 2 && (os.Args[1] == "-v" || os.Args[1] == "--version") {
 		fmt.Println(version)
 		return
 	}
-	m := module.Module{Timeout: module.DefaultTimeout, Stdout: os.Stdout}
-	skel.PluginMainFuncs(skel.CNIFuncs{Add: m.Add, Del: m.Del}, cniversion.All, "CNI IPAM module muslin-ipam "+version)
+	m := module.Module{Timeout: module.DefaultTimeout, Stdout: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: m.Add, Del: m.Del, Check: m.Check, GC: m.GC, Status: m.Status}, cniversion.All, "CNI IPAM module muslin-ipam "+version)
 }

@@ -123,6 +123,24 @@ func (e *Error) Error() string {
 	return e.Msg + ": " + e.Details
 }
 
+// Join is several failures as one, for batches that go on past a failure: with the code of the first that has one, the text of all, and
+// the remedy where they are more than one. It is nil if all are, and a single *Error stays as it is.
+func Join(remedy string, errs ...error) error {
+	err := errors.Join(errs...)
+	if err == nil {
+		return nil
+	}
+	out := &Error{Code: CodeInternal, Msg: err.Error(), Details: remedy}
+	var told *Error
+	if errors.As(err, &told) {
+		out.Code = told.Code
+	}
+	if told != nil && told.Error() == out.Msg {
+		return told
+	}
+	return out
+}
+
 // CNI error codes (CNI spec 1.1, "Error"; from 100 on they are a plugin's own).
 const (
 	CodeBadVersion   = 1

@@ -8,6 +8,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -76,10 +77,19 @@ func (a *attachment) attach(ctx context.Context) error {
 	if a.addrs, a.mac, err = granted(reply, a.mac); err != nil {
 		return err
 	}
+	if err := fault.At(fault.PluginAddRegistered); err != nil {
+		return err
+	}
 	if err := a.pair.configure(a.addrs, a.mac); err != nil {
 		return failure(attach.CodeKernel, err, "look at the pod's network namespace "+a.req.Netns)
 	}
-	return a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs})
+	if err := fault.At(fault.PluginAddConfigured); err != nil {
+		return err
+	}
+	if err := a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs}); err != nil {
+		return err
+	}
+	return fault.At(fault.PluginAddFinished)
 }
 
 // registerAndMakePair does both at once. After an error either may have succeeded.
@@ -92,6 +102,9 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	go func() {
 		var err error
 		a.pair, err = makePair(links, a.netns, a.wish)
+		if err == nil {
+			err = fault.At(fault.PluginAddLinked)
+		}
 		made <- err
 	}()
 	a.asked = true

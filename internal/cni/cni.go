@@ -6,6 +6,7 @@
 //     before it frees the addresses, so that no other pod gets an address that still has a wire.
 //  3. A late DEL never harms a newer pod of the same name: it removes an interface only inside its own pod's network namespace.
 //  4. Nothing hangs: every wait ends by the Limits.
+//  5. CHECK changes nothing. GC frees nothing that may be alive, or another network's.
 //
 // The pod's addresses come from one handler behind two doors, see door. The veth pair is made while the handler works.
 package cni
@@ -21,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 )
 
 // Plugin answers CNI commands. It works in the network namespace of the thread that calls it.
@@ -62,6 +64,9 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer lock.Release()
+	if err := fault.At(fault.PluginAddLocked); err != nil {
+		return err
+	}
 	a.door, err = p.open(ctx, &a.conf, a.req, args)
 	if err != nil {
 		return err
@@ -69,6 +74,9 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	err = a.attach(ctx)
 	if err == nil {
 		err = p.print(a)
+	}
+	if err == nil {
+		err = fault.At(fault.PluginAddPrinted)
 	}
 	if err != nil {
 		return p.undo(a, err)
@@ -92,15 +100,24 @@ func (p *Plugin) del(args *skel.CmdArgs) error {
 		return err
 	}
 	defer lock.Release()
+	if err := fault.At(fault.PluginDelLocked); err != nil {
+		return err
+	}
 	if err := detach(req.Netns, req.IfName); err != nil {
 		return failure(attach.CodeKernel, err, "")
+	}
+	if err := fault.At(fault.PluginDelUnlinked); err != nil {
+		return err
 	}
 	door, err := p.open(ctx, &conf, req, args)
 	if err != nil {
 		return err
 	}
 	defer door.close()
-	return door.release(ctx, req)
+	if err := door.release(ctx, req); err != nil {
+		return err
+	}
+	return fault.At(fault.PluginDelReleased)
 }
 
 func (p *Plugin) print(a *attachment) error {
@@ -135,6 +152,9 @@ func (p *Plugin) undo(a *attachment, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	linkErr, releaseErr := a.removePair(), error(nil)
+	if err := fault.At(fault.PluginUndoUnlinked); err != nil {
+		return err
+	}
 	if told == nil || told.Code != attach.CodeBadEnv {
 		releaseErr = a.release(ctx) // what the handler cannot read it has not written, and would not release either
 	}

@@ -16,6 +16,8 @@ type door interface {
 	register(context.Context, attach.Request) (attach.Reply, error) // allocate, and write the endpoint
 	finish(context.Context, hostside.Workload) error                // return when the host's side is in the kernel
 	release(context.Context, attach.Request) error                  // free the addresses, delete the endpoint
+	query(context.Context, attach.Request) (attach.Reply, error)    // answer a CHECK, GC or Free
+	confirm(context.Context, hostside.Workload) error               // after a CHECK: is the host's side in the kernel
 	close()
 }
 
@@ -28,7 +30,7 @@ func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Reques
 	if !noAgent(err) {
 		return nil, failure(attach.CodeTryAgain, err, "look at the agent's log on this node")
 	}
-	if req.Verb == attach.Add && conf.PolicyWait != netconf.NoWait {
+	if (req.Verb == attach.Add || req.Verb == attach.Check) && conf.PolicyWait != netconf.NoWait {
 		return nil, failure(attach.CodeTryAgain, err,
 			"the agent is not running on this node: start it (its daemon set's pod, or muslin-node), the pod is tried again by itself")
 	}

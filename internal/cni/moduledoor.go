@@ -77,16 +77,48 @@ func (d *moduleDoor) release(ctx context.Context, req attach.Request) error {
 	return err
 }
 
+func (d *moduleDoor) confirm(ctx context.Context, w hostside.Workload) error {
+	return confirmHost(ctx, w)
+}
+
+// query has the module answer: of our own requests it prints the handler's reply.
+func (d *moduleDoor) query(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	command := "GC" // for Free too
+	if req.Verb == attach.Check {
+		command = "CHECK"
+	}
+	out, err := d.run(ctx, command, req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	var reply attach.Reply
+	if err := json.Unmarshal(out, &reply); err != nil {
+		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's answer: %w", err), "install muslin and muslin-ipam from the same release")
+	}
+	return reply, nil
+}
+
+// status has the module say whether it could serve an ADD.
+func (d *moduleDoor) status(ctx context.Context) error {
+	_, err := d.exec(ctx, "STATUS")
+	return err
+}
+
 func (d *moduleDoor) close() {}
 
-// run executes the module and returns what it printed.
+// run executes the module for our own request and returns what it printed.
 func (d *moduleDoor) run(ctx context.Context, command string, req attach.Request) ([]byte, error) {
-	stage := fmt.Sprintf("run %s %s", d.program, command)
 	raw, err := json.Marshal(req)
 	if err != nil {
-		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
 	}
 	d.netconf["muslin"] = raw
+	return d.exec(ctx, command)
+}
+
+// exec executes the module with the configuration as it is and returns what it printed.
+func (d *moduleDoor) exec(ctx context.Context, command string) ([]byte, error) {
+	stage := fmt.Sprintf("run %s %s", d.program, command)
 	stdin, err := json.Marshal(d.netconf)
 	if err != nil {
 		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")

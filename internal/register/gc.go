@@ -2,7 +2,6 @@ package register
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -45,17 +44,7 @@ func (h *Handler) Free(ctx context.Context, req attach.Request) error {
 		})
 	}
 	_ = g.Wait() // the errors are in errs
-	return joined(errs)
-}
-
-// joined is several failures as one: the code of the first, and the text of all.
-func joined(errs []error) error {
-	err := errors.Join(errs...)
-	var first *attach.Error
-	if !errors.As(err, &first) {
-		return err
-	}
-	return &failed{attach.Error{Code: first.Code, Msg: err.Error(), Details: "what else there was has been freed; GC does the rest the next time"}, err}
+	return attach.Join("what else there was has been freed; GC does the rest the next time", errs...)
 }
 
 // networkJob stands for a network in an error.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -31,6 +33,7 @@ const DefaultTimeout = 30 * time.Second
 type Module struct {
 	Timeout time.Duration // of one command
 	Stdout  io.Writer     // for results
+	Log     *slog.Logger  // nil: no log
 }
 
 // Add gives the container addresses and prints them. Repeated, it prints the same ones. Errors are *types.Error.
@@ -44,7 +47,13 @@ func (m *Module) Add(args *skel.CmdArgs) error {
 		if err != nil {
 			return &attach.Error{Code: attach.CodeBadVersion, Msg: err.Error()}
 		}
-		return printable.PrintTo(m.Stdout)
+		if err := fault.At(fault.ModuleAddDone); err != nil {
+			return err
+		}
+		if err := printable.PrintTo(m.Stdout); err != nil {
+			return err
+		}
+		return fault.At(fault.ModuleAddPrinted)
 	})
 }
 
@@ -62,8 +71,6 @@ type command struct {
 
 // run reads the command and calls do on it with the connection to etcd open.
 func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Context, *command) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.Timeout)
-	defer cancel()
 	conf, err := netconf.ParseModule(args.StdinData)
 	if err != nil {
 		return netconf.AsCNI(err)
@@ -72,16 +79,25 @@ func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Conte
 	if err != nil {
 		return netconf.AsCNI(err)
 	}
+	return netconf.AsCNI(m.with(&conf, func(ctx context.Context, h *register.Handler) error {
+		return do(ctx, &command{conf: conf, req: req, handler: h})
+	}))
+}
+
+// with opens the connection to etcd for as long as do runs.
+func (m *Module) with(conf *netconf.Module, do func(context.Context, *register.Handler) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), m.Timeout)
+	defer cancel()
 	node, err := conf.Node.Name()
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	client, err := connect(conf.Etcd, os.Getenv)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	defer client.Close()
-	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node})}))
+	return do(ctx, register.New(register.Config{Client: client, Node: node, Log: m.Log}))
 }
 
 // request is what our own plugin hands over, else what the configuration and the environment say.
@@ -89,7 +105,8 @@ func request(conf *netconf.Module, verb attach.Verb, args *skel.CmdArgs) (attach
 	if conf.Muslin == nil {
 		return conf.Request(verb, args)
 	}
-	if conf.Muslin.Version != attach.Version || conf.Muslin.Verb != verb {
+	same := conf.Muslin.Verb == verb || conf.Muslin.Verb == attach.Free && verb == attach.GC
+	if conf.Muslin.Version != attach.Version || !same {
 		return attach.Request{}, &attach.Error{
 			Code:    attach.CodeBadConfig,
 			Msg:     fmt.Sprintf("read request: it is %q of version %d, want %q of version %d", conf.Muslin.Verb, conf.Muslin.Version, verb, attach.Version),
@@ -120,11 +137,16 @@ func (c *command) add(ctx context.Context) (*types100.Result, error) {
 }
 
 func (c *command) del(ctx context.Context) error {
+	var err error
 	if c.conf.Muslin == nil {
-		return c.handler.Release(ctx, c.req)
+		err = c.handler.Release(ctx, c.req)
+	} else {
+		err = c.handler.Del(ctx, c.req)
 	}
-	err := c.handler.Del(ctx, c.req)
-	return err
+	if err != nil {
+		return err
+	}
+	return fault.At(fault.ModuleDelDone)
 }
 
 // connect prepares the connection to etcd. A key of the configuration beats its environment variable.
