@@ -69,7 +69,7 @@ func (p *programmed) confirm(ctx context.Context, dev kernel.Dev, addrs []netip.
 		return nil
 	}
 	return &attach.Error{Code: attach.CodeMissing,
-		Msg:     fmt.Sprintf("check %s: the host has no route to %v through it (index %d)", dev.Name, lacking, dev.Index),
+		Msg:     fmt.Sprintf("on the host are missing the routes to %v through %s (index %d)", lacking, dev.Name, dev.Index),
 		Details: "the agent's log on this node names what is in the way"}
 }
 

@@ -110,7 +110,7 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	a.asked = true
 	reply, err := a.door.register(ctx, a.req)
 	if linkErr := <-made; linkErr != nil && err == nil {
-		err = failure(attach.CodeKernel, linkErr, "")
+		err = failure(attach.CodeKernel, linkErr, "look at the interfaces of the host and of the pod's network namespace "+a.req.Netns)
 	}
 	return reply, err
 }

@@ -59,7 +59,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	if diff := different(reply.Addrs, want.addrs); diff != "" {
 		return want.missing("etcd has", []string{diff})
 	}
-	return door.confirm(ctx, hostside.Workload{Dev: found, MAC: want.mac, Addrs: want.addrs})
+	return want.name(door.confirm(ctx, hostside.Workload{Dev: found, MAC: want.mac, Addrs: want.addrs}))
 }
 
 // expected is what CHECK holds a pod to.
@@ -108,6 +108,15 @@ func (w expected) missing(where string, what []string) error {
 		Code: attach.CodeMissing, Msg: fmt.Sprintf("check container %s: %s %s", w.req.ContainerID, where, strings.Join(what, "; ")),
 		Details: "delete the pod; what replaces it is attached anew",
 	}
+}
+
+// name says whom an error is about that tells only what is missing.
+func (w expected) name(err error) error {
+	var told *attach.Error
+	if !errors.As(err, &told) || told.Code != attach.CodeMissing {
+		return err
+	}
+	return &attach.Error{Code: told.Code, Msg: fmt.Sprintf("check container %s: %s", w.req.ContainerID, told.Msg), Details: told.Details}
 }
 
 // inspect holds both sides of the pair to what is expected, and returns the host's.

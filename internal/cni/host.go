@@ -70,7 +70,7 @@ func confirmHost(ctx context.Context, w hostside.Workload) error {
 	}
 	slices.Sort(lacking)
 	return &attach.Error{
-		Code: attach.CodeMissing, Msg: "check " + w.Dev.Name + ": missing on the host: " + strings.Join(lacking, "; "),
+		Code: attach.CodeMissing, Msg: "on the host are missing " + strings.Join(lacking, "; "),
 		Details: "delete the pod, or start the agent on this node, which puts them back",
 	}
 }

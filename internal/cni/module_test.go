@@ -90,6 +90,20 @@ func join(inside net.Conn, to string) {
 	_, _ = io.Copy(inside, outside)
 }
 
+// put writes a key, or deletes it where the value is "".
+func (d *datastore) put(key, value string) {
+	d.t.Helper()
+	var err error
+	if value == "" {
+		_, err = d.etcd.Delete(d.t.Context(), key, clientv3.WithPrefix())
+	} else {
+		_, err = d.etcd.Put(d.t.Context(), key, value)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // keys returns the keys in etcd beyond the seed and what allocations leave: blocks and their affinities.
 func (d *datastore) keys() (out []string) {
 	d.t.Helper()
@@ -199,21 +213,6 @@ func TestParallelAddsWithoutAgentGetDistinctAddresses(t *testing.T) {
 		t.Errorf("%d routes and %d addresses, want %d", routes, d.allocated(), count)
 	}
 	each(func(p *pod) error { return n.del(d.conf(""), p) })
-	d.wantNothing()
-}
-
-func TestModuleServesEveryVersion(t *testing.T) {
-	n := newNode(t)
-	d := newDatastore(n)
-	for i, v := range []string{"0.2.0", "0.4.0", "1.1.0"} {
-		p, c := newPod(t, fmt.Sprintf("c%d", i), "nginx"), d.conf(noWait)
-		c.version = v
-		res := n.mustAdd(c, p)
-		if len(res.IPs) != 1 {
-			t.Errorf("version %s: %d addresses", v, len(res.IPs))
-		}
-		n.mustDel(c, p)
-	}
 	d.wantNothing()
 }
 
