@@ -6,7 +6,12 @@
 //	plugin.add.registered=kill          the process gets SIGKILL
 //	plugin.add.registered=error         At returns ErrInjected
 //	plugin.add.registered=pause:/file   At makes /file.reached and returns once /file is there
+//
+// MUSLIN_FAULT=@/file takes the list from a file, anew at every point: for programs that run when the test begins.
 package fault
+
+// Variable is the environment variable that says what happens where.
+const Variable = "MUSLIN_FAULT"
 
 // Point is a place in a program.
 type Point string
@@ -34,3 +39,14 @@ const (
 	AgentAddProgrammed  Point = "agent.add.programmed"  // the routes are in the kernel; the plugin is not told
 	AgentDelDone        Point = "agent.del.done"        // the plugin is not told
 )
+
+// Points lists every point, plugin first. Only tests call it.
+func Points() []Point {
+	return []Point{
+		PluginAddLocked, PluginAddLinked, PluginAddRegistered, PluginAddConfigured, PluginAddFinished, PluginAddPrinted, PluginUndoUnlinked,
+		PluginDelLocked, PluginDelUnlinked, PluginDelReleased, PluginGCUnlinked,
+		ModuleAddDone, ModuleAddPrinted, ModuleDelDone,
+		HandlerPlanned, HandlerCommitted,
+		AgentReplied, AgentAddLinked, AgentAddProgrammed, AgentDelDone,
+	}
+}

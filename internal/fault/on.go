@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,29 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Variable is the environment variable that says what happens where.
-const Variable = "MUSLIN_FAULT"
-
 // ErrInjected is the error of a point that the variable sets to "error".
 var ErrInjected = errors.New("injected fault")
 
 // pauseLimit bounds a pause: a test that forgot a program must not leave it behind.
 const pauseLimit = time.Minute
 
-// Points lists every point, plugin first.
-func Points() []Point {
-	return []Point{
-		PluginAddLocked, PluginAddLinked, PluginAddRegistered, PluginAddConfigured, PluginAddFinished, PluginAddPrinted, PluginUndoUnlinked,
-		PluginDelLocked, PluginDelUnlinked, PluginDelReleased, PluginGCUnlinked,
-		ModuleAddDone, ModuleAddPrinted, ModuleDelDone,
-		HandlerPlanned, HandlerCommitted,
-		AgentReplied, AgentAddLinked, AgentAddProgrammed, AgentDelDone,
-	}
-}
-
 // At does what the variable says for the point. It does not return from a kill, and from a pause within a minute.
 func At(p Point) error {
-	for _, part := range strings.Split(os.Getenv(Variable), ",") {
+	for _, part := range strings.Split(orders(), ",") {
 		name, what, _ := strings.Cut(part, "=")
 		if name != string(p) {
 			continue
@@ -56,6 +43,20 @@ func At(p Point) error {
 		}
 	}
 	return nil
+}
+
+// orders is the variable's value, or the content of the file that it names.
+func orders() string {
+	text := os.Getenv(Variable)
+	path, ok := strings.CutPrefix(text, "@")
+	if !ok {
+		return text
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return "" // the test has not written it yet
+	}
+	return string(bytes.TrimSpace(content))
 }
 
 func pause(p Point, file string) error {
