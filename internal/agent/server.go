@@ -39,6 +39,7 @@ type server struct {
 	handler    handler
 	programmed *programmed
 	log        *slog.Logger
+	turns      turns
 }
 
 // listen opens the socket at path, in the place of one that a killed agent left behind.
@@ -115,11 +116,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	case attach.Check:
 		return s.check(ctx, c, conn, req)
 	case attach.Del:
-		err := s.handler.Del(ctx, req)
-		if err == nil {
-			err = fault.At(fault.AgentDelDone)
-		}
-		return respond(conn, attach.Reply{}, err)
+		return respond(conn, attach.Reply{}, s.del(ctx, req))
 	case attach.GC:
 		stale, err := s.handler.Stale(ctx, req)
 		return respond(conn, attach.Reply{Stale: stale}, err)
@@ -131,7 +128,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 
 // add allocates, and then waits until what the plugin has made is in the kernel.
 func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
-	reply, err := s.handler.Add(ctx, req)
+	reply, err := s.allocate(ctx, req)
 	if err != nil {
 		return refuse(conn, err)
 	}
@@ -149,6 +146,39 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 		err = fault.At(fault.AgentAddProgrammed)
 	}
 	return respond(conn, attach.Reply{}, err)
+}
+
+// allocate is the first half of an ADD.
+func (s *server) allocate(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	done, err := s.turn(ctx, req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	defer done()
+	return s.handler.Add(ctx, req)
+}
+
+func (s *server) del(ctx context.Context, req attach.Request) error {
+	done, err := s.turn(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := s.handler.Del(ctx, req); err != nil {
+		return err
+	}
+	return fault.At(fault.AgentDelDone)
+}
+
+// turn waits until earlier commands of the container are done.
+func (s *server) turn(ctx context.Context, req attach.Request) (done func(), err error) {
+	done, err = s.turns.take(ctx, req.ContainerID)
+	if err != nil {
+		return nil, &attach.Error{Code: attach.CodeTryAgain,
+			Msg:     fmt.Sprintf("attach: an earlier command of container %s does not end: %v", req.ContainerID, err),
+			Details: "try again; look at the agent's log on this node"}
+	}
+	return done, nil
 }
 
 // check compares etcd, and then the host's side of what the plugin has found.

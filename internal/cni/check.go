@@ -47,7 +47,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	door, err := p.open(ctx, &conf, req, args)
+	door, err := p.open(ctx, &conf, req, args, nil)
 	if err != nil {
 		return err
 	}

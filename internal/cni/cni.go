@@ -67,7 +67,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	if err := fault.At(fault.PluginAddLocked); err != nil {
 		return err
 	}
-	a.door, err = p.open(ctx, &a.conf, a.req, args)
+	a.door, err = p.open(ctx, &a.conf, a.req, args, lock)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (p *Plugin) del(args *skel.CmdArgs) error {
 	if err := fault.At(fault.PluginDelUnlinked); err != nil {
 		return err
 	}
-	door, err := p.open(ctx, &conf, req, args)
+	door, err := p.open(ctx, &conf, req, args, lock)
 	if err != nil {
 		return err
 	}

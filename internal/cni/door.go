@@ -6,6 +6,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
@@ -21,8 +22,9 @@ type door interface {
 	close()
 }
 
-// open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays.
-func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs) (door, error) {
+// open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays. The
+// module holds lock too, nil for none: should it outlive this process, no later command overtakes it.
+func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs, lock *attachlock.Lock) (door, error) {
 	agent, err := dialAgent(ctx, p.Limits.Turn)
 	if err == nil {
 		return agent, nil
@@ -34,5 +36,5 @@ func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Reques
 		return nil, failure(attach.CodeTryAgain, err,
 			"the agent is not running on this node: start it (its daemon set's pod, or muslin-node), the pod is tried again by itself")
 	}
-	return newModuleDoor(conf.IPAM.Type, args)
+	return newModuleDoor(conf.IPAM.Type, args, lock)
 }

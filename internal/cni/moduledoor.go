@@ -17,6 +17,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
 
@@ -25,6 +26,7 @@ import (
 type moduleDoor struct {
 	program string
 	netconf map[string]json.RawMessage
+	hold    []*os.File // that the module is to hold open as long as it lives
 }
 
 // moduleVersion is what the module's result comes in, whatever the runtime speaks: older ones have no interfaces, and so no MAC.
@@ -33,12 +35,15 @@ const moduleVersion = "1.1.0"
 // A module that was told to stop, and that still holds its pipes open after this, is left behind.
 const moduleGrace = time.Second
 
-func newModuleDoor(module string, args *skel.CmdArgs) (*moduleDoor, error) {
+func newModuleDoor(module string, args *skel.CmdArgs, lock *attachlock.Lock) (*moduleDoor, error) {
 	program, err := findModule(module, filepath.SplitList(args.Path))
 	if err != nil {
 		return nil, failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
 	}
 	d := &moduleDoor{program: program}
+	if lock != nil {
+		d.hold = []*os.File{lock.File()}
+	}
 	if err := json.Unmarshal(args.StdinData, &d.netconf); err != nil {
 		return nil, failure(attach.CodeDecode, err, "")
 	}
@@ -127,7 +132,7 @@ func (d *moduleDoor) exec(ctx context.Context, command string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, d.program)
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // of two, the last one counts
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	cmd.WaitDelay = moduleGrace
+	cmd.ExtraFiles, cmd.WaitDelay = d.hold, moduleGrace
 	if err := cmd.Run(); err != nil {
 		return nil, moduleFailure(ctx, fmt.Errorf("%s: %w", stage, err), stdout.Bytes(), stderr.Bytes())
 	}

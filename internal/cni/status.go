@@ -49,7 +49,7 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 
 // moduleStatus asks the IPAM module.
 func moduleStatus(ctx context.Context, module string, args *skel.CmdArgs) error {
-	door, err := newModuleDoor(module, args)
+	door, err := newModuleDoor(module, args, nil)
 	if err != nil {
 		return &attach.Error{Code: attach.CodeNotAvailable, Msg: err.Error()}
 	}

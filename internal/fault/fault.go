@@ -13,40 +13,66 @@ package fault
 // Variable is the environment variable that says what happens where.
 const Variable = "MUSLIN_FAULT"
 
-// Point is a place in a program.
-type Point string
+// Point is a place in a program. It is a number, so that a build without faults does not even hold its name.
+type Point int
 
-// The places. What a name says has been done when it is passed.
+// The places. The comment says what has been done when one is passed.
 const (
-	PluginAddLocked     Point = "plugin.add.locked"     // the attach lock is held
-	PluginAddLinked     Point = "plugin.add.linked"     // the veth pair is made; the handler may or may not have answered
-	PluginAddRegistered Point = "plugin.add.registered" // pair and etcd are done
-	PluginAddConfigured Point = "plugin.add.configured" // the pod's side has its addresses
-	PluginAddFinished   Point = "plugin.add.finished"   // the host's side is done, nothing is printed
-	PluginAddPrinted    Point = "plugin.add.printed"    // the lock is held still
-	PluginUndoUnlinked  Point = "plugin.undo.unlinked"  // a failed ADD has removed its pair, and etcd still holds the pod
-	PluginDelLocked     Point = "plugin.del.locked"     // the attach lock is held
-	PluginDelUnlinked   Point = "plugin.del.unlinked"   // the interface is gone, etcd still holds the pod
-	PluginDelReleased   Point = "plugin.del.released"   // the lock is held still
-	PluginGCUnlinked    Point = "plugin.gc.unlinked"    // the interfaces are gone, etcd still holds the attachments
-	ModuleAddDone       Point = "module.add.done"       // nothing is printed
-	ModuleAddPrinted    Point = "module.add.printed"    // the module has not ended
-	ModuleDelDone       Point = "module.del.done"       // the module has not ended
-	HandlerPlanned      Point = "handler.planned"       // before the commit
-	HandlerCommitted    Point = "handler.committed"     // nobody knows yet
-	AgentReplied        Point = "agent.replied"         // to an ADD's or CHECK's first line
-	AgentAddLinked      Point = "agent.add.linked"      // the plugin has made the interface
-	AgentAddProgrammed  Point = "agent.add.programmed"  // the routes are in the kernel; the plugin is not told
-	AgentDelDone        Point = "agent.del.done"        // the plugin is not told
+	PluginAddLocked     Point = iota // the attach lock is held
+	PluginAddLinked                  // the veth pair is made; the handler may or may not have answered
+	PluginAddRegistered              // pair and etcd are done
+	PluginAddConfigured              // the pod's side has its addresses
+	PluginAddFinished                // the host's side is done, nothing is printed
+	PluginAddPrinted                 // the lock is held still
+	PluginUndoUnlinked               // a failed ADD has removed its pair, and etcd still holds the pod
+	PluginDelLocked                  // the attach lock is held
+	PluginDelUnlinked                // the interface is gone, etcd still holds the pod
+	PluginDelReleased                // the lock is held still
+	PluginGCUnlinked                 // the interfaces are gone, etcd still holds the attachments
+	ModuleAddDone                    // nothing is printed
+	ModuleAddPrinted                 // the module has not ended
+	ModuleDelDone                    // the module has not ended
+	HandlerPlanned                   // before the commit
+	HandlerCommitted                 // nobody knows yet
+	AgentReplied                     // to an ADD's or CHECK's first line
+	AgentAddLinked                   // the plugin has made the interface
+	AgentAddProgrammed               // the routes are in the kernel; the plugin is not told
+	AgentDelDone                     // the plugin is not told
 )
 
 // Points lists every point, plugin first. Only tests call it.
 func Points() []Point {
-	return []Point{
-		PluginAddLocked, PluginAddLinked, PluginAddRegistered, PluginAddConfigured, PluginAddFinished, PluginAddPrinted, PluginUndoUnlinked,
-		PluginDelLocked, PluginDelUnlinked, PluginDelReleased, PluginGCUnlinked,
-		ModuleAddDone, ModuleAddPrinted, ModuleDelDone,
-		HandlerPlanned, HandlerCommitted,
-		AgentReplied, AgentAddLinked, AgentAddProgrammed, AgentDelDone,
+	out := make([]Point, len(names()))
+	for i := range out {
+		out[i] = Point(i)
+	}
+	return out
+}
+
+// String is the point's name, as the variable has it: program, command, and what has been done.
+func (p Point) String() string { return names()[p] }
+
+func names() []string {
+	return []string{
+		PluginAddLocked:     "plugin.add.locked",
+		PluginAddLinked:     "plugin.add.linked",
+		PluginAddRegistered: "plugin.add.registered",
+		PluginAddConfigured: "plugin.add.configured",
+		PluginAddFinished:   "plugin.add.finished",
+		PluginAddPrinted:    "plugin.add.printed",
+		PluginUndoUnlinked:  "plugin.undo.unlinked",
+		PluginDelLocked:     "plugin.del.locked",
+		PluginDelUnlinked:   "plugin.del.unlinked",
+		PluginDelReleased:   "plugin.del.released",
+		PluginGCUnlinked:    "plugin.gc.unlinked",
+		ModuleAddDone:       "module.add.done",
+		ModuleAddPrinted:    "module.add.printed",
+		ModuleDelDone:       "module.del.done",
+		HandlerPlanned:      "handler.planned",
+		HandlerCommitted:    "handler.committed",
+		AgentReplied:        "agent.replied",
+		AgentAddLinked:      "agent.add.linked",
+		AgentAddProgrammed:  "agent.add.programmed",
+		AgentDelDone:        "agent.del.done",
 	}
 }

@@ -24,7 +24,7 @@ const pauseLimit = time.Minute
 func At(p Point) error {
 	for _, part := range strings.Split(orders(), ",") {
 		name, what, _ := strings.Cut(part, "=")
-		if name != string(p) {
+		if name != p.String() {
 			continue
 		}
 		verb, file, _ := strings.Cut(what, ":")

@@ -102,7 +102,9 @@ func (r *runtime) del(c container, env ...string) error {
 
 func (r *runtime) check(c container) error {
 	r.t.Helper()
-	return r.call(r.cache, nil, func(ctx context.Context, cni *libcni.CNIConfig) error { return cni.CheckNetworkList(ctx, r.list, c.conf) })
+	return r.call(r.cache, nil, func(ctx context.Context, cni *libcni.CNIConfig) error {
+		return cni.CheckNetworkList(ctx, r.list, c.conf)
+	})
 }
 
 // gc names the containers that live.
@@ -139,35 +141,42 @@ func leftOf(t *testing.T, l *lab.Lab, network string) map[string]orphan {
 		change(&o)
 		out[id] = o
 	}
-	for key, value := range values(t, l, api.HandlesRoot) {
-		var h api.Handle
-		decode(t, key, value, &h)
-		if id, ok := strings.CutPrefix(key, api.HandlesRoot+network+"."); ok {
-			edit(id, func(o *orphan) {
+	for key, value := range values(t, l, api.Root) { // all at one moment
+		switch {
+		case strings.HasPrefix(key, api.HandlesRoot+network+"."):
+			var h api.Handle
+			decode(t, key, value, &h)
+			edit(strings.TrimPrefix(key, api.HandlesRoot+network+"."), func(o *orphan) {
 				o.Handle = true
 				for _, n := range h.Block {
 					o.Counted += n
 				}
 			})
-		}
-	}
-	for key, value := range values(t, l, api.ResourcesRoot+"workloadendpoints/") {
-		var w api.WorkloadEndpoint
-		decode(t, key, value, &w)
-		if slices.Contains(w.Spec.Profiles, network) {
-			edit(w.Spec.ContainerID, func(o *orphan) { o.Endpoint = key })
-		}
-	}
-	for key, value := range values(t, l, api.BlocksRoot) {
-		var b api.Block
-		decode(t, key, value, &b)
-		for _, at := range b.Allocation {
-			if at == nil || b.Attributes[*at].HandleID == nil {
-				continue
+		case strings.HasPrefix(key, api.ResourcesRoot+"workloadendpoints/"):
+			var w api.WorkloadEndpoint
+			decode(t, key, value, &w)
+			if slices.Contains(w.Spec.Profiles, network) {
+				edit(w.Spec.ContainerID, func(o *orphan) { o.Endpoint = key })
 			}
-			if id, ok := strings.CutPrefix(*b.Attributes[*at].HandleID, network+"."); ok {
+		case strings.HasPrefix(key, api.BlocksRoot):
+			var b api.Block
+			decode(t, key, value, &b)
+			for _, id := range owners(b, network) {
 				edit(id, func(o *orphan) { o.Addrs++ })
 			}
+		}
+	}
+	return out
+}
+
+// owners lists the network's containers that hold addresses of a block, each as often as it does.
+func owners(b api.Block, network string) (out []string) {
+	for _, at := range b.Allocation {
+		if at == nil || b.Attributes[*at].HandleID == nil {
+			continue
+		}
+		if id, ok := strings.CutPrefix(*b.Attributes[*at].HandleID, network+"."); ok {
+			out = append(out, id)
 		}
 	}
 	return out

@@ -12,8 +12,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/fault"
+	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/lab"
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // faultyPrograms builds every program with its fault points.
@@ -54,7 +58,7 @@ func contents(t *testing.T, dir, name string) []byte {
 
 func pointNames() (out []string) {
 	for _, p := range fault.Points() {
-		out = append(out, string(p))
+		out = append(out, p.String())
 	}
 	return out
 }
@@ -72,7 +76,7 @@ type cut struct {
 // cuts lists every command with every point that it passes, by the agent's door or by the module's.
 func cuts(module bool) (out []cut) {
 	for _, p := range fault.Points() {
-		who, what, _ := strings.Cut(string(p), ".")
+		who, what, _ := strings.Cut(p.String(), ".")
 		if who == "agent" && module || who == "module" && !module {
 			continue
 		}
@@ -136,6 +140,39 @@ func TestKilledAtAnyPointNothingLeaksAfterDel(t *testing.T) {
 	}
 }
 
+// TestDelWaitsForAModuleThatOutlivesItsPlugin: the module would commit after the DEL, and nobody would call another one.
+func TestDelWaitsForAModuleThatOutlivesItsPlugin(t *testing.T) {
+	bin := faultyPrograms(t)
+	l := upWith(t, bin, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.Direct })
+	r := newRuntime(t, l, "node-1", bin, "faults")
+	if err := l.StopAgent(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	c := r.container("c1", "nginx")
+	gate := filepath.Join(t.TempDir(), "gate")
+	if _, err := r.add(c, fmt.Sprintf("%s=%s=kill,%s=pause:%s", fault.Variable, fault.PluginAddLinked, fault.HandlerPlanned, gate)); err == nil {
+		t.Fatal("ADD went through")
+	}
+	nettest.Eventually(t, func() error { _, err := os.Stat(gate + ".reached"); return err })
+	var held bool
+	err := l.Within("node-1", func() (err error) {
+		held, err = attachlock.Held(attach.LockDir, hostside.InterfaceName("default", "nginx", "c1"))
+		return err
+	})
+	if err != nil || !held {
+		t.Errorf("the lock is free (%v) while the module is at work", err)
+	}
+	deleted := make(chan error)
+	go func() { deleted <- r.del(c) }()
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.succeeds("DEL", <-deleted)
+	if d := cmp.Diff(map[string]orphan{}, leftOf(t, l, "faults")); d != "" {
+		t.Errorf("left in etcd after DEL (-want +got):\n%s", d)
+	}
+}
+
 // warmUp makes what the network's first pod makes and no DEL takes away.
 func warmUp(t *testing.T, r *runtime) {
 	t.Helper()
@@ -162,9 +199,9 @@ func (r *runtime) cutOff(c cut, at container) {
 			r.t.Fatalf("ADD: %v", err)
 		}
 	}
-	orders := string(c.point) + "=kill"
+	orders := c.point.String() + "=kill"
 	if c.point == fault.PluginUndoUnlinked {
-		orders = string(fault.PluginAddConfigured) + "=error," + orders
+		orders = fault.PluginAddConfigured.String() + "=error," + orders
 	}
 	var env []string
 	if c.agents {
