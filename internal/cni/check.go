@@ -45,7 +45,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	}
 	found, err := inspect(want)
 	if err != nil {
-		return err
+		return failure(attach.CodeKernel, err, "")
 	}
 	door, err := p.open(ctx, &conf, req, args, nil)
 	if err != nil {
@@ -123,7 +123,7 @@ func (w expected) name(err error) error {
 func inspect(w expected) (kernel.Dev, error) {
 	hostLinks, err := openLinks()
 	if err != nil {
-		return kernel.Dev{}, failure(attach.CodeKernel, err, "")
+		return kernel.Dev{}, err
 	}
 	defer hostLinks.Close()
 	ns, err := openNetns(w.req.Netns)
@@ -136,19 +136,19 @@ func inspect(w expected) (kernel.Dev, error) {
 	defer ns.close()
 	podLinks, err := openLinksIn(ns)
 	if err != nil {
-		return kernel.Dev{}, failure(attach.CodeKernel, err, "")
+		return kernel.Dev{}, err
 	}
 	defer podLinks.Close()
 	pod, wrong, err := w.inspectPod(podLinks)
 	if err != nil {
-		return kernel.Dev{}, failure(attach.CodeKernel, err, "")
+		return kernel.Dev{}, err
 	}
 	if len(wrong) > 0 {
 		return kernel.Dev{}, w.missing("in the pod's network namespace "+w.req.Netns, wrong)
 	}
 	host, wrong, err := w.inspectHost(hostLinks, pod)
 	if err != nil {
-		return kernel.Dev{}, failure(attach.CodeKernel, err, "")
+		return kernel.Dev{}, err
 	}
 	if len(wrong) > 0 {
 		return kernel.Dev{}, w.missing("on the host", wrong)

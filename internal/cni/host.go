@@ -43,16 +43,16 @@ func confirmHost(ctx context.Context, w hostside.Workload) error {
 	w.Add(want)
 	links, err := rtnl.Open()
 	if err != nil {
-		return failure(attach.CodeKernel, err, "")
+		return err
 	}
 	defer links.Close()
 	routes, err := links.Routes().List(ctx)
 	if err != nil {
-		return failure(attach.CodeKernel, err, "")
+		return err
 	}
 	neighs, err := links.Neighs().List(ctx)
 	if err != nil {
-		return failure(attach.CodeKernel, err, "")
+		return err
 	}
 	var lacking []string
 	for k, r := range want.Routes {

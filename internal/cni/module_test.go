@@ -216,6 +216,26 @@ func TestParallelAddsWithoutAgentGetDistinctAddresses(t *testing.T) {
 	d.wantNothing()
 }
 
+func TestLateDelLeavesTheNewContainersEndpointAndAddress(t *testing.T) {
+	n, old, young := newNode(t), newPod(t, "old", "nginx"), newPod(t, "young", "nginx")
+	d := newDatastore(n)
+	first := n.mustAdd(d.conf(noWait), old)
+	second := n.mustAdd(d.conf(noWait), young)
+	if first.IPs[0].Address.String() == second.IPs[0].Address.String() {
+		t.Errorf("both containers have %v while both live", first.IPs[0].Address)
+	}
+	n.mustDel(d.conf(""), old)
+	if diff := cmp.Diff([]string{"hc-net.young"}, d.handles()); diff != "" || d.allocated() != 1 {
+		t.Errorf("%d addresses, handles (-want +got):\n%s", d.allocated(), diff)
+	}
+	if err := n.check(d.conf(noWait), young); err != nil {
+		t.Errorf("CHECK of the new container: %v", err)
+	}
+	n.mustDel(d.conf(""), young)
+	n.mustDel(d.conf(""), newPod(t, "never-added", "nginx"))
+	d.wantNothing()
+}
+
 func TestFailedAddLeavesNothingInEtcd(t *testing.T) {
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	d := newDatastore(n)

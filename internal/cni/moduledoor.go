@@ -83,7 +83,10 @@ func (d *moduleDoor) release(ctx context.Context, req attach.Request) error {
 }
 
 func (d *moduleDoor) confirm(ctx context.Context, w hostside.Workload) error {
-	return confirmHost(ctx, w)
+	if err := confirmHost(ctx, w); err != nil {
+		return failure(attach.CodeKernel, err, "")
+	}
+	return nil
 }
 
 // query has the module answer: of our own requests it prints the handler's reply.

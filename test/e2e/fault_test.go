@@ -32,8 +32,16 @@ func faultyPrograms(t *testing.T) string {
 	return dir
 }
 
-func TestFaultPointsAreInNoProgramThatIsInstalled(t *testing.T) {
-	faulty, plain := faultyPrograms(t), programs(t)
+// TestFaults shares what takes longest: programs that are built for it.
+func TestFaults(t *testing.T) {
+	bin := faultyPrograms(t)
+	t.Run("are in no program that is installed", func(t *testing.T) { faultsAreNotInstalled(t, bin) })
+	t.Run("leak nothing after DEL", func(t *testing.T) { killedAtAnyPointNothingLeaks(t, bin) })
+	t.Run("let no DEL overtake a module", func(t *testing.T) { delWaitsForTheModule(t, bin) })
+}
+
+func faultsAreNotInstalled(t *testing.T, faulty string) {
+	plain := programs(t)
 	for _, name := range []string{"muslin", "muslin-ipam", "muslin-node"} {
 		with, without := contents(t, faulty, name), contents(t, plain, name)
 		if !bytes.Contains(with, []byte(fault.Variable)) {
@@ -95,10 +103,9 @@ func cuts(module bool) (out []cut) {
 	return out
 }
 
-// TestKilledAtAnyPointNothingLeaksAfterDel is the promise to users: whatever dies when, the DEL that follows leaves nothing, and
+// killedAtAnyPointNothingLeaks is the promise to users: whatever dies when, the DEL that follows leaves nothing, and
 // the pod can be added again.
-func TestKilledAtAnyPointNothingLeaksAfterDel(t *testing.T) {
-	bin := faultyPrograms(t)
+func killedAtAnyPointNothingLeaks(t *testing.T, bin string) {
 	l := upWith(t, bin, func(o *lab.Options) {
 		o.Nodes, o.Mode, o.AgentEnv = 1, lab.Direct, []string{fault.Variable + "=@" + agentOrders}
 	})
@@ -140,9 +147,8 @@ func TestKilledAtAnyPointNothingLeaksAfterDel(t *testing.T) {
 	}
 }
 
-// TestDelWaitsForAModuleThatOutlivesItsPlugin: the module would commit after the DEL, and nobody would call another one.
-func TestDelWaitsForAModuleThatOutlivesItsPlugin(t *testing.T) {
-	bin := faultyPrograms(t)
+// delWaitsForTheModule that outlives its plugin: it would commit after the DEL, and nobody would call another one.
+func delWaitsForTheModule(t *testing.T, bin string) {
 	l := upWith(t, bin, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.Direct })
 	r := newRuntime(t, l, "node-1", bin, "faults")
 	if err := l.StopAgent(t.Context(), "node-1"); err != nil {
