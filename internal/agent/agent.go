@@ -200,7 +200,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
 	h := register.New(register.Config{Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Log: a.log, Committed: a.feed.Commit})
-	s := &server{handler: h, programmed: a.programmed.wait, log: a.log}
+	s := &server{handler: h, programmed: a.programmed, log: a.log}
 	return s.serve(ctx, l)
 }
 

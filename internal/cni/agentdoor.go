@@ -64,17 +64,30 @@ func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
 	return err
 }
 
-// release uses a connection of its own when this one has been used, and hangs that one up first: whatever the agent still does
-// for it, it stops.
 func (d *agentDoor) release(ctx context.Context, req attach.Request) error {
+	_, err := d.anew(ctx, "release pod with the agent", req)
+	return err
+}
+
+func (d *agentDoor) query(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	return d.anew(ctx, fmt.Sprintf("ask the agent to %s", req.Verb), req)
+}
+
+func (d *agentDoor) confirm(ctx context.Context, w hostside.Workload) error {
+	_, err := d.ask(ctx, d.turn, "ask the agent for the pod's routes and policy", attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
+	return err
+}
+
+// anew asks on a connection of its own when this one has been used, and hangs that one up first: whatever the agent still does
+// for it, it stops.
+func (d *agentDoor) anew(ctx context.Context, stage string, req attach.Request) (attach.Reply, error) {
 	if d.used {
 		d.close()
 		if err := d.dial(ctx); err != nil {
-			return failure(attach.CodeTryAgain, err, "start the agent on this node, or call DEL again")
+			return attach.Reply{}, failure(attach.CodeTryAgain, err, "start the agent on this node, or call again")
 		}
 	}
-	_, err := d.ask(ctx, d.turn, "release pod with the agent", req)
-	return err
+	return d.ask(ctx, d.turn, stage, req)
 }
 
 func (d *agentDoor) close() { d.conn.Close() }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -91,14 +92,23 @@ func (a *attachment) attach(ctx context.Context) error {
 		return err
 	}
 	a.log.Debug("registered, and interface made", "addresses", a.addrs, "mac", a.mac)
+	if err := fault.At(fault.PluginAddRegistered); err != nil {
+		return err
+	}
 	if err := a.configure(); err != nil {
 		return failure(attach.CodeKernel, err, "look at the pod's network namespace "+a.req.Netns)
 	}
 	a.log.Debug("pod's side set")
+	if err := fault.At(fault.PluginAddConfigured); err != nil {
+		return err
+	}
 	if err := a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs}); err != nil {
 		return err
 	}
 	a.log.Debug("host's side in the kernel")
+	if err := fault.At(fault.PluginAddFinished); err != nil {
+		return err
+	}
 	if slices.Equal(a.addrs, a.req.Addrs) {
 		return nil
 	}
@@ -126,12 +136,15 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	go func() {
 		var err error
 		a.pair, err = makePair(links, a.netns, a.wish)
+		if err == nil {
+			err = fault.At(fault.PluginAddLinked)
+		}
 		made <- err
 	}()
 	a.asked = true
 	reply, err := a.door.register(ctx, a.req)
 	if linkErr := <-made; linkErr != nil && err == nil {
-		err = failure(attach.CodeKernel, linkErr, "")
+		err = failure(attach.CodeKernel, linkErr, "look at the interfaces of the host and of the pod's network namespace "+a.req.Netns)
 	}
 	return reply, err
 }

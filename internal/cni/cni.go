@@ -6,6 +6,7 @@
 //     before it frees the addresses, so that no other pod gets an address that still has a wire.
 //  3. A late DEL never harms a newer pod of the same name: it removes an interface only inside its own pod's network namespace.
 //  4. Nothing hangs: every wait ends by the Limits.
+//  5. CHECK changes nothing. GC frees nothing that may be alive, or another network's.
 //
 // The pod's addresses come from one handler behind two doors, see door. The veth pair is made while the handler works.
 package cni
@@ -22,6 +23,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 )
 
 // Plugin answers CNI commands. It works in the network namespace of the thread that calls it.
@@ -64,7 +66,10 @@ func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Release()
-	a.door, err = p.open(ctx, &a.conf, a.req, args)
+	if err := fault.At(fault.PluginAddLocked); err != nil {
+		return err
+	}
+	a.door, err = p.open(ctx, &a.conf, a.req, args, lock)
 	if err != nil {
 		return err
 	}
@@ -72,6 +77,9 @@ func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 	err = a.attach(ctx)
 	if err == nil {
 		err = p.print(a)
+	}
+	if err == nil {
+		err = fault.At(fault.PluginAddPrinted)
 	}
 	if err != nil {
 		return p.undo(a, err)
@@ -95,11 +103,17 @@ func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Release()
+	if err := fault.At(fault.PluginDelLocked); err != nil {
+		return err
+	}
 	if err := detach(req.Netns, req.IfName); err != nil {
 		return failure(attach.CodeKernel, err, "")
 	}
 	log.Debug("interface removed")
-	door, err := p.open(ctx, &conf, req, args)
+	if err := fault.At(fault.PluginDelUnlinked); err != nil {
+		return err
+	}
+	door, err := p.open(ctx, &conf, req, args, lock)
 	if err != nil {
 		return err
 	}
@@ -108,6 +122,9 @@ func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 		return err // and the foreign IPAM module keeps the addresses as long as the endpoint has them
 	}
 	log.Debug("released")
+	if err := fault.At(fault.PluginDelReleased); err != nil {
+		return err
+	}
 	return delegate(ctx, "DEL", &conf, args)
 }
 
@@ -143,6 +160,9 @@ func (p *Plugin) undo(a *attachment, cause error) error {
 		limit = min(limit, hopeless)
 	}
 	linkErr, releaseErr := a.removePair(), error(nil)
+	if err := fault.At(fault.PluginUndoUnlinked); err != nil {
+		return err
+	}
 	if told == nil || told.Code != attach.CodeBadEnv {
 		releaseErr = a.release(ctx, limit) // what the handler cannot read it has not written, and would not release either
 	}

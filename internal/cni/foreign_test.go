@@ -333,3 +333,29 @@ func (d *datastore) keysBut(suffix string) (out []string) {
 	}
 	return out
 }
+
+func TestCheckAndGCReachTheForeignIPAMToo(t *testing.T) {
+	n, p, q := newNode(t), newPod(t, "c1", "nginx"), newPod(t, "c2", "other")
+	d := newDatastore(n)
+	c := hostLocalConf(`,"routes":[{"dst":"10.0.0.0/8"},{"dst":"fd00::/8"}]`, fmt.Sprintf(`,"etcd_endpoints":%q%s`, d.url, noWait))
+	n.mustAdd(c, p)
+	n.mustAdd(c, q)
+	if err := n.check(c, p); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	n.mustGC(c, "c2")
+	if len(d.keys()) != 1 || len(n.links()) != 1 { // the leases are the module's: this host-local has no GC
+		t.Errorf("after GC: keys %v, links %v; want one pod's", d.keys(), n.links())
+	}
+	if err := n.check(c, q); err != nil {
+		t.Errorf("CHECK of the pod that lives: %v", err)
+	}
+	n.do(func() {
+		if err := os.RemoveAll("/run/leases"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := n.check(c, q); err == nil || !strings.Contains(err.Error(), "host-local") {
+		t.Errorf("CHECK without a lease: %v, want host-local's own words", err)
+	}
+}

@@ -90,6 +90,20 @@ func join(inside net.Conn, to string) {
 	_, _ = io.Copy(inside, outside)
 }
 
+// put writes a key, or deletes it where the value is "".
+func (d *datastore) put(key, value string) {
+	d.t.Helper()
+	var err error
+	if value == "" {
+		_, err = d.etcd.Delete(d.t.Context(), key, clientv3.WithPrefix())
+	} else {
+		_, err = d.etcd.Put(d.t.Context(), key, value)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // keys returns the keys in etcd beyond the seed and what allocations leave: blocks and their affinities.
 func (d *datastore) keys() (out []string) {
 	d.t.Helper()
@@ -202,18 +216,23 @@ func TestParallelAddsWithoutAgentGetDistinctAddresses(t *testing.T) {
 	d.wantNothing()
 }
 
-func TestModuleServesEveryVersion(t *testing.T) {
-	n := newNode(t)
+func TestLateDelLeavesTheNewContainersEndpointAndAddress(t *testing.T) {
+	n, old, young := newNode(t), newPod(t, "old", "nginx"), newPod(t, "young", "nginx")
 	d := newDatastore(n)
-	for i, v := range []string{"0.2.0", "0.4.0", "1.1.0"} {
-		p, c := newPod(t, fmt.Sprintf("c%d", i), "nginx"), d.conf(noWait)
-		c.version = v
-		res := n.mustAdd(c, p)
-		if len(res.IPs) != 1 {
-			t.Errorf("version %s: %d addresses", v, len(res.IPs))
-		}
-		n.mustDel(c, p)
+	first := n.mustAdd(d.conf(noWait), old)
+	second := n.mustAdd(d.conf(noWait), young)
+	if first.IPs[0].Address.String() == second.IPs[0].Address.String() {
+		t.Errorf("both containers have %v while both live", first.IPs[0].Address)
 	}
+	n.mustDel(d.conf(""), old)
+	if diff := cmp.Diff([]string{"hc-net.young"}, d.handles()); diff != "" || d.allocated() != 1 {
+		t.Errorf("%d addresses, handles (-want +got):\n%s", d.allocated(), diff)
+	}
+	if err := n.check(d.conf(noWait), young); err != nil {
+		t.Errorf("CHECK of the new container: %v", err)
+	}
+	n.mustDel(d.conf(""), young)
+	n.mustDel(d.conf(""), newPod(t, "never-added", "nginx"))
 	d.wantNothing()
 }
 

@@ -17,6 +17,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
@@ -26,6 +27,7 @@ import (
 type moduleDoor struct {
 	program string
 	netconf map[string]json.RawMessage
+	hold    []*os.File // that the module is to hold open as long as it lives
 }
 
 // moduleVersion is what the module's result comes in, whatever the runtime speaks: older ones have no interfaces, and so no MAC.
@@ -37,7 +39,7 @@ const moduleGrace = time.Second
 // ownModule registers endpoints where the configuration's IPAM module is of another project.
 const ownModule = "muslin-ipam"
 
-func newModuleDoor(conf *netconf.Conf, args *skel.CmdArgs) (*moduleDoor, error) {
+func newModuleDoor(conf *netconf.Conf, args *skel.CmdArgs, lock *attachlock.Lock) (*moduleDoor, error) {
 	module := conf.IPAM.Type
 	if conf.ForeignIPAM() {
 		module = ownModule
@@ -47,6 +49,9 @@ func newModuleDoor(conf *netconf.Conf, args *skel.CmdArgs) (*moduleDoor, error) 
 		return nil, noModule(err)
 	}
 	d := &moduleDoor{program: program}
+	if lock != nil {
+		d.hold = []*os.File{lock.File()}
+	}
 	if err := json.Unmarshal(args.StdinData, &d.netconf); err != nil {
 		return nil, failure(attach.CodeDecode, err, "")
 	}
@@ -89,27 +94,64 @@ func (d *moduleDoor) release(ctx context.Context, req attach.Request) error {
 	return err
 }
 
+func (d *moduleDoor) confirm(ctx context.Context, w hostside.Workload) error {
+	if err := confirmHost(ctx, w); err != nil {
+		return failure(attach.CodeKernel, err, "")
+	}
+	return nil
+}
+
+// query has the module answer: of our own requests it prints the handler's reply.
+func (d *moduleDoor) query(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	command := "GC" // for Free too
+	if req.Verb == attach.Check {
+		command = "CHECK"
+	}
+	out, err := d.run(ctx, command, req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	var reply attach.Reply
+	if err := json.Unmarshal(out, &reply); err != nil {
+		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's answer: %w", err), "install muslin and muslin-ipam from the same release")
+	}
+	return reply, nil
+}
+
+// status has the module say whether it could serve an ADD.
+func (d *moduleDoor) status(ctx context.Context) error {
+	_, err := d.exec(ctx, "STATUS")
+	return err
+}
+
 func (d *moduleDoor) close() {}
 
-// run executes the module and returns what it printed.
+// run executes the module for our own request and returns what it printed.
 func (d *moduleDoor) run(ctx context.Context, command string, req attach.Request) ([]byte, error) {
 	raw, err := json.Marshal(req)
-	if err == nil {
-		d.netconf["muslin"] = raw
-		raw, err = json.Marshal(d.netconf)
-	}
 	if err != nil {
 		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
 	}
-	return moduleRun{program: d.program, command: command, stdin: raw, remedy: "check that etcd answers"}.do(ctx)
+	d.netconf["muslin"] = raw
+	return d.exec(ctx, command)
+}
+
+// exec executes the module with the configuration as it is and returns what it printed.
+func (d *moduleDoor) exec(ctx context.Context, command string) ([]byte, error) {
+	raw, err := json.Marshal(d.netconf)
+	if err != nil {
+		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
+	}
+	return moduleRun{program: d.program, command: command, stdin: raw, hold: d.hold, remedy: "check that etcd answers"}.do(ctx)
 }
 
 // moduleRun is one call of an IPAM module.
 type moduleRun struct {
 	program, command string
 	stdin            []byte
-	env              []string // beside our own
-	remedy           string   // where it does not answer
+	env              []string   // beside our own
+	hold             []*os.File // that it keeps open too
+	remedy           string     // where it does not answer
 }
 
 // do returns what the module printed, or the error that it printed. A module that does not end in time is killed.
@@ -118,7 +160,7 @@ func (m moduleRun) do(ctx context.Context) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, m.program)
 	cmd.Env = append(append(os.Environ(), "CNI_COMMAND="+m.command), m.env...) // of two, the last one counts
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(m.stdin), &stdout, &stderr
-	cmd.WaitDelay = moduleGrace
+	cmd.ExtraFiles, cmd.WaitDelay = m.hold, moduleGrace
 	err := cmd.Run()
 	if err == nil {
 		return stdout.Bytes(), nil

@@ -410,16 +410,6 @@ func TestAddRefusesToReplaceAForeignInterface(t *testing.T) {
 	n.Exec("ip", "link", "show", "calic440f455693")
 }
 
-func TestProgramsAnswerVersionWithoutConfiguration(t *testing.T) {
-	n := newNode(t)
-	for _, plugin := range []string{"muslin", "muslin-ipam"} {
-		out, err := n.run(plugin, "", "CNI_COMMAND=VERSION")
-		if err != nil || !strings.Contains(out, `["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]`) {
-			t.Errorf("%s VERSION: %v, %s", plugin, err, out)
-		}
-	}
-}
-
 func TestPodRoutesOfAddressesOfBothFamilies(t *testing.T) {
 	got := fmt.Sprint(podRoutes([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, nil))
 	want := "[169.254.1.1/32 scope link 0.0.0.0/0 via 169.254.1.1 ::/0 via fe80::ecee:eeff:feee:eeee]"

@@ -13,6 +13,7 @@ package register
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -32,6 +33,8 @@ type Source interface {
 	ipam.Source
 	// Endpoint returns the endpoint with that key; Rev 0 if there is none.
 	Endpoint(key string) store.Entry[api.WorkloadEndpoint]
+	// EndpointsOn yields the node's endpoints.
+	EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]]
 	// Profile returns the profile of that name; Rev 0 if there is none.
 	Profile(name string) store.Entry[api.Profile]
 }

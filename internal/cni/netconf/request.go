@@ -49,7 +49,7 @@ func (c *Conf) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, err
 func (m *Module) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, error) {
 	var args podArgs
 	if err := types.LoadArgs(cmd.Args, &args); err != nil {
-		return attach.Request{}, &attach.Error{Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: " + err.Error()}
+		return attach.Request{}, &attach.Error{Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: " + err.Error(), Details: "the runtime sets it: KEY=value pairs with semicolons between them"}
 	}
 	var wanted []netip.Addr
 	if verb == attach.Add && !m.ForeignIPAM() { // which reads it itself
