@@ -30,6 +30,7 @@ help: ## List the targets
 build: need-go ## Build every program of cmd/ into bin/
 	@mkdir -p bin
 	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
+	@ln -sfn muslin bin/calico && ln -sfn muslin-ipam bin/calico-ipam # the names in a host's configuration for Calico
 	@[ "$$(id -u)" != 0 ] || chown -R --reference=. bin # after sudo make, its owner can still build in this folder
 
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)

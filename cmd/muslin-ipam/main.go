@@ -15,10 +15,10 @@ import (
 var version = "unknown" // set by the linker
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "-v" {
+	if len(os.Args) == 2 && (os.Args[1] == "-v" || os.Args[1] == "--version") {
 		fmt.Println(version)
 		return
 	}
 	m := module.Module{Timeout: module.DefaultTimeout, Stdout: os.Stdout}
-	skel.PluginMainFuncs(skel.CNIFuncs{Add: m.Add, Del: m.Del}, cniversion.All, "CNI IPAM module muslin-ipam "+version)
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: m.Add, Del: m.Del, Check: m.Check, GC: m.GC, Status: m.Status}, cniversion.All, "CNI IPAM module muslin-ipam "+version)
 }

@@ -246,7 +246,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	s := &server{handler: a.handler, programmed: a.programmed.wait, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed, log: a.log}
 	return s.serve(ctx, l)
 }
 

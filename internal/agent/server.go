@@ -14,25 +14,32 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/fault"
+	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
 // Limits of one connection.
 const (
 	turnTimeout    = 30 * time.Second // for the plugin to say its next line
 	programTimeout = 20 * time.Second // until an endpoint must be in the kernel
+	confirmTimeout = 2 * time.Second  // for what should be there already
 )
 
-// handler allocates and releases: register.Handler, or a test's.
+// handler works in etcd: register.Handler, or a test's.
 type handler interface {
 	Add(context.Context, attach.Request) (attach.Reply, error)
 	Del(context.Context, attach.Request) error
+	Check(context.Context, attach.Request) (attach.Reply, error)
+	Stale(context.Context, attach.Request) ([]attach.Stale, error)
+	Free(context.Context, attach.Request) error
 }
 
 // server answers the plugins on the unix socket.
 type server struct {
 	handler    handler
-	programmed func(ctx context.Context, dev string, index int) error // waits until that device's endpoint is in the kernel
+	programmed *programmed
 	log        *slog.Logger
+	turns      turns
 }
 
 // listen opens the socket at path, in the place of one that a killed agent left behind.
@@ -76,7 +83,7 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 // answer holds one conversation. Its outcome is told to the plugin; here it is only logged.
 func (s *server) answer(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, 2*turnTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*turnTimeout+attach.ReadinessTimeout)
 	defer cancel()
 	conn := attach.NewConn(c)
 	var req attach.Request
@@ -106,38 +113,114 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	switch req.Verb {
 	case attach.Add:
 		return s.add(ctx, c, conn, req)
+	case attach.Check:
+		return s.check(ctx, c, conn, req)
 	case attach.Del:
-		return s.del(ctx, conn, req)
+		return respond(conn, attach.Reply{}, s.del(ctx, req))
+	case attach.GC:
+		stale, err := s.handler.Stale(ctx, req)
+		return respond(conn, attach.Reply{Stale: stale}, err)
+	case attach.Free:
+		return respond(conn, attach.Reply{}, s.handler.Free(ctx, req))
 	}
 	return refuse(conn, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("attach: unknown verb %q", req.Verb)})
 }
 
+// add allocates, and then waits until what the plugin has made is in the kernel.
 func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
-	reply, err := s.handler.Add(ctx, req)
+	reply, err := s.allocate(ctx, req)
 	if err != nil {
 		return refuse(conn, err)
 	}
-	_ = c.SetDeadline(time.Now().Add(turnTimeout))
-	if err := conn.Send(reply); err != nil {
+	linked, err := s.linked(c, conn, req, reply)
+	if err != nil {
 		return err
 	}
-	var linked attach.Linked
-	if err := conn.Receive(&linked); err != nil {
-		return fmt.Errorf("wait for the plugin to make %s: %w", req.HostIf, err)
-	}
-	wait, cancel := context.WithTimeout(ctx, programTimeout)
-	defer cancel()
-	if err := s.programmed(wait, linked.HostIf, linked.Index); err != nil {
+	if err := fault.At(fault.AgentAddLinked); err != nil {
 		return refuse(conn, err)
 	}
-	return conn.Send(attach.Reply{})
+	limit := programTimeout
+	if linked.Wait > 0 {
+		limit = time.Duration(linked.Wait) * time.Second
+	}
+	wait, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err = s.programmed.wait(wait, linked.HostIf, linked.Index)
+	if err == nil {
+		err = fault.At(fault.AgentAddProgrammed)
+	}
+	return respond(conn, attach.Reply{}, err)
 }
 
-func (s *server) del(ctx context.Context, conn *attach.Conn, req attach.Request) error {
+// allocate is the first half of an ADD.
+func (s *server) allocate(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	done, err := s.turn(ctx, req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	defer done()
+	return s.handler.Add(ctx, req)
+}
+
+func (s *server) del(ctx context.Context, req attach.Request) error {
+	done, err := s.turn(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := s.handler.Del(ctx, req); err != nil {
+		return err
+	}
+	return fault.At(fault.AgentDelDone)
+}
+
+// turn waits until earlier commands of the container are done.
+func (s *server) turn(ctx context.Context, req attach.Request) (done func(), err error) {
+	done, err = s.turns.take(ctx, req.ContainerID)
+	if err != nil {
+		return nil, &attach.Error{Code: attach.CodeTryAgain,
+			Msg:     fmt.Sprintf("attach: an earlier command of container %s does not end: %v", req.ContainerID, err),
+			Details: "try again; look at the agent's log on this node"}
+	}
+	return done, nil
+}
+
+// check compares etcd, and then the host's side of what the plugin has found.
+func (s *server) check(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
+	reply, err := s.handler.Check(ctx, req)
+	if err != nil {
 		return refuse(conn, err)
 	}
-	return conn.Send(attach.Reply{})
+	linked, err := s.linked(c, conn, req, reply)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	return respond(conn, attach.Reply{}, s.programmed.confirm(wait, kernel.Dev{Name: linked.HostIf, Index: linked.Index}, reply.Addrs))
+}
+
+// linked sends the first reply and waits for the plugin's second line.
+func (s *server) linked(c net.Conn, conn *attach.Conn, req attach.Request, reply attach.Reply) (linked attach.Linked, err error) {
+	_ = c.SetDeadline(time.Now().Add(turnTimeout))
+	if err := conn.Send(reply); err != nil {
+		return linked, err
+	}
+	if err := fault.At(fault.AgentReplied); err != nil {
+		return linked, err
+	}
+	if err := conn.Receive(&linked); err != nil {
+		return linked, fmt.Errorf("wait for the plugin's word of %s: %w", req.HostIf, err)
+	}
+	return linked, nil
+}
+
+// respond sends the reply, or why there is none.
+func respond(conn *attach.Conn, reply attach.Reply, err error) error {
+	if err != nil {
+		return refuse(conn, err)
+	}
+	return conn.Send(reply)
 }
 
 // refuse tells the plugin why, and returns the reason.

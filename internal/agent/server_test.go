@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,9 +25,14 @@ type counting struct {
 	next    netip.Addr
 	deleted []string
 	fail    error
+	adding  chan struct{} // gets a value from every Add, which then waits for another one
 }
 
 func (h *counting) Add(_ context.Context, r attach.Request) (attach.Reply, error) {
+	if h.adding != nil {
+		h.adding <- struct{}{}
+		h.adding <- struct{}{}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.fail != nil {
@@ -39,6 +46,23 @@ func (h *counting) Del(_ context.Context, r attach.Request) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.deleted = append(h.deleted, r.ContainerID)
+	return h.fail
+}
+
+func (h *counting) Check(_ context.Context, r attach.Request) (attach.Reply, error) {
+	return attach.Reply{Addrs: r.Addrs}, h.fail
+}
+
+func (h *counting) Stale(context.Context, attach.Request) ([]attach.Stale, error) {
+	return []attach.Stale{{ContainerID: "old", HandleRev: 7}}, h.fail
+}
+
+func (h *counting) Free(_ context.Context, r attach.Request) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range r.Stale {
+		h.deleted = append(h.deleted, s.ContainerID)
+	}
 	return h.fail
 }
 
@@ -58,7 +82,7 @@ func serveTest(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: r.handler, programmed: r.programmed.wait, log: slog.New(slog.DiscardHandler)}
+	s := &server{handler: r.handler, programmed: r.programmed, log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.serve(ctx, l) }()
@@ -84,8 +108,8 @@ func (r *rig) dial(t *testing.T) *attach.Conn {
 	return attach.NewConn(c)
 }
 
-// turn sends one line and returns the answer.
-func turn(t *testing.T, c *attach.Conn, line any) attach.Reply {
+// exchange sends one line and returns the answer.
+func exchange(t *testing.T, c *attach.Conn, line any) attach.Reply {
 	t.Helper()
 	if err := c.Send(line); err != nil {
 		t.Fatal(err)
@@ -100,7 +124,7 @@ func turn(t *testing.T, c *attach.Conn, line any) attach.Reply {
 func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 	r := serveTest(t)
 	c := r.dial(t)
-	reply := turn(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, HostIf: "cali1", MAC: "0a:00:00:00:00:01"})
+	reply := exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, HostIf: "cali1", MAC: "0a:00:00:00:00:01"})
 	want := attach.Reply{Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, MAC: "0a:00:00:00:00:01"}
 	if d := cmp.Diff(want, reply, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Fatalf("first reply: %s", d)
@@ -136,28 +160,96 @@ func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 func TestFailureReachesThePluginWithItsCode(t *testing.T) {
 	r := serveTest(t)
 	r.handler.fail = &attach.Error{Code: attach.CodeNoAddress, Msg: "no address", Details: "add a pool"}
-	reply := turn(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Add})
+	reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Add})
 	if reply.Error == nil || reply.Error.Code != attach.CodeNoAddress || reply.Error.Details != "add a pool" {
 		t.Errorf("reply: %+v", reply)
 	}
 	r.handler.fail = errors.New("boom")
-	reply = turn(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"})
+	reply = exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"})
 	if reply.Error == nil || reply.Error.Code != attach.CodeInternal || reply.Error.Msg != "boom" {
 		t.Errorf("reply: %+v", reply)
+	}
+}
+
+func (h *counting) del(container string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Contains(h.deleted, container)
+}
+
+func TestDelNeverOvertakesTheAddOfAPluginThatWasKilled(t *testing.T) {
+	r := serveTest(t)
+	r.handler.adding = make(chan struct{})
+	add, err := net.Dial("unix", r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := attach.NewConn(add).Send(attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	<-r.handler.adding
+	_ = add.Close()
+	del := r.dial(t)
+	if err := del.Send(attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c2"}); reply.Error != nil {
+		t.Errorf("DEL of another container: %v", reply.Error)
+	}
+	if r.handler.del("c1") {
+		t.Error("the DEL overtook the ADD")
+	}
+	<-r.handler.adding
+	var reply attach.Reply
+	if err := del.Receive(&reply); err != nil || reply.Error != nil || !r.handler.del("c1") {
+		t.Errorf("DEL: %v, %+v", err, reply)
+	}
+}
+
+func TestCheckNamesTheRoutesThatAreMissing(t *testing.T) {
+	r := serveTest(t)
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	r.programmed.publish(map[kernel.RouteKey]kernel.Route{
+		{Dst: netip.MustParsePrefix("10.0.0.1/32"), Metric: 1024}: {Dev: kernel.Dev{Name: "cali1", Index: 12}, Protocol: kernel.RouteProtocol},
+	})
+	ask := func(addrs ...netip.Addr) attach.Reply {
+		c := r.dial(t)
+		exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Check, Addrs: addrs})
+		return exchange(t, c, attach.Linked{HostIf: "cali1", Index: 12})
+	}
+	if reply := ask(a); reply.Error != nil {
+		t.Errorf("routes that are there: %v", reply.Error)
+	}
+	if reply := ask(a, b); reply.Error == nil || reply.Error.Code != attach.CodeMissing || !strings.Contains(reply.Error.Msg, "[10.0.0.2]") {
+		t.Errorf("a route that is missing: %+v", reply.Error)
+	}
+}
+
+func TestGCListsAndFreesInTwoCommands(t *testing.T) {
+	r := serveTest(t)
+	listed := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.GC})
+	if len(listed.Stale) != 1 || listed.Error != nil {
+		t.Fatalf("GC: %+v", listed)
+	}
+	if r.handler.del("old") {
+		t.Error("GC alone has freed something")
+	}
+	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Free, Stale: listed.Stale}); reply.Error != nil || !r.handler.del("old") {
+		t.Errorf("Free: %+v", reply)
 	}
 }
 
 func TestNonsenseIsRefusedAndServingGoesOn(t *testing.T) {
 	r := serveTest(t)
 	for _, req := range []attach.Request{{Version: 99, Verb: attach.Add}, {Version: attach.Version, Verb: "dance"}} {
-		if reply := turn(t, r.dial(t), req); reply.Error == nil || reply.Error.Code != attach.CodeBadConfig {
+		if reply := exchange(t, r.dial(t), req); reply.Error == nil || reply.Error.Code != attach.CodeBadConfig {
 			t.Errorf("%+v: reply %+v", req, reply)
 		}
 	}
 	if err := r.dial(t).Send("not a request"); err != nil {
 		t.Fatal(err)
 	}
-	if reply := turn(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"}); reply.Error != nil {
+	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"}); reply.Error != nil {
 		t.Errorf("reply: %+v", reply)
 	}
 }
@@ -182,5 +274,18 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestPluginMayBoundTheWaitForTheKernel(t *testing.T) {
+	r := serveTest(t)
+	c := r.dial(t)
+	if reply := exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c"}); reply.Error != nil {
+		t.Fatal(reply.Error)
+	}
+	began := time.Now()
+	reply := exchange(t, c, attach.Linked{HostIf: "cali1", Index: 7, Wait: 1}) // which nobody programs
+	if reply.Error == nil || reply.Error.Code != attach.CodeTryAgain || time.Since(began) > programTimeout/2 {
+		t.Errorf("after %v: %+v, want code 11 after a second", time.Since(began), reply.Error)
 	}
 }

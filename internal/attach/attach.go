@@ -5,6 +5,8 @@
 //	DEL, and the like:  plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
+//	CHECK:              as ADD, but nothing is changed
+//	GC:                 plugin → Request      agent → Reply (what is stale); then, on a connection of its own, Free
 //
 // Between the two halves of an ADD the plugin finishes the veth pair, which it began to make while the agent worked. An agent
 // that loses the connection after its first reply does nothing: the runtime calls DEL. Deadlines are the connection's: both ends set one before each turn.
@@ -17,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"time"
 )
 
 // Socket is where the agent listens, on every host.
@@ -33,8 +36,11 @@ type Verb string
 
 // The verbs.
 const (
-	Add Verb = "add" // allocate, write the endpoint, then wait for Linked
-	Del Verb = "del" // release, delete the endpoint
+	Add   Verb = "add"   // allocate, write the endpoint, then wait for Linked
+	Del   Verb = "del"   // release, delete the endpoint
+	Check Verb = "check" // compare with what Add has done, then wait for Linked
+	GC    Verb = "gc"    // list what the network has on this node beyond Request.Valid
+	Free  Verb = "free"  // free Request.Stale, as GC has listed it
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -63,22 +69,58 @@ type Request struct {
 	PolicyType  string   `json:"policyType,omitempty"` // "" or "k8s"
 	Labels      Strings  `json:"labels,omitempty"`     // from the netconf's args.cni.labels
 	Annotations Strings  `json:"annotations,omitempty"`
+
+	Addrs          []netip.Addr `json:"addrs,omitempty"`          // addresses that are the pod's already (foreign IPAM, ipAddrsNoIpam): none is allocated
+	ForeignIPAM    string       `json:"foreignIPAM,omitempty"`    // the module that Addrs come from; "": addresses are ours to allocate
+	Wanted         []netip.Addr `json:"wanted,omitempty"`         // the very addresses to allocate, at most one of each family; none: any
+	ReadinessGates []string     `json:"readinessGates,omitempty"` // URLs that must answer before an ADD goes on; the handler polls them
+	Features       Features     `json:"features,omitzero"`
+
+	Valid []Attachment `json:"valid,omitempty"` // GC: the attachments that live
+	Stale []Stale      `json:"stale,omitempty"` // Free: what is to go
 }
+
+// Attachment is one container's interface in a network.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// Stale is what etcd holds of an attachment that no longer lives: a handle with addresses, an endpoint, or both. The revisions say what
+// was seen: what has changed since is not the same any more, and stays.
+type Stale struct {
+	ContainerID string `json:"containerID"`
+	HandleRev   int64  `json:"handleRev,omitempty"`   // 0: there is no handle
+	Endpoint    string `json:"endpoint,omitempty"`    // its key; "": there is none
+	EndpointRev int64  `json:"endpointRev,omitempty"` // 0: there is none
+	HostIf      string `json:"hostIf,omitempty"`      // of the endpoint: the host's side
+}
+
+// Features are what the netconf lets pods ask for by annotation.
+type Features struct {
+	AddrsNoIPAM bool `json:"addrsNoIpam,omitempty"`
+	FloatingIPs bool `json:"floatingIPs,omitempty"`
+}
+
+// ReadinessTimeout is how long an ADD waits for its readiness gates at most: plugin and agent both reckon with it.
+const ReadinessTimeout = 30 * time.Second
 
 // Strings is a set of named strings.
 type Strings map[string]string
 
-// Linked is the plugin's second line in an ADD: the pod's side is set and the host's side is up.
+// Linked is the plugin's second line in an ADD or CHECK: the pod's side is set and the host's side is up.
 type Linked struct {
 	HostIf string `json:"hostIf"`
-	Index  int    `json:"index"` // of the host's side
+	Index  int    `json:"index"`          // of the host's side
+	Wait   int    `json:"wait,omitempty"` // seconds that the agent may take; 0: as it sees fit
 }
 
 // Reply is the agent's answer to either line. Error nil means success.
 type Reply struct {
 	Error *Error       `json:"error,omitempty"`
-	Addrs []netip.Addr `json:"addrs,omitempty"` // after an ADD's first line: at most one of each family
+	Addrs []netip.Addr `json:"addrs,omitempty"` // after an ADD's or CHECK's first line: at most one of each family
 	MAC   string       `json:"mac,omitempty"`   // the pod's MAC as the endpoint holds it: the proposed one, or an earlier ADD's
+	Stale []Stale      `json:"stale,omitempty"` // after GC
 }
 
 // Error is a failure as CNI reports it. Msg names the stage and the object, Details the remedy.
@@ -96,6 +138,24 @@ func (e *Error) Error() string {
 	return e.Msg + ": " + e.Details
 }
 
+// Join is several failures as one, for batches that go on past a failure: with the code of the first that has one, the text of all, and
+// the remedy where they are more than one. It is nil if all are, and a single *Error stays as it is.
+func Join(remedy string, errs ...error) error {
+	err := errors.Join(errs...)
+	if err == nil {
+		return nil
+	}
+	out := &Error{Code: CodeInternal, Msg: err.Error(), Details: remedy}
+	var told *Error
+	if errors.As(err, &told) {
+		out.Code = told.Code
+	}
+	if told != nil && told.Error() == out.Msg {
+		return told
+	}
+	return out
+}
+
 // CNI error codes (CNI spec 1.1, "Error"; from 100 on they are a plugin's own).
 const (
 	CodeBadVersion   = 1
@@ -107,10 +167,12 @@ const (
 	CodeBadConfig    = 7
 	CodeTryAgain     = 11
 	CodeNotAvailable = 50
+	CodeLimited      = 51 // not available, and pods that run may lose part of their connectivity
 	CodeDatastore    = 100
 	CodeNoAddress    = 101
 	CodeKernel       = 102
 	CodeInternal     = 103
+	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
 )
 
 // maxLine bounds what either end reads: labels and annotations of one pod fit well.

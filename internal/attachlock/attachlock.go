@@ -77,6 +77,9 @@ func Held(dir, ifName string) (bool, error) {
 	}
 }
 
+// File is the open lock. A process that inherits it holds the lock too, until it ends.
+func (l *Lock) File() *os.File { return l.file }
+
 // Release lets go of the lock and removes its file. (One that cannot be removed does no harm: it is no lock.)
 func (l *Lock) Release() {
 	// The file goes first: who waits on it notices that it has no name any more, and makes the next one.

@@ -18,6 +18,7 @@ import (
 // agentDoor is the agent's socket. One connection serves one command.
 type agentDoor struct {
 	turn time.Duration // for each answer
+	wait time.Duration // for the host's side, if the configuration says; 0: the agent knows
 	conn net.Conn
 	msgs *attach.Conn
 	used bool // the connection has had its command
@@ -46,33 +47,58 @@ func noAgent(err error) bool {
 }
 
 func (d *agentDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
-	return d.ask(ctx, "register pod with the agent", req)
+	turn := d.turn
+	if len(req.ReadinessGates) > 0 {
+		turn += attach.ReadinessTimeout
+	}
+	return d.ask(ctx, turn, "register pod with the agent", req)
 }
 
 func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
-	_, err := d.ask(ctx, "wait for the agent to program the pod's routes and policy", attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
+	turn := d.turn
+	if d.wait > 0 {
+		turn = d.wait + agentGrace
+	}
+	linked := attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index, Wait: int(d.wait / time.Second)}
+	_, err := d.ask(ctx, turn, "wait for the agent to program the pod's routes and policy", linked)
 	return err
 }
 
-// release uses a connection of its own when this one has been used, and hangs that one up first: whatever the agent still does
-// for it, it stops.
 func (d *agentDoor) release(ctx context.Context, req attach.Request) error {
+	_, err := d.anew(ctx, "release pod with the agent", req)
+	return err
+}
+
+func (d *agentDoor) query(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	return d.anew(ctx, fmt.Sprintf("ask the agent to %s", req.Verb), req)
+}
+
+func (d *agentDoor) confirm(ctx context.Context, w hostside.Workload) error {
+	_, err := d.ask(ctx, d.turn, "ask the agent for the pod's routes and policy", attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
+	return err
+}
+
+// anew asks on a connection of its own when this one has been used, and hangs that one up first: whatever the agent still does
+// for it, it stops.
+func (d *agentDoor) anew(ctx context.Context, stage string, req attach.Request) (attach.Reply, error) {
 	if d.used {
 		d.close()
 		if err := d.dial(ctx); err != nil {
-			return failure(attach.CodeTryAgain, err, "start the agent on this node, or call DEL again")
+			return attach.Reply{}, failure(attach.CodeTryAgain, err, "start the agent on this node, or call again")
 		}
 	}
-	_, err := d.ask(ctx, "release pod with the agent", req)
-	return err
+	return d.ask(ctx, d.turn, stage, req)
 }
 
 func (d *agentDoor) close() { d.conn.Close() }
 
+// agentGrace is for the agent to say that its time is up.
+const agentGrace = 2 * time.Second
+
 // ask sends one message and waits for the answer until the turn or ctx ends.
-func (d *agentDoor) ask(ctx context.Context, stage string, msg any) (attach.Reply, error) {
+func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, msg any) (attach.Reply, error) {
 	d.used = true
-	until := time.Now().Add(d.turn)
+	until := time.Now().Add(turn)
 	if end, ok := ctx.Deadline(); ok && end.Before(until) {
 		until = end
 	}
@@ -81,7 +107,7 @@ func (d *agentDoor) ask(ctx context.Context, stage string, msg any) (attach.Repl
 	}
 	reply, err := d.msgs.Ask(msg)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("no answer within %v", d.turn)
+		err = fmt.Errorf("no answer within %v", turn)
 	}
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeTryAgain, fmt.Errorf("%s: %w", stage, err), "look at the agent's log on this node")

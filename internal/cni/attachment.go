@@ -2,12 +2,16 @@ package cni
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -19,7 +23,11 @@ type attachment struct {
 	wish  pairWish
 	netns *netns
 	door  door // nil until it is open
-	asked bool // the request has been sent: something may be in etcd
+	log   *slog.Logger
+
+	foreign *foreignIPAM   // nil: the addresses are the handler's to give
+	dsts    []netip.Prefix // that the pod shall have routes to; none: everything
+	asked   bool           // the request has been sent: something may be in etcd
 
 	pair  *pair // nil until it is made
 	mac   kernel.MAC
@@ -45,6 +53,10 @@ func newAttachment(args *skel.CmdArgs) (*attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	foreign, err := newForeignIPAM(&conf, args)
+	if err != nil {
+		return nil, err
+	}
 	ns, err := openNetns(args.Netns)
 	if err != nil {
 		return nil, failure(attach.CodeBadEnv, err, "CNI_NETNS names the pod's network namespace; is the pod still there?")
@@ -53,7 +65,7 @@ func newAttachment(args *skel.CmdArgs) (*attachment, error) {
 		hostIf: req.HostIf, podIf: req.IfName, mac: mac, mtu: mtu, queues: max(1, conf.NumQueues),
 		forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
 	}
-	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac}, nil
+	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac, foreign: foreign}, nil
 }
 
 // close lets go of everything that is held open.
@@ -69,6 +81,9 @@ func (a *attachment) close() {
 
 // attach registers the pod and gives it its interface. After an error undo has to follow.
 func (a *attachment) attach(ctx context.Context) error {
+	if err := a.lease(ctx); err != nil {
+		return err
+	}
 	reply, err := a.registerAndMakePair(ctx)
 	if err != nil {
 		return err
@@ -76,10 +91,39 @@ func (a *attachment) attach(ctx context.Context) error {
 	if a.addrs, a.mac, err = granted(reply, a.mac); err != nil {
 		return err
 	}
-	if err := a.pair.configure(a.addrs, a.mac); err != nil {
+	a.log.Debug("registered, and interface made", "addresses", a.addrs, "mac", a.mac)
+	if err := fault.At(fault.PluginAddRegistered); err != nil {
+		return err
+	}
+	if err := a.configure(); err != nil {
 		return failure(attach.CodeKernel, err, "look at the pod's network namespace "+a.req.Netns)
 	}
-	return a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs})
+	a.log.Debug("pod's side set")
+	if err := fault.At(fault.PluginAddConfigured); err != nil {
+		return err
+	}
+	if err := a.door.finish(ctx, hostside.Workload{Dev: a.pair.host, MAC: a.mac, Addrs: a.addrs}); err != nil {
+		return err
+	}
+	a.log.Debug("host's side in the kernel")
+	if err := fault.At(fault.PluginAddFinished); err != nil {
+		return err
+	}
+	if slices.Equal(a.addrs, a.req.Addrs) {
+		return nil
+	}
+	return a.giveBack(ctx) // an annotation has given the pod others
+}
+
+// configure sets the pod's side. Addresses of IPv6 may come unasked, by an annotation that only the handler sees.
+func (a *attachment) configure() error {
+	if !a.wish.v6 && slices.ContainsFunc(a.addrs, netip.Addr.Is6) {
+		a.wish.v6 = true
+		if err := a.netns.run(func() error { return podSettings(a.wish) }); err != nil {
+			return err
+		}
+	}
+	return a.pair.configure(a.addrs, a.mac, podRoutes(a.addrs, a.dsts))
 }
 
 // registerAndMakePair does both at once. After an error either may have succeeded.
@@ -92,12 +136,15 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	go func() {
 		var err error
 		a.pair, err = makePair(links, a.netns, a.wish)
+		if err == nil {
+			err = fault.At(fault.PluginAddLinked)
+		}
 		made <- err
 	}()
 	a.asked = true
 	reply, err := a.door.register(ctx, a.req)
 	if linkErr := <-made; linkErr != nil && err == nil {
-		err = failure(attach.CodeKernel, linkErr, "")
+		err = failure(attach.CodeKernel, linkErr, "look at the interfaces of the host and of the pod's network namespace "+a.req.Netns)
 	}
 	return reply, err
 }
@@ -129,11 +176,13 @@ func (a *attachment) removePair() error {
 	return a.pair.remove()
 }
 
-// release takes the pod out of etcd again if it may have got there.
-func (a *attachment) release(ctx context.Context) error {
+// release takes the pod out of etcd again if it may have got there, within limit.
+func (a *attachment) release(ctx context.Context, limit time.Duration) error {
 	if !a.asked {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	req := a.req
 	req.Verb = attach.Del
 	return a.door.release(ctx, req)

@@ -6,6 +6,7 @@
 //     before it frees the addresses, so that no other pod gets an address that still has a wire.
 //  3. A late DEL never harms a newer pod of the same name: it removes an interface only inside its own pod's network namespace.
 //  4. Nothing hangs: every wait ends by the Limits.
+//  5. CHECK changes nothing. GC frees nothing that may be alive, or another network's.
 //
 // The pod's addresses come from one handler behind two doors, see door. The veth pair is made while the handler works.
 package cni
@@ -14,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -21,6 +23,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 )
 
 // Plugin answers CNI commands. It works in the network namespace of the thread that calls it.
@@ -44,12 +47,12 @@ func DefaultLimits() Limits {
 
 // Add makes the pod's interface and prints the result. Errors are *types.Error, and nothing is left behind; where something may be,
 // the error's details say so.
-func (p *Plugin) Add(args *skel.CmdArgs) error { return netconf.AsCNI(p.add(args)) }
+func (p *Plugin) Add(args *skel.CmdArgs) error { return netconf.AsCNI(p.logged("ADD", args, p.add)) }
 
 // Del removes the pod's interface and releases its addresses. It succeeds when there is nothing to remove. Errors are *types.Error.
-func (p *Plugin) Del(args *skel.CmdArgs) error { return netconf.AsCNI(p.del(args)) }
+func (p *Plugin) Del(args *skel.CmdArgs) error { return netconf.AsCNI(p.logged("DEL", args, p.del)) }
 
-func (p *Plugin) add(args *skel.CmdArgs) error {
+func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Work)
 	defer cancel()
 	a, err := newAttachment(args)
@@ -57,18 +60,26 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer a.close()
+	a.log = log
 	lock, err := p.lock(ctx, a.req.HostIf)
 	if err != nil {
 		return err
 	}
 	defer lock.Release()
-	a.door, err = p.open(ctx, &a.conf, a.req, args)
+	if err := fault.At(fault.PluginAddLocked); err != nil {
+		return err
+	}
+	a.door, err = p.open(ctx, &a.conf, a.req, args, lock)
 	if err != nil {
 		return err
 	}
+	log.Debug("locked, and door open")
 	err = a.attach(ctx)
 	if err == nil {
 		err = p.print(a)
+	}
+	if err == nil {
+		err = fault.At(fault.PluginAddPrinted)
 	}
 	if err != nil {
 		return p.undo(a, err)
@@ -76,7 +87,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	return nil
 }
 
-func (p *Plugin) del(args *skel.CmdArgs) error {
+func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Work)
 	defer cancel()
 	conf, err := netconf.Parse(args.StdinData)
@@ -92,15 +103,29 @@ func (p *Plugin) del(args *skel.CmdArgs) error {
 		return err
 	}
 	defer lock.Release()
+	if err := fault.At(fault.PluginDelLocked); err != nil {
+		return err
+	}
 	if err := detach(req.Netns, req.IfName); err != nil {
 		return failure(attach.CodeKernel, err, "")
 	}
-	door, err := p.open(ctx, &conf, req, args)
+	log.Debug("interface removed")
+	if err := fault.At(fault.PluginDelUnlinked); err != nil {
+		return err
+	}
+	door, err := p.open(ctx, &conf, req, args, lock)
 	if err != nil {
 		return err
 	}
 	defer door.close()
-	return door.release(ctx, req)
+	if err := door.release(ctx, req); err != nil {
+		return err // and the foreign IPAM module keeps the addresses as long as the endpoint has them
+	}
+	log.Debug("released")
+	if err := fault.At(fault.PluginDelReleased); err != nil {
+		return err
+	}
+	return delegate(ctx, "DEL", &conf, args)
 }
 
 func (p *Plugin) print(a *attachment) error {
@@ -128,20 +153,23 @@ func (p *Plugin) lock(ctx context.Context, hostIf string) (*attachlock.Lock, err
 func (p *Plugin) undo(a *attachment, cause error) error {
 	var told *attach.Error
 	etcdAway := errors.As(cause, &told) && told.Code == attach.CodeDatastore
+	ctx, cancel := context.WithTimeout(context.Background(), p.Limits.Undo)
+	defer cancel()
 	limit := p.Limits.Undo
 	if etcdAway {
 		limit = min(limit, hopeless)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
 	linkErr, releaseErr := a.removePair(), error(nil)
+	if err := fault.At(fault.PluginUndoUnlinked); err != nil {
+		return err
+	}
 	if told == nil || told.Code != attach.CodeBadEnv {
-		releaseErr = a.release(ctx) // what the handler cannot read it has not written, and would not release either
+		releaseErr = a.release(ctx, limit) // what the handler cannot read it has not written, and would not release either
 	}
 	if etcdAway {
 		releaseErr = nil // was to be expected; the cause says what state etcd is in
 	}
-	if err := errors.Join(linkErr, releaseErr); err != nil {
+	if err := errors.Join(linkErr, releaseErr, a.giveBack(ctx)); err != nil {
 		return unclean(cause, err)
 	}
 	return cause

@@ -2,10 +2,12 @@ package cni
 
 import (
 	"context"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
@@ -16,21 +18,25 @@ type door interface {
 	register(context.Context, attach.Request) (attach.Reply, error) // allocate, and write the endpoint
 	finish(context.Context, hostside.Workload) error                // return when the host's side is in the kernel
 	release(context.Context, attach.Request) error                  // free the addresses, delete the endpoint
+	query(context.Context, attach.Request) (attach.Reply, error)    // answer a CHECK, GC or Free
+	confirm(context.Context, hostside.Workload) error               // after a CHECK: is the host's side in the kernel
 	close()
 }
 
-// open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays.
-func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs) (door, error) {
+// open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays. The
+// module holds lock too, nil for none: should it outlive this process, no later command overtakes it.
+func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs, lock *attachlock.Lock) (door, error) {
 	agent, err := dialAgent(ctx, p.Limits.Turn)
 	if err == nil {
+		agent.wait = time.Duration(conf.PolicyTimeout) * time.Second
 		return agent, nil
 	}
 	if !noAgent(err) {
 		return nil, failure(attach.CodeTryAgain, err, "look at the agent's log on this node")
 	}
-	if req.Verb == attach.Add && conf.PolicyWait != netconf.NoWait {
+	if (req.Verb == attach.Add || req.Verb == attach.Check) && conf.PolicyWait != netconf.NoWait {
 		return nil, failure(attach.CodeTryAgain, err,
 			"the agent is not running on this node: start it (its daemon set's pod, or muslin-node), the pod is tried again by itself")
 	}
-	return newModuleDoor(conf.IPAM.Type, args)
+	return newModuleDoor(conf, args, lock)
 }

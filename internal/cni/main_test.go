@@ -10,6 +10,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // binEnv names the folder that TestMain puts the programs into.
@@ -43,9 +45,15 @@ func runWithPrograms(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
 		return 1
 	}
+	if err := nettest.ReferencePlugins(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	self, err := os.Executable()
-	if err == nil {
-		err = os.Symlink(self, filepath.Join(dir, hurried))
+	for name, program := range map[string]string{hurried: self, "calico": "muslin", "calico-ipam": "muslin-ipam"} {
+		if err == nil {
+			err = os.Symlink(program, filepath.Join(dir, name))
+		}
 	}
 	if err == nil {
 		err = os.Setenv(binEnv, dir)

@@ -97,6 +97,20 @@ func join(inside net.Conn, to string) {
 	_, _ = io.Copy(inside, outside)
 }
 
+// put writes a key, or deletes it where the value is "".
+func (d *datastore) put(key, value string) {
+	d.t.Helper()
+	var err error
+	if value == "" {
+		_, err = d.etcd.Delete(d.t.Context(), key, clientv3.WithPrefix())
+	} else {
+		_, err = d.etcd.Put(d.t.Context(), key, value)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // keys returns the keys in etcd beyond the seed and what allocations leave: blocks and their affinities.
 func (d *datastore) keys() (out []string) {
 	d.t.Helper()
@@ -238,18 +252,23 @@ func TestParallelAddsWithoutAgentGetDistinctAddresses(t *testing.T) {
 	d.wantNothing()
 }
 
-func TestModuleServesEveryVersion(t *testing.T) {
-	n := newNode(t)
+func TestLateDelLeavesTheNewContainersEndpointAndAddress(t *testing.T) {
+	n, old, young := newNode(t), newPod(t, "old", "nginx"), newPod(t, "young", "nginx")
 	d := newDatastore(n)
-	for i, v := range []string{"0.2.0", "0.4.0", "1.1.0"} {
-		p, c := newPod(t, fmt.Sprintf("c%d", i), "nginx"), d.conf(noWait)
-		c.version = v
-		res := n.mustAdd(c, p)
-		if len(res.IPs) != 1 {
-			t.Errorf("version %s: %d addresses", v, len(res.IPs))
-		}
-		n.mustDel(c, p)
+	first := n.mustAdd(d.conf(noWait), old)
+	second := n.mustAdd(d.conf(noWait), young)
+	if first.IPs[0].Address.String() == second.IPs[0].Address.String() {
+		t.Errorf("both containers have %v while both live", first.IPs[0].Address)
 	}
+	n.mustDel(d.conf(""), old)
+	if diff := cmp.Diff([]string{"hc-net.young"}, d.handles()); diff != "" || d.allocated() != 1 {
+		t.Errorf("%d addresses, handles (-want +got):\n%s", d.allocated(), diff)
+	}
+	if err := n.check(d.conf(noWait), young); err != nil {
+		t.Errorf("CHECK of the new container: %v", err)
+	}
+	n.mustDel(d.conf(""), young)
+	n.mustDel(d.conf(""), newPod(t, "never-added", "nginx"))
 	d.wantNothing()
 }
 
@@ -355,4 +374,23 @@ func TestModuleThatHangsIsLeftBehind(t *testing.T) {
 	if _, err := d.register(ctx, attach.Request{}); err == nil || !strings.Contains(err.Error(), "no answer in time") {
 		t.Errorf("got %v, want it given up", err)
 	}
+}
+
+func TestCertainAddressIsAskedForByArguments(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	d := newDatastore(n)
+	p.rt.Args = append(p.rt.Args, [2]string{"IP", "10.244.7.7"})
+	if res := n.mustAdd(d.conf(noWait), p); res.IPs[0].Address.String() != "10.244.7.7/32" {
+		t.Errorf("muslin: %s", toJSON(t, res))
+	}
+	stdin := fmt.Sprintf(`{"cniVersion":"0.4.0","name":"hc-net","type":"bridge","nodename_file_optional":true,"nodename":"node-1","etcd_endpoints":%q,"ipam":{"type":"muslin-ipam"}}`, d.url)
+	env := []string{"CNI_CONTAINERID=c2", "CNI_NETNS=/run/netns/c2", "CNI_IFNAME=eth0"}
+	if out, err := n.run("muslin-ipam", stdin, append(env, "CNI_COMMAND=ADD", "CNI_ARGS=IP=10.244.7.9")...); err != nil || !strings.Contains(out, `"10.244.7.9/26"`) {
+		t.Errorf("muslin-ipam: %v, %s", err, out)
+	}
+	if out, err := n.run("muslin-ipam", stdin, append(env, "CNI_COMMAND=DEL")...); err != nil {
+		t.Errorf("DEL: %v, %s", err, out)
+	}
+	n.mustDel(d.conf(noWait), p)
+	d.wantNothing()
 }

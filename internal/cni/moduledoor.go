@@ -17,6 +17,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
+	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 )
 
@@ -25,6 +27,7 @@ import (
 type moduleDoor struct {
 	program string
 	netconf map[string]json.RawMessage
+	hold    []*os.File // that the module is to hold open as long as it lives
 }
 
 // moduleVersion is what the module's result comes in, whatever the runtime speaks: older ones have no interfaces, and so no MAC.
@@ -33,12 +36,22 @@ const moduleVersion = "1.1.0"
 // A module that was told to stop, and that still holds its pipes open after this, is left behind.
 const moduleGrace = time.Second
 
-func newModuleDoor(module string, args *skel.CmdArgs) (*moduleDoor, error) {
+// ownModule registers endpoints where the configuration's IPAM module is of another project.
+const ownModule = "muslin-ipam"
+
+func newModuleDoor(conf *netconf.Conf, args *skel.CmdArgs, lock *attachlock.Lock) (*moduleDoor, error) {
+	module := conf.IPAM.Type
+	if conf.ForeignIPAM() {
+		module = ownModule
+	}
 	program, err := findModule(module, filepath.SplitList(args.Path))
 	if err != nil {
-		return nil, failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
+		return nil, noModule(err)
 	}
 	d := &moduleDoor{program: program}
+	if lock != nil {
+		d.hold = []*os.File{lock.File()}
+	}
 	if err := json.Unmarshal(args.StdinData, &d.netconf); err != nil {
 		return nil, failure(attach.CodeDecode, err, "")
 	}
@@ -55,6 +68,10 @@ func findModule(name string, folders []string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find IPAM module %q in CNI_PATH %s: no such program", name, strings.Join(folders, ":"))
+}
+
+func noModule(err error) error {
+	return failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
 }
 
 func (d *moduleDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
@@ -77,36 +94,86 @@ func (d *moduleDoor) release(ctx context.Context, req attach.Request) error {
 	return err
 }
 
+func (d *moduleDoor) confirm(ctx context.Context, w hostside.Workload) error {
+	if err := confirmHost(ctx, w); err != nil {
+		return failure(attach.CodeKernel, err, "")
+	}
+	return nil
+}
+
+// query has the module answer: of our own requests it prints the handler's reply.
+func (d *moduleDoor) query(ctx context.Context, req attach.Request) (attach.Reply, error) {
+	command := "GC" // for Free too
+	if req.Verb == attach.Check {
+		command = "CHECK"
+	}
+	out, err := d.run(ctx, command, req)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	var reply attach.Reply
+	if err := json.Unmarshal(out, &reply); err != nil {
+		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's answer: %w", err), "install muslin and muslin-ipam from the same release")
+	}
+	return reply, nil
+}
+
+// status has the module say whether it could serve an ADD.
+func (d *moduleDoor) status(ctx context.Context) error {
+	_, err := d.exec(ctx, "STATUS")
+	return err
+}
+
 func (d *moduleDoor) close() {}
 
-// run executes the module and returns what it printed.
+// run executes the module for our own request and returns what it printed.
 func (d *moduleDoor) run(ctx context.Context, command string, req attach.Request) ([]byte, error) {
-	stage := fmt.Sprintf("run %s %s", d.program, command)
 	raw, err := json.Marshal(req)
 	if err != nil {
-		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
 	}
 	d.netconf["muslin"] = raw
-	stdin, err := json.Marshal(d.netconf)
+	return d.exec(ctx, command)
+}
+
+// exec executes the module with the configuration as it is and returns what it printed.
+func (d *moduleDoor) exec(ctx context.Context, command string) ([]byte, error) {
+	raw, err := json.Marshal(d.netconf)
 	if err != nil {
-		return nil, failure(attach.CodeInternal, fmt.Errorf("%s: %w", stage, err), "")
+		return nil, failure(attach.CodeInternal, fmt.Errorf("run %s %s: %w", d.program, command, err), "")
 	}
+	return moduleRun{program: d.program, command: command, stdin: raw, hold: d.hold, remedy: "check that etcd answers"}.do(ctx)
+}
+
+// moduleRun is one call of an IPAM module.
+type moduleRun struct {
+	program, command string
+	stdin            []byte
+	env              []string   // beside our own
+	hold             []*os.File // that it keeps open too
+	remedy           string     // where it does not answer
+}
+
+// do returns what the module printed, or the error that it printed. A module that does not end in time is killed.
+func (m moduleRun) do(ctx context.Context) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, d.program)
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // of two, the last one counts
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	cmd.WaitDelay = moduleGrace
-	if err := cmd.Run(); err != nil {
-		return nil, moduleFailure(ctx, fmt.Errorf("%s: %w", stage, err), stdout.Bytes(), stderr.Bytes())
+	cmd := exec.CommandContext(ctx, m.program)
+	cmd.Env = append(append(os.Environ(), "CNI_COMMAND="+m.command), m.env...) // of two, the last one counts
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(m.stdin), &stdout, &stderr
+	cmd.ExtraFiles, cmd.WaitDelay = m.hold, moduleGrace
+	err := cmd.Run()
+	if err == nil {
+		return stdout.Bytes(), nil
 	}
-	return stdout.Bytes(), nil
+	err = fmt.Errorf("run %s %s: %w", m.program, m.command, err)
+	if ctx.Err() != nil {
+		return nil, failure(attach.CodeTryAgain, fmt.Errorf("%w: no answer in time", err), m.remedy)
+	}
+	return nil, moduleFailure(err, stdout.Bytes(), stderr.Bytes())
 }
 
 // moduleFailure is the error that the module printed, else what is known.
-func moduleFailure(ctx context.Context, err error, stdout, stderr []byte) error {
-	if ctx.Err() != nil {
-		return failure(attach.CodeTryAgain, fmt.Errorf("%w: no answer in time", err), "check that etcd answers")
-	}
+func moduleFailure(err error, stdout, stderr []byte) error {
 	var told types.Error
 	if json.Unmarshal(stdout, &told) == nil && told.Msg != "" {
 		return &attach.Error{Code: told.Code, Msg: told.Msg, Details: told.Details}

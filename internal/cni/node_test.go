@@ -114,6 +114,7 @@ func (n *node) links() (out []string) {
 // conf is the network configuration of a test: the plugin's own section as JSON members.
 type conf struct {
 	plugin  string // "": muslin
+	name    string // of the network; "": hc-net
 	version string // "": 1.0.0
 	members string // "": the usual
 }
@@ -125,12 +126,12 @@ func (c conf) list(t *testing.T) *libcni.NetworkConfigList {
 	for _, d := range []struct {
 		s   *string
 		val string
-	}{{&c.plugin, "muslin"}, {&c.version, "1.0.0"}, {&c.members, usual}} {
+	}{{&c.plugin, "muslin"}, {&c.name, "hc-net"}, {&c.version, "1.0.0"}, {&c.members, usual}} {
 		if *d.s == "" {
 			*d.s = d.val
 		}
 	}
-	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion":%q,"name":"hc-net","plugins":[{"type":%q,%s}]}`, c.version, c.plugin, c.members))
+	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion":%q,"name":%q,"plugins":[{"type":%q,%s}]}`, c.version, c.name, c.plugin, c.members))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func (n *node) run(plugin, stdin string, env ...string) (stdout string, err erro
 	n.do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv(binEnv), plugin))
+		cmd := exec.CommandContext(ctx, programPath(plugin))
 		cmd.Env = append(append(os.Environ(), "CNI_PATH="+os.Getenv(binEnv)), env...)
 		cmd.Stdin = strings.NewReader(stdin)
 		var out []byte
@@ -217,6 +218,8 @@ func (n *node) run(plugin, stdin string, env ...string) (stdout string, err erro
 	})
 	return stdout, err
 }
+
+func programPath(plugin string) string { return filepath.Join(os.Getenv(binEnv), plugin) }
 
 // codeOf returns the CNI code of an error.
 func codeOf(err error) uint {
@@ -235,6 +238,7 @@ type fakeAgent struct {
 	hangAdd   bool // never answer an ADD's first line
 	hangUp    bool // close the connection instead
 	hangLinks bool // never answer an ADD's second line
+	stale     []attach.Stale
 
 	mu       sync.Mutex
 	next     netip.Addr
@@ -295,7 +299,7 @@ func (a *fakeAgent) answer(ctx context.Context, c *attach.Conn) {
 	case req.Verb == attach.Add && a.hangUp:
 		return
 	}
-	if c.Send(reply) != nil || req.Verb != attach.Add || reply.Error != nil {
+	if c.Send(reply) != nil || req.Verb != attach.Add && req.Verb != attach.Check || reply.Error != nil {
 		return
 	}
 	var linked attach.Linked
@@ -317,8 +321,18 @@ func (a *fakeAgent) handle(req attach.Request) attach.Reply {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.requests = append(a.requests, req)
-	if req.Verb == attach.Del {
+	switch req.Verb {
+	case attach.Del:
 		delete(a.pods, req.ContainerID)
+		return attach.Reply{}
+	case attach.Check:
+		return a.pods[req.ContainerID]
+	case attach.GC:
+		return attach.Reply{Stale: a.stale}
+	case attach.Free:
+		for _, s := range req.Stale {
+			delete(a.pods, s.ContainerID)
+		}
 		return attach.Reply{}
 	}
 	reply, ok := a.pods[req.ContainerID]

@@ -48,6 +48,12 @@ func openLinks() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// openLinksIn opens a netlink socket in a pod's network namespace.
+func openLinksIn(ns *netns) (links *netlink.Handle, err error) {
+	err = ns.run(func() (err error) { links, err = openLinks(); return err })
+	return links, err
+}
+
 // makePair makes the pair at once across both namespaces: names, MACs and MTU in one message, the host's side up. It takes over the
 // host's handle. Nothing is left behind after an error.
 func makePair(host *netlink.Handle, ns *netns, w pairWish) (*pair, error) {
@@ -173,8 +179,8 @@ func detach(netnsPath, ifName string) error {
 		return err
 	}
 	defer ns.close()
-	var links *netlink.Handle
-	if err := ns.run(func() (err error) { links, err = openLinks(); return err }); err != nil {
+	links, err := openLinksIn(ns)
+	if err != nil {
 		return err
 	}
 	defer links.Close()

@@ -3,12 +3,14 @@ package cni
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
@@ -436,18 +438,8 @@ func TestAddRefusesToReplaceAForeignInterface(t *testing.T) {
 	n.Exec("ip", "link", "show", "calic440f455693")
 }
 
-func TestProgramsAnswerVersionWithoutConfiguration(t *testing.T) {
-	n := newNode(t)
-	for _, plugin := range []string{"muslin", "muslin-ipam"} {
-		out, err := n.run(plugin, "", "CNI_COMMAND=VERSION")
-		if err != nil || !strings.Contains(out, `["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]`) {
-			t.Errorf("%s VERSION: %v, %s", plugin, err, out)
-		}
-	}
-}
-
 func TestPodRoutesOfAddressesOfBothFamilies(t *testing.T) {
-	got := fmt.Sprint(podRoutes([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}))
+	got := fmt.Sprint(podRoutes([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, nil))
 	want := "[169.254.1.1/32 scope link 0.0.0.0/0 via 169.254.1.1 ::/0 via fe80::ecee:eeff:feee:eeee]"
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
@@ -463,5 +455,103 @@ func TestErrorOfAnAddThatCouldNotBeUndoneSaysSo(t *testing.T) {
 	want := types.NewError(attach.CodeKernel, "make veth pair", "look at dmesg; moreover, this ADD could not be undone, DEL will do it: i/o timeout")
 	if diff := cmp.Diff(want, err); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestConfigurationBoundsTheWaitForTheAgent(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	var told attach.Linked
+	a := (&fakeAgent{onLinked: func(l attach.Linked) *attach.Error { told = l; return nil }}).start(n)
+	n.mustAdd(conf{members: usual + `,"policy_setup_timeout_seconds":7`}, p)
+	if told.Wait != 7 {
+		t.Errorf("the agent is told of %d seconds, want 7", told.Wait)
+	}
+	n.mustDel(conf{}, p)
+	a.hangLinks = true
+	_, err := n.add(conf{members: usual + `,"policy_setup_timeout_seconds":1`}, p)
+	if codeOf(err) != attach.CodeTryAgain || !strings.Contains(err.Error(), "no answer within 3s") { // the agent's second, and two to say so
+		t.Errorf("got %d %v, want code 11 after the second", codeOf(err), err)
+	}
+	if got := n.links(); len(got)+a.registered() > 0 {
+		t.Errorf("left behind: %v and %d pods", got, a.registered())
+	}
+}
+
+func TestReadinessGatesAreTheAgentsToAsk(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	a := (&fakeAgent{}).start(n)
+	n.mustAdd(conf{members: usual + `,"readiness_gates":["http://127.0.0.1:9099/readiness"]`}, p)
+	if got := a.lastRequest().ReadinessGates; fmt.Sprint(got) != "[http://127.0.0.1:9099/readiness]" {
+		t.Errorf("the agent is told of %v", got)
+	}
+}
+
+func TestAgentThatAsksReadinessGatesHasMoreTime(t *testing.T) {
+	asked, stop := make(chan struct{}), make(chan struct{})
+	here, there := net.Pipe()
+	defer here.Close()
+	defer close(stop)
+	go func() { // it takes the request, and answers after more than the plugin's usual turn
+		defer there.Close()
+		c := attach.NewConn(there)
+		var req attach.Request
+		if c.Receive(&req) != nil {
+			return
+		}
+		close(asked)
+		<-stop
+	}()
+	d := &agentDoor{turn: time.Millisecond, conn: here, msgs: attach.NewConn(here)}
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan error, 1)
+	go func() {
+		_, err := d.register(ctx, attach.Request{ReadinessGates: []string{"http://a"}})
+		answered <- err
+	}()
+	defer cancel()
+	<-asked
+	select {
+	case err := <-answered:
+		t.Errorf("gave up after its usual turn: %v", err)
+	case <-time.After(20 * time.Millisecond): // far more than the turn
+	}
+}
+
+func TestStagesAreLoggedToTheFile(t *testing.T) {
+	n, p, q := newNode(t), newPod(t, "c1", "nginx"), newPod(t, "c2", "other")
+	a := (&fakeAgent{}).start(n)
+	c := conf{members: usual + `,"log_level":"debug","log_file_path":"/run/log/cni.log","policy":{"type":"k8s","k8s_auth_token":"secret-token"}`}
+	n.mustAdd(c, p)
+	a.onAdd = func(_ attach.Request, r *attach.Reply) {
+		r.Error = &attach.Error{Code: attach.CodeNoAddress, Msg: "pools are full"}
+	}
+	if _, err := n.add(c, q); err == nil {
+		t.Fatal("ADD succeeded")
+	}
+	n.mustDel(c, p)
+	var log string
+	n.do(func() {
+		b, err := os.ReadFile("/run/log/cni.log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		log = string(b)
+	})
+	var got []string
+	for line := range strings.Lines(log) {
+		m := regexp.MustCompile(`level=(\w+) msg=("[^"]*"|\w+) program=muslin command=(\w+) container=(\w+) interface=eth0`).FindStringSubmatch(line)
+		if m == nil {
+			t.Fatalf("line %s", line)
+		}
+		got = append(got, strings.Join([]string{m[3], m[4], m[1], strings.Trim(m[2], `"`)}, " "))
+	}
+	want := []string{
+		"ADD c1 DEBUG begin", "ADD c1 DEBUG locked, and door open", "ADD c1 DEBUG registered, and interface made", "ADD c1 DEBUG pod's side set",
+		"ADD c1 DEBUG host's side in the kernel", "ADD c1 INFO done",
+		"ADD c2 DEBUG begin", "ADD c2 DEBUG locked, and door open", "ADD c2 ERROR failed",
+		"DEL c1 DEBUG begin", "DEL c1 DEBUG interface removed", "DEL c1 DEBUG released", "DEL c1 INFO done",
+	}
+	if diff := cmp.Diff(want, got); diff != "" || strings.Contains(log, "secret-token") || !strings.Contains(log, "code=101 error=\"register pod with the agent: pools are full\"") {
+		t.Errorf("log (-want +got):\n%s\nall of it:\n%s", diff, log)
 	}
 }

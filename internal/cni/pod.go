@@ -59,7 +59,7 @@ func set(name, value string) error {
 
 // configure brings the pod's side up and gives it its MAC, routes and addresses. The routes come first, so that from the
 // moment the pod has an address it can reach others.
-func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC) error {
+func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC, routes []podRoute) error {
 	if mac != p.mac {
 		if err := p.podLinks.LinkSetHardwareAddr(p.pod, mac[:]); err != nil {
 			return fmt.Errorf("set MAC %v of the pod's %s: %w", mac, p.pod.Name, err)
@@ -80,7 +80,7 @@ func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC) error {
 			return err
 		}
 	}
-	for _, r := range podRoutes(addrs) {
+	for _, r := range routes {
 		if err := p.podLinks.RouteAdd(r.netlink(p.pod.Index)); err != nil {
 			return fmt.Errorf("add route %v to the pod: %w", r, err)
 		}
@@ -130,21 +130,30 @@ func (r podRoute) String() string {
 	return r.dst.String() + " via " + r.gw.String()
 }
 
-// podRoutes are the routes of a pod with these addresses, in the order in which the kernel takes them. All traffic goes to a next hop
-// that the host's side answers for: in IPv4 by proxy ARP, in IPv6 as its link-local address.
-func podRoutes(addrs []netip.Addr) []podRoute {
+// podRoutes are the routes to dsts, or everywhere if there are none, of a pod with these addresses, in the order in which the kernel
+// takes them. All traffic goes to a next hop that the host's side answers for: in IPv4 by proxy ARP, in IPv6 as its link-local address.
+func podRoutes(addrs []netip.Addr, dsts []netip.Prefix) []podRoute {
+	if len(dsts) == 0 {
+		dsts = defaultRoutes()
+	}
 	var out []podRoute
 	for _, a := range addrs {
+		gw := netip.MustParseAddr(gateway6)
 		if a.Is4() {
-			gw := netip.MustParseAddr(hostside.Gateway)
-			out = append(out,
-				podRoute{dst: netip.PrefixFrom(gw, gw.BitLen())},
-				podRoute{dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), gw: gw})
-			continue
+			gw = netip.MustParseAddr(hostside.Gateway)
+			out = append(out, podRoute{dst: netip.PrefixFrom(gw, gw.BitLen())})
 		}
-		out = append(out, podRoute{dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), gw: netip.MustParseAddr(gateway6)})
+		for _, dst := range dsts {
+			if r := (podRoute{dst: dst, gw: gw}); dst.Addr().Is4() == a.Is4() && !slices.Contains(out, r) {
+				out = append(out, r)
+			}
+		}
 	}
 	return out
+}
+
+func defaultRoutes() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 }
 
 // gateway6 is the link-local address that the kernel gives to an interface with the MAC hostside.MAC (RFC 4291, appendix A).

@@ -27,7 +27,7 @@ func (a *attachment) result() *types100.Result {
 			Interface: types100.Int(ofPod), Address: *ipNet(netip.PrefixFrom(addr, addr.BitLen())),
 		})
 	}
-	for _, r := range podRoutes(a.addrs) {
+	for _, r := range podRoutes(a.addrs, a.dsts) {
 		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(r.dst), GW: r.gw.AsSlice()})
 	}
 	return res

@@ -2,20 +2,27 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 )
 
-// statusTimeout bounds STATUS, which runtimes ask for often.
-const statusTimeout = time.Second
+// How long STATUS may take, which runtimes ask for often: to connect to the agent, and to ask etcd where there is none.
+const (
+	statusTimeout       = time.Second
+	moduleStatusTimeout = 10 * time.Second
+)
 
 // Status reports whether an ADD would be served now (CNI spec 1.1, "STATUS"): whether the agent, which opens its socket only once the
-// kernel is as it should be, can be connected to. It asks nothing of etcd. The error is a *types.Error with code 50.
+// kernel is as it should be, can be connected to. It asks nothing of etcd, unless pods need not wait for an agent and none is there: then
+// the IPAM module asks whether etcd answers, is ready and has this node. The error is a *types.Error. Its code is 50, or 51
+// if an agent has gone without a word: nobody keeps the routes of pods that run up to date.
 func (p *Plugin) Status(args *skel.CmdArgs) error { return netconf.AsCNI(p.status(args)) }
 
 func (p *Plugin) status(args *skel.CmdArgs) error {
@@ -23,15 +30,31 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), moduleStatusTimeout)
 	defer cancel()
 	agent, err := dialAgent(ctx, statusTimeout)
 	if err == nil {
 		agent.close()
-		return nil
+		return delegate(ctx, "STATUS", &conf, args)
 	}
 	if conf.PolicyWait == netconf.NoWait && noAgent(err) {
-		return nil // pods do not wait for an agent
+		if err := moduleStatus(ctx, &conf, args); err != nil {
+			return err
+		}
+		return delegate(ctx, "STATUS", &conf, args)
 	}
-	return failure(attach.CodeNotAvailable, fmt.Errorf("see whether pods can be attached: %w", err), "the agent is not ready on this node: start it, or look at its log")
+	code := uint(attach.CodeNotAvailable)
+	if errors.Is(err, unix.ECONNREFUSED) { // one that ends in good order takes its socket away
+		code = attach.CodeLimited
+	}
+	return failure(code, fmt.Errorf("see whether pods can be attached: %w", err), "the agent is not ready on this node: start it, or look at its log")
+}
+
+// moduleStatus asks the IPAM module.
+func moduleStatus(ctx context.Context, conf *netconf.Conf, args *skel.CmdArgs) error {
+	door, err := newModuleDoor(conf, args, nil)
+	if err != nil {
+		return &attach.Error{Code: attach.CodeNotAvailable, Msg: err.Error()}
+	}
+	return door.status(ctx)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // Need skips the test if the machine lacks one of the named things, and says which. With NETTEST=require in the environment
-// the test fails instead. Names: root; iptables, ipset (their programs); vxlan, and set (ipsets in the kernel).
+// the test fails instead. Names: root; iptables, ipset (their programs); vxlan, macvlan and set (ipsets in the kernel).
 // Any other name is that of a program.
 func Need(t testing.TB, names ...string) {
 	t.Helper()
@@ -36,6 +36,8 @@ func lacking(name string) error {
 		return nil
 	case "vxlan":
 		return inScratch(addVXLAN)
+	case "macvlan":
+		return inScratch(addMacvlan)
 	case "set":
 		return inScratch(addSet)
 	default:
@@ -58,6 +60,17 @@ func addVXLAN() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "probe"
 	return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 4789})
+}
+
+func addMacvlan() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "parent"
+	parent := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(parent); err != nil {
+		return err
+	}
+	attrs.Name, attrs.ParentIndex = "probe", parent.Attrs().Index
+	return netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs})
 }
 
 func addSet() error {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -193,12 +194,15 @@ func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
 	if t.Empty() {
 		return nil
 	}
+	if err := fault.At(fault.HandlerPlanned); err != nil {
+		return err
+	}
 	changed, err := h.cfg.Client.Commit(ctx, t)
 	if err != nil {
 		return err
 	}
 	h.cfg.Committed(changed)
-	return nil
+	return fault.At(fault.HandlerCommitted)
 }
 
 // priors finds what there was before each job. From memory, an ADD's handle is taken to be absent: the commit finds out. What a

@@ -64,10 +64,13 @@ func codeOf(reason error) uint {
 	return attach.CodeNoAddress
 }
 
-// subject names the pod or container of a job.
+// subject names the pod or container of a job, or the network where it is about neither.
 func (j *job) subject() string {
 	if s := j.endpoint.Spec; s.Pod != "" {
 		return fmt.Sprintf("pod %s/%s (container %s)", j.endpoint.Metadata.Namespace, s.Pod, s.ContainerID)
+	}
+	if j.req.ContainerID == "" {
+		return "network " + j.req.Network
 	}
 	return "container " + j.req.ContainerID
 }

@@ -2,9 +2,9 @@ package register
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/attach"
@@ -13,22 +13,15 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// Annotations that choose a pod's pools, each a JSON list of names or CIDRs. They go before the netconf's.
-const (
-	annotationIPv4Pools = "cni.projectcalico.org/ipv4pools"
-	annotationIPv6Pools = "cni.projectcalico.org/ipv6pools"
-)
-
-// Annotations that ask for what is not built. A pod that has one is refused: it would get something else than it asks for.
-var notBuilt = []string{"cni.projectcalico.org/ipAddrs", "cni.projectcalico.org/ipAddrsNoIpam", "cni.projectcalico.org/floatingIPs"}
-
 // job is one command on its way.
 type job struct {
 	req         attach.Request
 	endpoint    api.WorkloadEndpoint // as it shall be, but for the addresses
 	handleKey   string
-	endpointKey string // "": there is none
-	profileKey  string // of the network's own profile; "": it has none
+	endpointKey string       // "": there is none
+	profileKey  string       // of the network's own profile; "": it has none
+	brought     []netip.Addr // the pod's addresses, where none is allocated
+	exchange    bool         // an older container of the pod gives its addresses up for this one
 	wants       []ipam.Request
 	asHolder    bool // only the machine that has the node's name may do it
 	frees       bool // it gives nothing out
@@ -96,25 +89,37 @@ func (h *Handler) newAdd(ctx context.Context, req attach.Request) (*job, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := h.awaitReady(ctx, req); err != nil {
+		return nil, err
+	}
 	pod, err := h.podFacts(ctx, req)
 	if err != nil {
 		return nil, err
 	}
+	w, err := wishesOf(req, pod)
+	if err != nil {
+		return nil, err
+	}
 	j.plan, j.asHolder = h.planAdd, true
-	j.mac = req.MAC
+	if w.mac != "" {
+		j.req.MAC = w.mac
+	}
+	j.mac, j.brought, j.exchange = j.req.MAC, w.brought, w.exchange
 	if req.PolicyType == "" {
 		profile := (*api.Profile)(nil).KindOf()
 		j.profileKey = profile.Key("", req.Network)
 	}
 	s, m := &j.endpoint.Spec, &j.endpoint.Metadata
-	s.Profiles, s.InterfaceName = pod.Profiles, req.HostIf
+	s.Profiles, s.InterfaceName, s.AllowSpoofed = pod.Profiles, req.HostIf, w.spoofed
 	m.Labels = map[string]string{}
 	for k, v := range pod.Labels {
 		m.Labels[k] = v
 	}
 	m.Labels[api.LabelNamespace], m.Labels[api.LabelOrchestrator] = m.Namespace, s.Orchestrator
-	j.wants, err = h.wants(j, pod.Annotations)
-	return j, err
+	if len(j.brought) == 0 {
+		j.wants = h.wants(j, w, pod.NamespaceLabels)
+	}
+	return j, nil
 }
 
 // podFacts returns what is known of the pod: from Kubernetes if the network's policy says so, else from the request.
@@ -135,45 +140,26 @@ func (h *Handler) podFacts(ctx context.Context, req attach.Request) (Pod, error)
 }
 
 // wants lists one request for each family. With no family asked for it is IPv4.
-func (h *Handler) wants(j *job, annotations map[string]string) ([]ipam.Request, error) {
-	for _, name := range notBuilt {
-		if _, asked := annotations[name]; asked {
-			return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: "read annotation " + name + ": this version cannot do what it asks for", Details: "remove it, or choose pools by " + annotationIPv4Pools}
-		}
-	}
+func (h *Handler) wants(j *job, w wishes, namespace map[string]string) []ipam.Request {
 	attrs := map[string]string{api.AttrNode: h.cfg.Node, api.AttrTimestamp: h.cfg.Now().UTC().String()}
 	if j.endpoint.Spec.Pod != "" {
 		attrs[api.AttrPod], attrs[api.AttrNamespace] = j.endpoint.Spec.Pod, j.endpoint.Metadata.Namespace
 	}
 	var out []ipam.Request
 	for _, f := range []struct {
-		v6, asked  bool
-		annotation string
-		pools      []string
-	}{
-		{false, j.req.AssignIPv4 || !j.req.AssignIPv6, annotationIPv4Pools, j.req.IPv4Pools},
-		{true, j.req.AssignIPv6, annotationIPv6Pools, j.req.IPv6Pools},
-	} {
+		v6, asked bool
+		pools     []string
+	}{{false, w.v4, w.pools4}, {true, w.v6, w.pools6}} {
 		if !f.asked {
 			continue
 		}
-		pools, err := poolsOf(annotations, f.annotation, f.pools)
-		if err != nil {
-			return nil, err
+		r := ipam.Request{
+			Handle: strings.TrimPrefix(j.handleKey, api.HandlesRoot), Attrs: attrs, V6: f.v6, Use: api.UseWorkload, Pools: f.pools, Namespace: namespace,
 		}
-		out = append(out, ipam.Request{Handle: strings.TrimPrefix(j.handleKey, api.HandlesRoot), Attrs: attrs, V6: f.v6, Use: api.UseWorkload, Pools: pools})
+		if i := slices.IndexFunc(w.exact, func(a netip.Addr) bool { return a.Is6() == f.v6 }); i >= 0 {
+			r.Addr, r.Pools = w.exact[i], nil // the address alone says which pool
+		}
+		out = append(out, r)
 	}
-	return out, nil
-}
-
-func poolsOf(annotations map[string]string, name string, fallback []string) ([]string, error) {
-	text, ok := annotations[name]
-	if !ok {
-		return fallback, nil
-	}
-	var pools []string
-	if err := json.Unmarshal([]byte(text), &pools); err != nil || len(pools) == 0 {
-		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read annotation %s: %q is not a list of pools", name, text), Details: `write it as JSON: ["pool-name", "10.0.0.0/16"]`}
-	}
-	return pools, nil
+	return out
 }

@@ -3,6 +3,7 @@ package register
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,11 +16,36 @@ import (
 
 // planAdd adds a job's addresses and endpoint to the transaction.
 func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	j.addrs = nil
+	if err := h.planAddrs(ctx, p, j, was); err != nil {
+		return err
+	}
+	if j.endpointKey == "" {
+		return nil
+	}
+	now := h.cfg.Now()
+	if err := h.planEndpoint(p, j, was.endpoint, now); err != nil {
+		return err
+	}
+	h.planProfile(p, j, was.profile, now)
+	return nil
+}
+
+// planAddrs finds the job's addresses: those that it brings, those that its handle holds, else new ones.
+func (h *Handler) planAddrs(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	for _, a := range j.brought {
+		j.addrs = append(j.addrs, netip.PrefixFrom(a, a.BitLen()))
+	}
+	if len(j.brought) > 0 {
+		return p.Admit()
+	}
 	held, err := p.Held(ctx, was.handle)
 	if err != nil {
 		return err
 	}
-	j.addrs = nil
+	if err := h.planExchange(ctx, p, j, was.endpoint); err != nil {
+		return err
+	}
 	for _, want := range j.wants {
 		i := slices.IndexFunc(held, func(a netip.Prefix) bool { return answers(a.Addr(), want) })
 		if i >= 0 {
@@ -32,15 +58,23 @@ func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) 
 		}
 		j.addrs = append(j.addrs, a)
 	}
-	if j.endpointKey == "" {
+	return nil
+}
+
+// planExchange frees the addresses of an older container of the pod, whose DEL has not come yet, if the pod is to have certain ones.
+func (h *Handler) planExchange(ctx context.Context, p *ipam.Plan, j *job, was store.Entry[api.WorkloadEndpoint]) error {
+	if !j.exchange || !was.Exists() || was.Value.Spec.ContainerID == "" || was.Value.Spec.ContainerID == j.req.ContainerID {
 		return nil
 	}
-	now := h.cfg.Now()
-	if err := h.planEndpoint(p, j, was.endpoint, now); err != nil {
+	old, err := store.Get[api.Handle](ctx, h.cfg.Client, api.HandleKey(api.PodHandle(j.req.Network, was.Value.Spec.ContainerID)))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // its DEL has come meanwhile, or its addresses were not ours
+	}
+	if err != nil {
 		return err
 	}
-	h.planProfile(p, j, was.profile, now)
-	return nil
+	_, err = p.Release(ctx, old)
+	return err
 }
 
 // answers reports whether an address that the container has already is what is asked for.

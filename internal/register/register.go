@@ -13,6 +13,7 @@ package register
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -32,14 +33,17 @@ type Source interface {
 	ipam.Source
 	// Endpoint returns the endpoint with that key; Rev 0 if there is none.
 	Endpoint(key string) store.Entry[api.WorkloadEndpoint]
+	// EndpointsOn yields the node's endpoints.
+	EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]]
 	// Profile returns the profile of that name; Rev 0 if there is none.
 	Profile(name string) store.Entry[api.Profile]
 }
 
 // Pod is what Kubernetes says of a pod.
 type Pod struct {
-	Labels, Annotations map[string]string
-	Profiles            []string // in the order of precedence
+	Labels, Annotations                   map[string]string
+	NamespaceLabels, NamespaceAnnotations map[string]string // of the pod's namespace
+	Profiles                              []string          // in the order of precedence
 }
 
 // PodFacts asks Kubernetes about a pod. It returns within ctx.
@@ -67,7 +71,8 @@ type Config struct {
 // 10 seconds later: a transaction that is under way is seen through, often with others' commands in it. The error of a command
 // that may have been done all the same says so, and matches store.ErrUnknown.
 type Handler struct {
-	cfg Config
+	cfg   Config
+	gates gates
 
 	turn    chan struct{} // held, by a value in it, while a transaction is under way
 	mu      sync.Mutex
@@ -88,7 +93,7 @@ func New(cfg Config) *Handler {
 	if cfg.Committed == nil {
 		cfg.Committed = func([]store.KV) {}
 	}
-	return &Handler{cfg: cfg, turn: make(chan struct{}, 1)}
+	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1)}
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,

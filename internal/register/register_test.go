@@ -273,9 +273,6 @@ func TestRefusalsNameCodeObjectAndRemedy(t *testing.T) {
 		{"annotation broken", nil, func(r *attach.Request) {
 			r.Annotations = attach.Strings{"cni.projectcalico.org/ipv4pools": "pool"}
 		}, 7, "cni.projectcalico.org/ipv4pools", nil},
-		{"annotation for what is not built", nil, func(r *attach.Request) {
-			r.Annotations = attach.Strings{"cni.projectcalico.org/ipAddrs": `["10.0.0.1"]`}
-		}, 7, "cni.projectcalico.org/ipAddrs", nil},
 		{"policy without Kubernetes", nil, func(r *attach.Request) { r.PolicyType = "k8s" }, 7, "no access to Kubernetes", nil},
 		{"policy unknown", nil, func(r *attach.Request) { r.PolicyType = "other" }, 7, `policy.type "other"`, nil},
 		{"container ID with a slash", nil, func(r *attach.Request) { r.ContainerID = "a/b" }, 4, "CNI_CONTAINERID", nil},

@@ -64,6 +64,8 @@ var Layers = []Row{
 	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},
 
 	{Level: 1, Path: "internal/attach", Sentence: "what plugin and agent say to each other over the socket"},
+	{Level: 1, Path: "internal/cni/cnilog", Sentence: "the logs of the CNI programs"},
+	{Level: 1, Path: "internal/fault", Sentence: "cuts programs off at named points, in builds for tests alone"},
 	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
 	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},

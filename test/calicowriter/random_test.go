@@ -98,7 +98,7 @@ func (m *mix) living() (string, bool) {
 // start begins one of Calico's sequences.
 func (m *mix) start() {
 	node := rapid.SampledFrom([]string{node1, node2}).Draw(m.rt, "node")
-	cidr := block(rapid.IntRange(0, blocks-1).Draw(m.rt, "block"))
+	cidr := blockAt(rapid.IntRange(0, blocks-1).Draw(m.rt, "block"))
 	switch rapid.IntRange(0, 5).Draw(m.rt, "sequence") {
 	case 0, 1:
 		id := m.fresh()

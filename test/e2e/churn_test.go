@@ -128,9 +128,8 @@ func TestManyPodsAtOnceShareNoAddressAndLeaveNothing(t *testing.T) {
 	l := up(t, func(o *lab.Options) { o.Mode = lab.VXLAN })
 	before := traceOf(t, l)
 	names := podNames(pods)
-	node := func(name string) string { return fmt.Sprintf("node-%d", int(name[len(name)-1])%3+1) }
 	each(t, names, func(name string) error {
-		_, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: node(name)})
+		_, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: nodeOf(name)})
 		return err
 	})
 	distinct(t, l)
@@ -141,8 +140,14 @@ func TestManyPodsAtOnceShareNoAddressAndLeaveNothing(t *testing.T) {
 	settles(t, l, before)
 }
 
+// nodeOf spreads pods over three nodes.
+func nodeOf(name string) string { return fmt.Sprintf("node-%d", int(name[len(name)-1])%3+1) }
+
+// A runtime tries again what fails with code 11, which is what an ADD says while its node has no agent, or when the agent dies
+// under it. Every other failure is an error, and so is a pod that does not get through within a minute.
 func TestPodsComeAndGoWhileTheAgentIsKilled(t *testing.T) {
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.Direct })
+	const pods = 200
+	l := up(t, func(o *lab.Options) { o.Mode = lab.VXLAN })
 	before := traceOf(t, l)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -161,20 +166,26 @@ func TestPodsComeAndGoWhileTheAgentIsKilled(t *testing.T) {
 			kills++
 		}
 	})
-	names := podNames(60)
+	names := podNames(pods)
 	each(t, names, func(name string) error {
 		return again(t.Context(), func() error {
-			_, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: "node-1"})
+			_, err := l.AddPod(t.Context(), lab.PodSpec{Name: name, Node: nodeOf(name)})
 			return err
 		})
 	})
 	distinct(t, l)
+	if now := traceOf(t, l); now.Endpoints != before.Endpoints+pods || now.Handles != before.Handles+pods || now.Allocated != before.Allocated+pods {
+		t.Errorf("after %d ADDs: %+v, before them: %+v", pods, now, before)
+	}
 	each(t, names, func(name string) error {
 		return again(t.Context(), func() error { return l.RemovePod(t.Context(), name) })
 	})
 	stop()
 	if err := killer.Wait(); err != nil {
 		t.Fatal(err)
+	}
+	if kills == 0 {
+		t.Error("the agent was never killed")
 	}
 	t.Logf("the agent was killed %d times", kills)
 	settles(t, l, before)

@@ -22,6 +22,9 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
+// labEtcd is the lab's etcd as the nodes reach it.
+const labEtcd = "http://172.30.0.1:2379"
+
 func TestMain(m *testing.M) {
 	if prefix := os.Getenv(keysVar); prefix != "" {
 		if err := talkToEtcd(prefix); err != nil {
@@ -36,13 +39,19 @@ func TestMain(m *testing.M) {
 // up brings a lab up with two pods on every node, and takes it down with the test.
 func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
 	t.Helper()
+	return upWith(t, programs(t), change)
+}
+
+// upWith is up with the programs of a folder.
+func upWith(t *testing.T, bin string, change func(*lab.Options)) *lab.Lab {
+	t.Helper()
 	nettest.Need(t, "root")
 	o := lab.Defaults()
 	change(&o)
 	dir := filepath.Join("/run", fmt.Sprintf("muslin-e2e-%d-%x", os.Getpid(), fnv32(t.Name())))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	l, err := lab.Up(ctx, lab.Config{Dir: dir, Bin: programs(t), Options: o, Guarded: true})
+	l, err := lab.Up(ctx, lab.Config{Dir: dir, Bin: bin, Options: o, Guarded: true})
 	if err != nil {
 		t.Fatal(err)
 	}

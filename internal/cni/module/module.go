@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -19,7 +20,9 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/cnilog"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -46,7 +49,13 @@ func (m *Module) Add(args *skel.CmdArgs) error {
 		if err != nil {
 			return &attach.Error{Code: attach.CodeBadVersion, Msg: err.Error()}
 		}
-		return printable.PrintTo(m.Stdout)
+		if err := fault.At(fault.ModuleAddDone); err != nil {
+			return err
+		}
+		if err := printable.PrintTo(m.Stdout); err != nil {
+			return err
+		}
+		return fault.At(fault.ModuleAddPrinted)
 	})
 }
 
@@ -64,30 +73,55 @@ type command struct {
 
 // run reads the command and calls do on it with the connection to etcd open.
 func (m *Module) run(verb attach.Verb, args *skel.CmdArgs, do func(context.Context, *command) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.Timeout)
-	defer cancel()
+	log, file := cnilog.New(netconf.LogOf(args.StdinData), os.Stderr,
+		slog.String("program", "muslin-ipam"), slog.String("command", string(verb)), slog.String("container", args.ContainerID), slog.Int("pid", os.Getpid()))
+	defer func() { _ = file.Close() }() // what is not in the file yet never will be
+	start := time.Now()
+	err := m.carryOut(verb, args, log, do)
+	took := slog.Duration("took", time.Since(start).Round(time.Microsecond))
+	if err != nil {
+		log.Error("failed", took, "error", err)
+		return netconf.AsCNI(err)
+	}
+	log.Info("done", took)
+	return nil
+}
+
+// carryOut is run without the log.
+func (m *Module) carryOut(verb attach.Verb, args *skel.CmdArgs, log *slog.Logger, do func(context.Context, *command) error) error {
 	conf, err := netconf.ParseModule(args.StdinData)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	req, err := request(&conf, verb, args)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
+	timeout := m.Timeout
+	if len(req.ReadinessGates) > 0 {
+		timeout += attach.ReadinessTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return with(&conf, log, func(h *register.Handler) error { return do(ctx, &command{conf: conf, req: req, handler: h}) })
+}
+
+// with opens the connection to etcd for as long as do runs.
+func with(conf *netconf.Module, log *slog.Logger, do func(*register.Handler) error) error {
 	node, err := conf.Node.Name()
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	machine, err := machineid.Host(os.Getenv("MUSLIN_MACHINE_ID_FILE")).Ask()
 	if err != nil && !errors.Is(err, machineid.ErrNone) { // without an id, only a name that is nobody's will do
-		return netconf.AsCNI(&attach.Error{Code: attach.CodeIO, Msg: err.Error()})
+		return &attach.Error{Code: attach.CodeIO, Msg: err.Error()}
 	}
-	client, err := connect(&conf, os.Getenv)
+	client, err := connect(conf, os.Getenv)
 	if err != nil {
-		return netconf.AsCNI(err)
+		return err
 	}
 	defer client.Close()
-	return netconf.AsCNI(do(ctx, &command{conf: conf, req: req, handler: register.New(register.Config{Client: client, Node: node, Machine: machine})}))
+	return do(register.New(register.Config{Client: client, Node: node, Machine: machine, Log: log}))
 }
 
 // request is what our own plugin hands over, else what the configuration and the environment say.
@@ -95,7 +129,8 @@ func request(conf *netconf.Module, verb attach.Verb, args *skel.CmdArgs) (attach
 	if conf.Muslin == nil {
 		return conf.Request(verb, args)
 	}
-	if conf.Muslin.Version != attach.Version || conf.Muslin.Verb != verb {
+	same := conf.Muslin.Verb == verb || conf.Muslin.Verb == attach.Free && verb == attach.GC
+	if conf.Muslin.Version != attach.Version || !same {
 		return attach.Request{}, &attach.Error{
 			Code:    attach.CodeBadConfig,
 			Msg:     fmt.Sprintf("read request: it is %q of version %d, want %q of version %d", conf.Muslin.Verb, conf.Muslin.Version, verb, attach.Version),
@@ -126,11 +161,16 @@ func (c *command) add(ctx context.Context) (*types100.Result, error) {
 }
 
 func (c *command) del(ctx context.Context) error {
+	var err error
 	if c.conf.Muslin == nil {
-		return c.handler.Release(ctx, c.req)
+		err = c.handler.Release(ctx, c.req)
+	} else {
+		err = c.handler.Del(ctx, c.req)
 	}
-	err := c.handler.Del(ctx, c.req)
-	return err
+	if err != nil {
+		return err
+	}
+	return fault.At(fault.ModuleDelDone)
 }
 
 // connect prepares the connection to etcd. A key of the configuration beats its environment variable.

@@ -1,7 +1,16 @@
 // Package netconf reads CNI network configurations and makes attach requests of them.
 //
-// The keys are those of Calico's configuration, so that a host's file for Calico serves Muslin as it is. Keys that are not listed
-// here are ignored, as the CNI specification asks.
+// The keys are those of Calico's configuration, so that a host's file for Calico serves Muslin as it is. What each does stands at its
+// field here. Keys that are not listed are ignored, as the CNI specification asks; of Calico's own these are
+//
+//	ipam_lock_file                     no lock on the host is needed: an allocation is one transaction
+//	endpoint_status_dir                the agent tells the plugin over its socket when an endpoint is ready, files are not needed
+//	kubernetes, the k8s_… of policy    the agent talks to Kubernetes, the plugin never does
+//	calico_api_group, qps, burst       concern Kubernetes as a datastore
+//	mode, vxlan_…, windows_…           concern Windows
+//	dataplane_options                  concerns data planes of other makers
+//
+// One key is our own: policy_wait.
 package netconf
 
 import (
@@ -14,6 +23,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/cnilog"
 )
 
 // Module holds the keys that the IPAM module heeds, whoever calls it.
@@ -25,6 +35,7 @@ type Module struct {
 	Datastore string `json:"datastore_type"` // "" or "etcdv3"
 	Etcd
 	Node
+	Log
 	IPAM   IPAM   `json:"ipam"`
 	Policy Policy `json:"policy"`
 
@@ -49,7 +60,12 @@ type IPAM struct {
 	AssignIPv6 any      `json:"assign_ipv6"` // absent: false
 	IPv4Pools  []string `json:"ipv4_pools"`  // names or CIDRs
 	IPv6Pools  []string `json:"ipv6_pools"`
+	Subnet     any      `json:"subnet"` // host-local's, as is the next: they may say usePodCidr
+	Ranges     any      `json:"ranges"`
 }
+
+// Log says what is logged, and where to.
+type Log = cnilog.Config
 
 // Policy says where the facts about a pod come from.
 type Policy struct {
@@ -65,8 +81,12 @@ type Conf struct {
 	NumQueues      int  `json:"num_queues"` // of either end of the veth pair, each way; 0: 1
 
 	ContainerSettings ContainerSettings `json:"container_settings"`
-	PolicyWait        string            `json:"policy_wait"` // "": an ADD waits for the agent; "none": it does without where no agent runs
-	DNS               types.DNS         `json:"dns"`         // handed on in the result
+	Features          Features          `json:"feature_control"`
+	DefaultRoutes     bool              `json:"include_default_routes"`       // beside routes that a foreign IPAM module gives; without these there always are default routes
+	ReadinessGates    []string          `json:"readiness_gates"`              // URLs that must answer before an ADD goes on
+	PolicyWait        string            `json:"policy_wait"`                  // "": an ADD waits for the agent; "none": it does without where no agent runs
+	PolicyTimeout     int               `json:"policy_setup_timeout_seconds"` // for the agent to program the pod's routes and policy; 0: as the agent sees fit
+	DNS               types.DNS         `json:"dns"`                          // handed on in the result
 	Args              Args              `json:"args"`
 	Runtime           Runtime           `json:"runtimeConfig"`
 }
@@ -77,6 +97,12 @@ const NoWait = "none"
 // ContainerSettings are settings of the pod's own network namespace.
 type ContainerSettings struct {
 	AllowIPForwarding bool `json:"allow_ip_forwarding"`
+}
+
+// Features lets pods ask for what most clusters do not want them to have.
+type Features struct {
+	AddrsNoIPAM bool `json:"ip_addrs_no_ipam"` // addresses that no IPAM knows of
+	FloatingIPs bool `json:"floating_ips"`
 }
 
 // Args is what the runtime adds to a configuration for one container.
@@ -114,6 +140,13 @@ func ParseModule(stdin []byte) (Module, error) {
 		return Module{}, err
 	}
 	return m, m.check()
+}
+
+// LogOf reads the part that concerns the log, as far as it can be read: a mistake there is no reason to do nothing.
+func LogOf(stdin []byte) Log {
+	var l Log
+	_ = json.Unmarshal(stdin, &l) // what was read until the mistake counts
+	return l
 }
 
 // ResultVersion is the CNI version that the result is to be printed in.
@@ -158,9 +191,12 @@ func (c *Conf) check() error {
 	if err := c.Module.check(); err != nil {
 		return err
 	}
+	if err := c.checkForeignIPAM(); err != nil {
+		return err
+	}
 	switch {
-	case !isOurs(c.IPAM.Type):
-		return badKey("ipam.type", "is %q, want \"muslin-ipam\" or \"calico-ipam\"", c.IPAM.Type)
+	case c.PolicyTimeout < 0:
+		return badKey("policy_setup_timeout_seconds", "is %d, want 0 or more", c.PolicyTimeout)
 	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
 		return badKey("mtu", "is %d, want 0 or %d to %d", c.MTU, minMTU, maxMTU)
 	case c.NumQueues < 0 || c.NumQueues > maxQueues:
@@ -174,7 +210,43 @@ func (c *Conf) check() error {
 // maxQueues is the kernel's for a veth device (linux/drivers/net/veth.c takes at most 4096 of either kind).
 const maxQueues = 4096
 
-func isOurs(ipam string) bool { return ipam == "muslin-ipam" || ipam == "calico-ipam" }
+// ForeignIPAM reports whether the pods' addresses come from an IPAM module of another project.
+func (m *Module) ForeignIPAM() bool {
+	return m.IPAM.Type != "muslin-ipam" && m.IPAM.Type != "calico-ipam"
+}
+
+// checkForeignIPAM refuses what is no program's name, and the two words by which Calico's plugin fills in a section for host-local.
+func (c *Conf) checkForeignIPAM() error {
+	if !c.ForeignIPAM() {
+		return nil
+	}
+	if c.IPAM.Type == "" || strings.Contains(c.IPAM.Type, "/") {
+		return badKey("ipam.type", "is %q, want \"muslin-ipam\", \"calico-ipam\" or the name of another IPAM module", c.IPAM.Type)
+	}
+	for key, v := range map[string]any{"ipam.subnet": c.IPAM.Subnet, "ipam.ranges": c.IPAM.Ranges} {
+		if word, ok := podCIDRWord(v); ok {
+			return badKey(key, "is %q: this version does not read the node's pod CIDR from Kubernetes; write the subnet itself, or use muslin-ipam", word)
+		}
+	}
+	return nil
+}
+
+// podCIDRWord finds a word that stands for the node's pod CIDR, at any depth.
+func podCIDRWord(v any) (string, bool) {
+	switch v := v.(type) {
+	case string:
+		return v, strings.EqualFold(v, "usePodCidr") || strings.EqualFold(v, "usePodCidrIPv6")
+	case []any:
+		for _, e := range v {
+			if word, ok := podCIDRWord(e); ok {
+				return word, true
+			}
+		}
+	case map[string]any:
+		return podCIDRWord(v["subnet"])
+	}
+	return "", false
+}
 
 func (m *Module) check() error {
 	if err := m.Etcd.check(); err != nil {

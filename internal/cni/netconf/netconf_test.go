@@ -2,11 +2,13 @@ package netconf
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/google/go-cmp/cmp"
 
@@ -25,8 +27,8 @@ const everyKey = `{
 	"policy": {"type": "k8s", "k8s_api_root": "", "k8s_auth_token": "t", "k8s_client_certificate": "", "k8s_client_key": "", "k8s_certificate_authority": ""},
 	"kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig", "k8s_api_root": "", "node_name": ""},
 	"container_settings": {"allow_ip_forwarding": true}, "feature_control": {"ip_addrs_no_ipam": true, "floating_ips": true},
-	"include_default_routes": false, "ipam_lock_file": "/var/run/calico/ipam.lock", "readiness_gates": ["http://localhost:9099/readiness"],
-	"policy_setup_timeout_seconds": 0, "endpoint_status_dir": "/var/run/calico/endpoint-status", "mode": "", "vxlan_mac_prefix": "", "vxlan_vni": 4096,
+	"include_default_routes": true, "ipam_lock_file": "/var/run/calico/ipam.lock", "readiness_gates": ["http://localhost:9099/readiness"],
+	"policy_setup_timeout_seconds": 10, "endpoint_status_dir": "/var/run/calico/endpoint-status", "mode": "", "vxlan_mac_prefix": "", "vxlan_vni": 4096,
 	"windows_use_single_network": false, "calico_api_group": "", "qps": 5, "burst": 10, "dataplane_options": {"type": "grpc"}, "policy_wait": "none"
 }`
 
@@ -39,6 +41,7 @@ func TestParseAcceptsEveryKeyOfCalico(t *testing.T) {
 		Module: Module{
 			CNIVersion: "0.3.1", Name: "k8s-pod-network", Type: "calico", Datastore: "etcdv3",
 			Etcd: Etcd{EtcdEndpoints: "http://10.0.0.1:2379"},
+			Log:  Log{Level: "info", Path: "/var/log/calico/cni/cni.log", MaxSize: 100, MaxAge: 30, MaxCount: 10},
 			Node: Node{Nodename: "node-1", NodenameFile: "/somewhere", NodenameFileOptional: true, Hostname: "h"},
 			IPAM: IPAM{
 				Type: "calico-ipam", AssignIPv4: "true", AssignIPv6: "false",
@@ -47,26 +50,70 @@ func TestParseAcceptsEveryKeyOfCalico(t *testing.T) {
 			Policy: Policy{Type: "k8s"},
 		},
 		MTU: 1440, RequireMTUFile: true, NumQueues: 2, ContainerSettings: ContainerSettings{AllowIPForwarding: true}, PolicyWait: "none",
+		Features: Features{AddrsNoIPAM: true, FloatingIPs: true}, DefaultRoutes: true, ReadinessGates: []string{"http://localhost:9099/readiness"}, PolicyTimeout: 10,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
 	}
 }
 
+// TestParseAcceptsConfigurationsInUse reads what stands in testdata as written: the installer's template with its placeholders
+// filled in, single files of old releases, and lists. (internal/cni has each attach and detach a pod.)
 func TestParseAcceptsConfigurationsInUse(t *testing.T) {
-	for name, conf := range map[string]string{
-		"one file of an old release": `{"name":"calico-k8s-network","cniVersion":"0.1.0","type":"calico","etcd_endpoints":"http://127.0.0.1:2379",
-			"log_level":"debug","ipam":{"type":"calico-ipam"},"policy":{"type":"k8s"},"kubernetes":{"kubeconfig":"/etc/kubeconfig"}}`,
-		"installer's template": `{"type":"calico","log_level":"info","log_file_path":"/var/log/calico/cni/cni.log","etcd_endpoints":"http://e:2379",
-			"etcd_key_file":"","etcd_cert_file":"","etcd_ca_cert_file":"","mtu":0,"ipam":{"type":"calico-ipam"},"policy":{"type":"k8s"},
-			"kubernetes":{"kubeconfig":"/etc/cni/net.d/calico-kubeconfig"},"name":"k8s-pod-network","cniVersion":"0.3.1"}`,
-		"no version": `{"name":"n","type":"muslin","ipam":{"type":"muslin-ipam","assign_ipv4":true,"assign_ipv6":true}}`,
-		"previous result": `{"name":"n","type":"muslin","cniVersion":"1.1.0","ipam":{"type":"muslin-ipam"},
+	files, err := filepath.Glob("testdata/*.conf*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(file, ".conflist") {
+			list, err := libcni.NetworkConfFromBytes(b)
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			b = list.Plugins[0].Bytes
+		}
+		if _, err := Parse(b); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+func TestParseAcceptsWhatIsNotSaid(t *testing.T) {
+	for _, conf := range []string{
+		`{"name":"n","type":"muslin","ipam":{"type":"muslin-ipam","assign_ipv4":true,"assign_ipv6":true}}`,
+		`{"name":"n","type":"muslin","cniVersion":"1.1.0","ipam":{"type":"muslin-ipam"},
 			"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/32"}]},"cni.dev/valid-attachments":[]}`,
+		`{"name":"n","type":"muslin","ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`,
 	} {
 		if _, err := Parse([]byte(conf)); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", conf, err)
 		}
+	}
+}
+
+func TestRequestCarriesWhatTheHandlerNeeds(t *testing.T) {
+	conf, err := Parse([]byte(`{"name":"n","ipam":{"type":"muslin-ipam"},"readiness_gates":["http://a"],"feature_control":{"ip_addrs_no_ipam":true}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := conf.Request(attach.Add, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: "IP=10.0.0.7,fd00::7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got.Wanted, got.ReadinessGates, got.Features, got.ForeignIPAM) != "[10.0.0.7 fd00::7] [http://a] {true false}" {
+		t.Errorf("request is %+v", got)
+	}
+	if _, err := conf.Request(attach.Del, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: "IP=nonsense"}); err != nil {
+		t.Errorf("DEL heeds IP: %v", err)
+	}
+	conf.IPAM.Type = "static"
+	got, err = conf.Request(attach.Add, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: "IP=10.0.0.7/24"})
+	if err != nil || got.ForeignIPAM != "static" || len(got.Wanted) > 0 {
+		t.Errorf("what a foreign IPAM module is to read is read: %+v, %v", got, err)
 	}
 }
 
@@ -82,7 +129,12 @@ func TestParseNamesTheKeyThatIsWrong(t *testing.T) {
 		{`"etcd_endpoints":["http://a"]`, `key "etcd_endpoints" has the type array, want string`},
 		{`"nodename_file_optional":"true"`, `key "nodename_file_optional" has the type string, want bool`},
 		{`"ipam":"muslin-ipam"`, `key "ipam" has the type string, want object`},
-		{`"ipam":{"type":"host-local"}`, `key "ipam.type" is "host-local"`},
+		{`"ipam":{"type":"../host-local"}`, `key "ipam.type" is "../host-local"`},
+		{`"ipam":{"type":"host-local","subnet":"usePodCidr"}`, `key "ipam.subnet" is "usePodCidr": this version does not read`},
+		{`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.0.0/8"}],[{"subnet":"usePodCidrIPv6"}]]}`, `key "ipam.ranges" is "usePodCidrIPv6"`},
+		{`"policy_setup_timeout_seconds":-1`, `key "policy_setup_timeout_seconds" is -1`},
+		{`"readiness_gates":"http://a"`, `key "readiness_gates" has the type string, want array`},
+		{`"log_file_max_size":"100"`, `key "log_file_max_size" has the type string, want whole number`},
 		{`"ipam":{"type":""}`, `key "ipam.type" is ""`},
 		{`"ipam":{"type":"muslin-ipam","assign_ipv4":"yes"}`, `key "ipam.assign_ipv4" is yes`},
 		{`"ipam":{"type":"muslin-ipam","assign_ipv6":[]}`, `key "ipam.assign_ipv6" is []`},
@@ -146,7 +198,7 @@ func TestRequestRefusesArgumentsItCannotHeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range []string{"K8S_POD_NAME", "OTHER=x", "IP=10.0.0.1", "IgnoreUnknown=maybe"} {
+	for _, args := range []string{"K8S_POD_NAME", "OTHER=x", "IP=10.0.0", "IP=10.0.0.1,10.0.0.2", "IP=10.0.0.1,fd00::1,10.0.0.2", "IP=fe80::1%eth0", "IgnoreUnknown=maybe"} {
 		_, err := conf.Request(attach.Add, &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: args})
 		var told *attach.Error
 		if !errors.As(err, &told) || told.Code != attach.CodeBadEnv {

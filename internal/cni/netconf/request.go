@@ -1,6 +1,8 @@
 package netconf
 
 import (
+	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 
@@ -28,6 +30,11 @@ func (c *Conf) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, err
 		return attach.Request{}, err
 	}
 	req.Annotations = c.Runtime.Annotations
+	req.ReadinessGates = c.ReadinessGates
+	req.Features = attach.Features(c.Features)
+	if c.ForeignIPAM() {
+		req.ForeignIPAM = c.IPAM.Type
+	}
 	if len(c.Args.CNI.Labels) > 0 {
 		req.Labels = attach.Strings{}
 	}
@@ -42,12 +49,13 @@ func (c *Conf) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, err
 func (m *Module) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, error) {
 	var args podArgs
 	if err := types.LoadArgs(cmd.Args, &args); err != nil {
-		return attach.Request{}, &attach.Error{Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: " + err.Error()}
+		return attach.Request{}, &attach.Error{Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: " + err.Error(), Details: "the runtime sets it: KEY=value pairs with semicolons between them"}
 	}
-	if args.IP != "" && verb == attach.Add {
-		return attach.Request{}, &attach.Error{
-			Code: attach.CodeBadEnv, Msg: "read CNI_ARGS: IP=" + string(args.IP) + " asks for one address, which is not supported",
-			Details: "leave IP out",
+	var wanted []netip.Addr
+	if verb == attach.Add && !m.ForeignIPAM() { // which reads it itself
+		var err error
+		if wanted, err = wantedAddrs(string(args.IP)); err != nil {
+			return attach.Request{}, err
 		}
 	}
 	v4, err := flag("ipam.assign_ipv4", m.IPAM.AssignIPv4, true)
@@ -73,7 +81,28 @@ func (m *Module) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, e
 		IPv4Pools:   m.IPAM.IPv4Pools,
 		IPv6Pools:   m.IPAM.IPv6Pools,
 		PolicyType:  m.Policy.Type,
+		Wanted:      wanted,
 	}, nil
+}
+
+// wantedAddrs reads what CNI_ARGS has for IP: one address, or one of each family with a comma between them.
+func wantedAddrs(text string) ([]netip.Addr, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var out []netip.Addr
+	for part := range strings.SplitSeq(text, ",") {
+		a, err := netip.ParseAddr(strings.TrimSpace(part))
+		if err == nil {
+			out = append(out, a.Unmap())
+		}
+		if err != nil || a.Zone() != "" || len(out) == 2 && out[0].Is6() == out[1].Is6() || len(out) > 2 {
+			return nil, &attach.Error{
+				Code: attach.CodeBadEnv, Msg: fmt.Sprintf("read CNI_ARGS: IP=%s is not an address, nor one of each family", text), Details: "write it as IP=10.0.0.1",
+			}
+		}
+	}
+	return out, nil
 }
 
 // podOf returns the zero Pod unless both halves of its name are there: then the caller is not Kubernetes.

@@ -1,0 +1,72 @@
+package netconf
+
+import (
+	"encoding/json"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+)
+
+// PrevResult reads the result that CHECK is to hold the container to (CNI specification 1.1, "CHECK"). One that is missing is an
+// error with code 7. Errors are *attach.Error.
+func PrevResult(stdin []byte) (*types100.Result, error) {
+	var conf struct {
+		CNIVersion string          `json:"cniVersion"`
+		PrevResult json.RawMessage `json:"prevResult"`
+	}
+	if err := decode(stdin, &conf); err != nil {
+		return nil, err
+	}
+	if len(conf.PrevResult) == 0 || string(conf.PrevResult) == "null" {
+		return nil, &attach.Error{
+			Code: attach.CodeBadConfig, Msg: `network configuration: key "prevResult" is missing`,
+			Details: "CHECK needs the result of the container's ADD: the runtime passes it on",
+		}
+	}
+	result, err := create.Create(conf.CNIVersion, conf.PrevResult)
+	if err != nil {
+		return nil, badPrevResult(err)
+	}
+	out, err := types100.NewResultFromResult(result)
+	if err != nil {
+		return nil, badPrevResult(err)
+	}
+	return out, nil
+}
+
+func badPrevResult(err error) error {
+	return &attach.Error{Code: attach.CodeDecode, Msg: `decode network configuration: key "prevResult": ` + err.Error(), Details: "it is the runtime's copy of the ADD's result"}
+}
+
+// ValidAttachments reads which attachments of the network live (CNI specification 1.1, "GC"). An empty list is one; where the key is
+// missing the error has code 7: a caller who says nothing does not mean that nothing lives. Errors are *attach.Error.
+func ValidAttachments(stdin []byte) ([]attach.Attachment, error) {
+	var conf map[string]json.RawMessage
+	if err := decode(stdin, &conf); err != nil {
+		return nil, err
+	}
+	raw, ok := conf[validKey]
+	if !ok {
+		return nil, &attach.Error{
+			Code: attach.CodeBadConfig, Msg: "network configuration: key \"" + validKey + "\" is missing",
+			Details: "GC needs the list of the attachments that live, even if it is empty: the runtime passes it on",
+		}
+	}
+	var listed []types.GCAttachment
+	if err := json.Unmarshal(raw, &listed); err != nil {
+		return nil, &attach.Error{Code: attach.CodeDecode, Msg: "decode network configuration: key \"" + validKey + "\": " + err.Error()}
+	}
+	out := make([]attach.Attachment, len(listed))
+	for i, a := range listed {
+		if a.ContainerID == "" {
+			return nil, badKey(validKey, "holds an attachment without a containerID")
+		}
+		out[i] = attach.Attachment{ContainerID: a.ContainerID, IfName: a.IfName}
+	}
+	return out, nil
+}
+
+const validKey = "cni.dev/valid-attachments"

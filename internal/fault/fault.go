@@ -1,0 +1,78 @@
+// Package fault cuts programs off at named points, so that tests can ask what is left behind.
+//
+// Only a build with the tag "faults" does: in any other, At is an empty function, and neither the points' names nor the
+// environment variable are in the program. With the tag, MUSLIN_FAULT lists what happens where, separated by commas:
+//
+//	plugin.add.registered=kill          the process gets SIGKILL
+//	plugin.add.registered=error         At returns ErrInjected
+//	plugin.add.registered=pause:/file   At makes /file.reached and returns once /file is there
+//
+// MUSLIN_FAULT=@/file takes the list from a file, anew at every point: for programs that run when the test begins.
+package fault
+
+// Variable is the environment variable that says what happens where.
+const Variable = "MUSLIN_FAULT"
+
+// Point is a place in a program. It is a number, so that a build without faults does not even hold its name.
+type Point int
+
+// The places. The comment says what has been done when one is passed.
+const (
+	PluginAddLocked     Point = iota // the attach lock is held
+	PluginAddLinked                  // the veth pair is made; the handler may or may not have answered
+	PluginAddRegistered              // pair and etcd are done
+	PluginAddConfigured              // the pod's side has its addresses
+	PluginAddFinished                // the host's side is done, nothing is printed
+	PluginAddPrinted                 // the lock is held still
+	PluginUndoUnlinked               // a failed ADD has removed its pair, and etcd still holds the pod
+	PluginDelLocked                  // the attach lock is held
+	PluginDelUnlinked                // the interface is gone, etcd still holds the pod
+	PluginDelReleased                // the lock is held still
+	PluginGCUnlinked                 // the interfaces are gone, etcd still holds the attachments
+	ModuleAddDone                    // nothing is printed
+	ModuleAddPrinted                 // the module has not ended
+	ModuleDelDone                    // the module has not ended
+	HandlerPlanned                   // before the commit
+	HandlerCommitted                 // nobody knows yet
+	AgentReplied                     // to an ADD's or CHECK's first line
+	AgentAddLinked                   // the plugin has made the interface
+	AgentAddProgrammed               // the routes are in the kernel; the plugin is not told
+	AgentDelDone                     // the plugin is not told
+)
+
+// Points lists every point, plugin first. Only tests call it.
+func Points() []Point {
+	out := make([]Point, len(names()))
+	for i := range out {
+		out[i] = Point(i)
+	}
+	return out
+}
+
+// String is the point's name, as the variable has it: program, command, and what has been done.
+func (p Point) String() string { return names()[p] }
+
+func names() []string {
+	return []string{
+		PluginAddLocked:     "plugin.add.locked",
+		PluginAddLinked:     "plugin.add.linked",
+		PluginAddRegistered: "plugin.add.registered",
+		PluginAddConfigured: "plugin.add.configured",
+		PluginAddFinished:   "plugin.add.finished",
+		PluginAddPrinted:    "plugin.add.printed",
+		PluginUndoUnlinked:  "plugin.undo.unlinked",
+		PluginDelLocked:     "plugin.del.locked",
+		PluginDelUnlinked:   "plugin.del.unlinked",
+		PluginDelReleased:   "plugin.del.released",
+		PluginGCUnlinked:    "plugin.gc.unlinked",
+		ModuleAddDone:       "module.add.done",
+		ModuleAddPrinted:    "module.add.printed",
+		ModuleDelDone:       "module.del.done",
+		HandlerPlanned:      "handler.planned",
+		HandlerCommitted:    "handler.committed",
+		AgentReplied:        "agent.replied",
+		AgentAddLinked:      "agent.add.linked",
+		AgentAddProgrammed:  "agent.add.programmed",
+		AgentDelDone:        "agent.del.done",
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !faults
+
+package fault
+
+// At does nothing and returns nil.
+func At(Point) error { return nil }

@@ -1,0 +1,76 @@
+//go:build faults
+
+package fault
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInjected is the error of a point that the variable sets to "error".
+var ErrInjected = errors.New("injected fault")
+
+// pauseLimit bounds a pause: a test that forgot a program must not leave it behind.
+const pauseLimit = time.Minute
+
+// At does what the variable says for the point. It does not return from a kill, and from a pause within a minute.
+func At(p Point) error {
+	for _, part := range strings.Split(orders(), ",") {
+		name, what, _ := strings.Cut(part, "=")
+		if name != p.String() {
+			continue
+		}
+		verb, file, _ := strings.Cut(what, ":")
+		switch verb {
+		case "kill":
+			if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
+				return fmt.Errorf("kill at %s: %w", p, err)
+			}
+			select {} // until the signal has arrived
+		case "error":
+			return fmt.Errorf("%s: %w", p, ErrInjected)
+		case "pause":
+			return pause(p, file)
+		default:
+			return fmt.Errorf("%s: %s says %q, want kill, error or pause:file", p, Variable, what)
+		}
+	}
+	return nil
+}
+
+// orders is the variable's value, or the content of the file that it names.
+func orders() string {
+	text := os.Getenv(Variable)
+	path, ok := strings.CutPrefix(text, "@")
+	if !ok {
+		return text
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return "" // the test has not written it yet
+	}
+	return string(bytes.TrimSpace(content))
+}
+
+func pause(p Point, file string) error {
+	if err := os.WriteFile(file+".reached", nil, 0o600); err != nil {
+		return fmt.Errorf("pause at %s: %w", p, err)
+	}
+	for end := time.Now().Add(pauseLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		_, err := os.Stat(file)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("pause at %s: %w", p, err)
+		}
+	}
+	return fmt.Errorf("pause at %s: nobody made %s", p, file)
+}
