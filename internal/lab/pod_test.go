@@ -52,38 +52,35 @@ func scripted(t *testing.T, agent, plugin string) Config {
 	return cfg
 }
 
-// answering makes the test listen where the agent would, as soon as the node exists.
-func answering(t *testing.T, cfg Config) Config {
+// answering is an agent that does nothing but accept on its socket: this test's own program.
+func answering(t *testing.T) string {
 	t.Helper()
-	cfg.Progress = func(string) {
-		s, err := newLab(cfg.Dir, nil).peek()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		for i := range s.Nodes {
-			listen(t, s.Nodes[i].path(attach.Socket))
-		}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return cfg
+	return "#!/bin/sh\n" + listenVar + "=1 exec " + self + "\n"
 }
 
-// listen accepts on a unix socket, unless that was done before.
-func listen(t *testing.T, path string) {
-	t.Helper()
-	if _, err := os.Stat(path); err == nil {
-		return
+// listenVar makes this program the answering agent.
+const listenVar = "MUSLIN_LAB_TEST_LISTEN"
+
+// acceptAll accepts where an agent does, until it is killed.
+func acceptAll() error {
+	if err := os.MkdirAll(filepath.Dir(attach.Socket), 0o700); err != nil {
+		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Error(err)
-		return
-	}
-	ln, err := net.Listen("unix", path)
+	ln, err := net.Listen("unix", attach.Socket)
 	if err != nil {
-		t.Error(err)
-		return
+		return err
 	}
-	t.Cleanup(func() { _ = ln.Close() })
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		_ = conn.Close()
+	}
 }
 
 const idle = "#!/bin/sh\nexec sleep 1000\n"
@@ -119,7 +116,7 @@ func TestUpNamesMissingPrograms(t *testing.T) {
 }
 
 func TestAgentIsStoppedKilledAndStarted(t *testing.T) {
-	l := up(t, answering(t, scripted(t, idle, recorder)))
+	l := up(t, scripted(t, answering(t), recorder))
 	agent := func() process {
 		nodes, err := l.Nodes()
 		if err != nil {
@@ -179,7 +176,7 @@ func TestProcessThatIgnoresTheSignalIsKilled(t *testing.T) {
 }
 
 func TestUpStartsADeadAgentAgain(t *testing.T) {
-	cfg := answering(t, scripted(t, idle, recorder))
+	cfg := scripted(t, answering(t), recorder)
 	l := up(t, cfg)
 	nodes, err := l.Nodes()
 	if err != nil {
@@ -195,7 +192,7 @@ func TestUpStartsADeadAgentAgain(t *testing.T) {
 }
 
 func TestPodIsAttachedAsARuntimeDoes(t *testing.T) {
-	l := up(t, answering(t, scripted(t, idle, recorder)))
+	l := up(t, scripted(t, answering(t), recorder))
 	spec := PodSpec{Name: "web", Node: "node-1", Labels: map[string]string{"b": "2", "a": "1"}, Annotations: map[string]string{"x/y": "z"}}
 	pod, err := l.AddPod(t.Context(), spec)
 	if err != nil {
@@ -276,7 +273,7 @@ func podOutput(t *testing.T, l *Lab, pod string, args ...string) string {
 }
 
 func TestFailedAddLeavesNothingAndFailedDelCanBeRepeated(t *testing.T) {
-	l := up(t, answering(t, scripted(t, idle, recorder)))
+	l := up(t, scripted(t, answering(t), recorder))
 	spec := PodSpec{Name: "web", Node: "node-1"}
 	output(t, l, "node-1", "touch", "/run/fail-ADD")
 	_, err := l.AddPod(t.Context(), spec)
@@ -303,7 +300,7 @@ func TestFailedAddLeavesNothingAndFailedDelCanBeRepeated(t *testing.T) {
 }
 
 func TestBadPodsAreRefused(t *testing.T) {
-	l := up(t, answering(t, scripted(t, idle, recorder)))
+	l := up(t, scripted(t, answering(t), recorder))
 	for _, tc := range []struct {
 		spec PodSpec
 		want string
@@ -322,7 +319,7 @@ func TestBadPodsAreRefused(t *testing.T) {
 
 func TestCheckReportsAPodWithoutItsAddress(t *testing.T) {
 	t.Parallel()
-	l := up(t, answering(t, scripted(t, idle, recorder))) // this plugin sets no address
+	l := up(t, scripted(t, answering(t), recorder)) // this plugin sets no address
 	if _, err := l.AddPod(t.Context(), PodSpec{Name: "web", Node: "node-1"}); err != nil {
 		t.Fatal(err)
 	}
@@ -358,9 +355,9 @@ echo '{"cniVersion":"1.0.0","ips":[{"address":"'$addr'/32"}]}'
 
 func TestCheckTellsRoutesNATAndMTUApart(t *testing.T) {
 	t.Parallel() // most of it is waiting
-	cfg := scripted(t, idle, router)
+	cfg := scripted(t, answering(t), router)
 	cfg.Options.Mode, cfg.Options.Nodes, cfg.Options.Subnets = Direct, 3, 2 // node-2 is on the other subnet
-	l := up(t, answering(t, cfg))
+	l := up(t, cfg)
 	for i := range 3 {
 		if _, err := l.AddPod(t.Context(), PodSpec{Name: fmt.Sprintf("pod-%d", i+1), Node: fmt.Sprintf("node-%d", i+1)}); err != nil {
 			t.Fatal(err)
