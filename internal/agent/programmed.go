@@ -11,50 +11,35 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
-// programmed knows which workload devices have their routes in the kernel. The loop publishes, connections wait.
+// programmed knows which addresses of workloads have their routes in the kernel. The loop publishes, connections wait.
 type programmed struct {
 	mu      sync.Mutex
-	devs    map[string]int            // name → index
 	routes  map[netip.Addr]kernel.Dev // by destination
 	changed chan struct{}             // closed and replaced at every publish
 }
 
 func newProgrammed() *programmed {
-	return &programmed{devs: map[string]int{}, changed: make(chan struct{})}
+	return &programmed{changed: make(chan struct{})}
 }
 
 // publish replaces the set by the devices of the workload routes that the kernel is known to hold.
 func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route) {
-	devs, to := make(map[string]int), make(map[netip.Addr]kernel.Dev)
+	to := make(map[netip.Addr]kernel.Dev)
 	for k, r := range routes {
 		if strings.HasPrefix(r.Dev.Name, kernel.WorkloadPrefix) && r.Protocol == kernel.RouteProtocol {
-			devs[r.Dev.Name], to[k.Dst.Addr()] = r.Dev.Index, r.Dev
+			to[k.Dst.Addr()] = r.Dev
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.devs, p.routes = devs, to
+	p.routes = to
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
-// wait returns once the device's routes are in the kernel, or with an error that says "try again" when ctx ends.
-func (p *programmed) wait(ctx context.Context, dev string, index int) error {
-	there := func() bool {
-		i, ok := p.devs[dev]
-		return ok && i == index
-	}
-	if p.until(ctx, there) {
-		return nil
-	}
-	return &attach.Error{Code: attach.CodeTryAgain,
-		Msg:     fmt.Sprintf("program %s: its routes did not get into the kernel in time", dev),
-		Details: "the runtime will try again; the agent's log names what is in the way"}
-}
-
-// confirm returns once each of the addresses has its route to the device in the kernel. When ctx ends before, the error names those
-// that have none.
-func (p *programmed) confirm(ctx context.Context, dev kernel.Dev, addrs []netip.Addr) error {
+// wait returns once each of the addresses has its route to the device in the kernel. When ctx ends before, the error has the given code
+// and names the addresses that have none.
+func (p *programmed) wait(ctx context.Context, dev kernel.Dev, addrs []netip.Addr, code uint) error {
 	var lacking []netip.Addr
 	there := func() bool {
 		lacking = nil
@@ -68,7 +53,7 @@ func (p *programmed) confirm(ctx context.Context, dev kernel.Dev, addrs []netip.
 	if p.until(ctx, there) {
 		return nil
 	}
-	return &attach.Error{Code: attach.CodeMissing,
+	return &attach.Error{Code: code,
 		Msg:     fmt.Sprintf("on the host are missing the routes to %v through %s (index %d)", lacking, dev.Name, dev.Index),
 		Details: "the agent's log on this node names what is in the way"}
 }

@@ -145,12 +145,14 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	}
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err = s.programmed.wait(wait, linked.HostIf, linked.Index)
+	err = s.programmed.wait(wait, deviceOf(linked), reply.Addrs, attach.CodeTryAgain)
 	if err == nil {
 		err = fault.At(fault.AgentAddProgrammed)
 	}
 	return respond(conn, attach.Reply{}, err)
 }
+
+func deviceOf(l attach.Linked) kernel.Dev { return kernel.Dev{Name: l.HostIf, Index: l.Index} }
 
 // allocate is the first half of an ADD.
 func (s *server) allocate(ctx context.Context, req attach.Request) (attach.Reply, error) {
@@ -197,7 +199,7 @@ func (s *server) check(ctx context.Context, c net.Conn, conn *attach.Conn, req a
 	}
 	wait, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
-	return respond(conn, attach.Reply{}, s.programmed.confirm(wait, kernel.Dev{Name: linked.HostIf, Index: linked.Index}, reply.Addrs))
+	return respond(conn, attach.Reply{}, s.programmed.wait(wait, deviceOf(linked), reply.Addrs, attach.CodeMissing))
 }
 
 // linked sends the first reply and waits for the plugin's second line.

@@ -258,7 +258,7 @@ func TestWaitingEndsWithTryAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var e *attach.Error
-	if err := newProgrammed().wait(ctx, "cali1", 3); !errors.As(err, &e) || e.Code != attach.CodeTryAgain {
+	if err := newProgrammed().wait(ctx, kernel.Dev{Name: "cali1", Index: 3}, []netip.Addr{netip.MustParseAddr("10.0.0.1")}, attach.CodeTryAgain); !errors.As(err, &e) || e.Code != attach.CodeTryAgain {
 		t.Errorf("error: %v", err)
 	}
 }

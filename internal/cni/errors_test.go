@@ -74,7 +74,7 @@ func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
 			for i := range 4 {
 				w.n.mustAdd(w.d.conf(noWait), newPod(w.T, fmt.Sprintf("full-%d", i), fmt.Sprintf("full-%d", i)))
 			}
-		}, attach.CodeNoAddress, "10.244.0.0/30", false},
+		}, attach.CodeNoAddress, "blue", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := newNode(t)

@@ -256,7 +256,7 @@ func (p *Plan) census(ctx context.Context, s *search) (note, error) {
 	if err != nil {
 		return note{}, err
 	}
-	out := note{msg: fmt.Sprintf(" (%d blocks", len(s.present))}
+	out := note{msg: fmt.Sprintf(" (%d blocks in %s", len(s.present), list(s.pools))}
 	if len(p.picture.reserved) > 0 {
 		out.msg += "; addresses of IPReservations do not count as free"
 	}
