@@ -528,7 +528,7 @@ func TestNodesShareAPoolOfFewBlocks(t *testing.T) {
 		t.Errorf("%d addresses for 64 containers", got)
 	}
 	_, err := handlers[0].Add(w.ctx(), request("last"))
-	if !errors.Is(err, ipam.ErrNoAddress) || !strings.Contains(err.Error(), "No IPs available in pools: [10.0.0.0/26] (4 blocks)") {
+	if !errors.Is(err, ipam.ErrNoAddress) || !strings.Contains(err.Error(), "No IPs available in pools: [10.0.0.0/26] (4 blocks in") {
 		t.Errorf("ADD in a full pool: %v", err)
 	}
 	parallel(t, 16, func(i int) error { return handlers[i%3].Del(w.ctx(), request(fmt.Sprint("more", i))) })
