@@ -42,10 +42,12 @@ var Layers = []Row{
 	{Level: 5, Path: "internal/ctl", Sentence: "the operator's verbs"},
 	{Level: 5, Path: "internal/lab", Sentence: "many nodes on one machine, one network namespace each, with embedded etcd"},
 
+	{Level: 4, Path: "internal/ctl/objects", Sentence: "creates, changes and deletes resources of any kind by the rules of Calico's client"},
 	{Level: 4, Path: "internal/reconcile", Sentence: "makes the kernel equal a desired state"},
 	{Level: 4, Path: "internal/register", Sentence: "the IPAM handler: pod facts, pools, one transaction"},
 	{Level: 4, Path: "internal/startup", Sentence: "a node's name and address, and what every cluster must hold, before the loop"},
 
+	{Level: 3, Path: "internal/ctl/apiconfig", Sentence: "reads the operator's configuration file: where etcd is"},
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
 
@@ -54,6 +56,8 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},
 	{Level: 2, Path: "internal/cni/netconf", Sentence: "reads CNI network configurations and makes attach requests of them"},
 	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
+	{Level: 2, Path: "internal/ctl/manifest", Sentence: "reads resources from files, folders and standard input, and says where in them a field stands"},
+	{Level: 2, Path: "internal/ctl/show", Sentence: "prints resources as tables, YAML, JSON and by templates"},
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
@@ -64,6 +68,7 @@ var Layers = []Row{
 	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},
 
 	{Level: 1, Path: "internal/attach", Sentence: "what plugin and agent say to each other over the socket"},
+	{Level: 1, Path: "internal/ctl/legacy", Sentence: "says what a document of Calico's first format would be today"},
 	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
 	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},
