@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -125,4 +126,29 @@ func (c *Client) Label(ctx context.Context, k api.Kind, namespace, name string, 
 		}
 	}
 	return had, fmt.Errorf("label %s: others change it all the time: try again", identify(k, namespace, name))
+}
+
+// Preview is what is stored under the object's name, nil if nothing is, and what would be after Apply, both as JSON without what the
+// datastore itself adds and without fields that the kind does not know. What is wrong with the object is an error as of Apply.
+func (c *Client) Preview(ctx context.Context, given api.Object) (was, will []byte, err error) {
+	o, err := writable("apply", given)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := api.Validate(o); err != nil {
+		return nil, nil, err
+	}
+	old, err := c.Get(ctx, o.KindOf(), o.Meta().Namespace, o.Meta().Name)
+	if _, absent := errors.AsType[*NotFoundError](err); err != nil && !absent {
+		return nil, nil, err
+	} else if !absent {
+		bare := api.Clone(old.Object)
+		m := bare.Meta()
+		m.UID, m.ResourceVersion, m.CreationTimestamp = "", "", time.Time{}
+		if was, err = api.Text(bare, nil); err != nil {
+			return nil, nil, err
+		}
+	}
+	will, err = api.Text(o, nil)
+	return was, will, err
 }
