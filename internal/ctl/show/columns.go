@@ -13,11 +13,11 @@ import (
 
 // column is one column of a kind's table.
 type column struct {
-	head   string
-	path   string           // in the object's JSON
-	text   func(any) string // of what is there; nil where there is nothing
-	usual  bool             // also in the narrow table
-	asn    bool             // an autonomous system's number, which the cluster has where the node has none
+	head  string
+	path  string           // in the object's JSON
+	text  func(any) string // of what is there; nil where there is nothing
+	usual bool             // also in the narrow table
+	asn   bool             // an autonomous system's number, which the cluster has where the node has none
 }
 
 // always is a column of the narrow and of the wide table.
