@@ -39,13 +39,17 @@ var Layers = []Row{
 	{Level: 5, Path: "internal/cni", Sentence: "answers CNI commands as network plugin"},
 	{Level: 5, Path: "internal/cni/module", Sentence: "answers CNI commands as IPAM module, straight against etcd"},
 	{Level: 5, Path: "internal/controllers", Sentence: "mirrors Kubernetes objects into etcd and audits addresses"},
-	{Level: 5, Path: "internal/ctl", Sentence: "the operator's verbs"},
+	{Level: 5, Path: "internal/ctl", Sentence: "the operator's verbs", Beside: []string{"internal/ctl/hosts"}},
+	{Level: 5, Path: "internal/ctl/hosts", Sentence: "the operator's verbs for one host: status, diagnostics, requirements, adoption"},
 	{Level: 5, Path: "internal/lab", Sentence: "many nodes on one machine, one network namespace each, with embedded etcd"},
 
+	{Level: 4, Path: "internal/ctl/addresses", Sentence: "the operator's verbs for addresses: show, check, release, configure, split"},
+	{Level: 4, Path: "internal/ctl/migrate", Sentence: "the operator's verbs for the whole datastore: lock, unlock, export, import"},
 	{Level: 4, Path: "internal/reconcile", Sentence: "makes the kernel equal a desired state"},
 	{Level: 4, Path: "internal/register", Sentence: "the IPAM handler: pod facts, pools, one transaction"},
 	{Level: 4, Path: "internal/startup", Sentence: "a node's name and address, and what every cluster must hold, before the loop"},
 
+	{Level: 3, Path: "internal/ctl/cli", Sentence: "what the operator's verbs have in common"},
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
 
@@ -74,6 +78,7 @@ var Layers = []Row{
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
+	{Level: Test, Path: "internal/ctl/clitest", Sentence: "runs scripts of operator's commands on a real etcd"},
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
