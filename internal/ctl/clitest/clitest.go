@@ -18,6 +18,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,10 +72,12 @@ func connect(context.Context) (*store.Client, error) {
 	return store.New(cfg)
 }
 
-// Run runs every script of testdata/script.
-func Run(t *testing.T) {
+// Run runs every script of testdata/script. update rewrites what they compare with cmp. extra are more script commands; it may be nil.
+func Run(t *testing.T, update bool, extra map[string]func(*testscript.TestScript, bool, []string)) {
 	t.Helper()
 	known := readCases(t)
+	cmds := map[string]func(*testscript.TestScript, bool, []string){"etcdput": put, "etcddump": dump, "case": known.run}
+	maps.Copy(cmds, extra)
 	t.Run("script", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: filepath.Join("testdata", "script"),
@@ -83,9 +86,8 @@ func Run(t *testing.T) {
 				e.Setenv(endpoint, s.Endpoint())
 				return nil
 			},
-			Cmds: map[string]func(*testscript.TestScript, bool, []string){
-				"etcdput": put, "etcddump": dump, "case": known.run,
-			},
+			Cmds:          cmds,
+			UpdateScripts: update,
 		})
 	})
 	if !t.Failed() && allScripts() {
@@ -99,7 +101,8 @@ func allScripts() bool {
 	return chosen == nil || chosen.Value.String() == ""
 }
 
-func client(ts *testscript.TestScript) *store.Client {
+// Client is a client of the script's etcd. The caller closes it.
+func Client(ts *testscript.TestScript) *store.Client {
 	c, err := store.New(store.Config{Endpoints: []string{ts.Getenv(endpoint)}})
 	ts.Check(err)
 	return c
@@ -110,7 +113,7 @@ func put(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: etcdput FILE...")
 	}
-	c := client(ts)
+	c := Client(ts)
 	defer func() { ts.Check(c.Close()) }()
 	for _, file := range args {
 		for line := range strings.Lines(ts.ReadFile(file)) {
@@ -140,7 +143,7 @@ func dump(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 1 {
 		prefix = args[0]
 	}
-	c := client(ts)
+	c := Client(ts)
 	defer func() { ts.Check(c.Close()) }()
 	kvs, _, err := c.ReadAll(context.Background(), 500, store.Range{Key: prefix, Prefix: true})
 	ts.Check(err)
