@@ -5,7 +5,8 @@
 //	etcdput FILE...      write keys: each line of a file is a key, a blank and a value
 //	etcddump [PREFIX]    print keys and values, in that form, to stdout
 //	case NAME PROGRAM ARG...
-//	                     run a command that testdata/calicoctl.md has under NAME, and hold output and exit code against it
+//	                     run a command that testdata/calicoctl.md has under NAME, with the standard input that stands there between
+//	                     <<EOF and EOF, and hold output and exit code against it; newlines at the output's end do not count
 //
 // testdata/calicoctl.md holds what calicoctl prints. What differs on purpose is named in testdata/differences.md, with its reason, as
 // "- NAME: reason". A case that is named there must differ, one that is not must not, and every case must be run by a script.
@@ -18,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,10 +73,12 @@ func connect(context.Context) (*store.Client, error) {
 	return store.New(cfg)
 }
 
-// Run runs every script of testdata/script.
-func Run(t *testing.T) {
+// Run runs every script of testdata/script. update rewrites what they compare with cmp. extra are more script commands; it may be nil.
+func Run(t *testing.T, update bool, extra map[string]func(*testscript.TestScript, bool, []string)) {
 	t.Helper()
 	known := readCases(t)
+	cmds := map[string]func(*testscript.TestScript, bool, []string){"etcdput": put, "etcddump": dump, "case": known.run}
+	maps.Copy(cmds, extra)
 	t.Run("script", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: filepath.Join("testdata", "script"),
@@ -83,9 +87,8 @@ func Run(t *testing.T) {
 				e.Setenv(endpoint, s.Endpoint())
 				return nil
 			},
-			Cmds: map[string]func(*testscript.TestScript, bool, []string){
-				"etcdput": put, "etcddump": dump, "case": known.run,
-			},
+			Cmds:          cmds,
+			UpdateScripts: update,
 		})
 	})
 	if !t.Failed() && allScripts() {
@@ -99,7 +102,8 @@ func allScripts() bool {
 	return chosen == nil || chosen.Value.String() == ""
 }
 
-func client(ts *testscript.TestScript) *store.Client {
+// Client is a client of the script's etcd. The caller closes it.
+func Client(ts *testscript.TestScript) *store.Client {
 	c, err := store.New(store.Config{Endpoints: []string{ts.Getenv(endpoint)}})
 	ts.Check(err)
 	return c
@@ -110,7 +114,7 @@ func put(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: etcdput FILE...")
 	}
-	c := client(ts)
+	c := Client(ts)
 	defer func() { ts.Check(c.Close()) }()
 	for _, file := range args {
 		for line := range strings.Lines(ts.ReadFile(file)) {
@@ -140,7 +144,7 @@ func dump(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 1 {
 		prefix = args[0]
 	}
-	c := client(ts)
+	c := Client(ts)
 	defer func() { ts.Check(c.Close()) }()
 	kvs, _, err := c.ReadAll(context.Background(), 500, store.Range{Key: prefix, Prefix: true})
 	ts.Check(err)
@@ -152,13 +156,14 @@ func dump(ts *testscript.TestScript, neg bool, args []string) {
 
 // outcome is what a command prints on stdout, and its exit code.
 type outcome struct {
-	Stdout string
+	Stdout string // without newlines at its end
 	Exit   int
 }
 
 // cases are what calicoctl does, and where we differ.
 type cases struct {
 	want   map[string]outcome
+	stdin  map[string]string
 	differ map[string]bool
 
 	mu  sync.Mutex
@@ -175,7 +180,7 @@ func (c *cases) run(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("testdata/calicoctl.md has no case %q", name)
 	}
-	got := execute(ts, args[1], args[2:])
+	got := execute(ts, c.stdin[name], args[1:])
 	c.mu.Lock()
 	c.ran[name] = true
 	c.mu.Unlock()
@@ -189,10 +194,11 @@ func (c *cases) run(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // execute runs a program; what it prints is the script's stdout and stderr too.
-func execute(ts *testscript.TestScript, program string, args []string) outcome {
-	path, err := exec.LookPath(program)
+func execute(ts *testscript.TestScript, stdin string, args []string) outcome {
+	path, err := exec.LookPath(args[0])
 	ts.Check(err)
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = append(os.Environ(), endpoint+"="+ts.Getenv(endpoint))
 	var stdout bytes.Buffer
@@ -202,7 +208,7 @@ func execute(ts *testscript.TestScript, program string, args []string) outcome {
 	if err != nil && !errors.As(err, &exit) {
 		ts.Check(err)
 	}
-	return outcome{stdout.String(), cmd.ProcessState.ExitCode()}
+	return outcome{strings.TrimRight(stdout.String(), "\n"), cmd.ProcessState.ExitCode()}
 }
 
 // complete fails the test for every case that no script has run, and every difference without a case.
@@ -222,13 +228,14 @@ func (c *cases) complete(t *testing.T) {
 
 var (
 	caseText   = regexp.MustCompile("(?ms)^## ([^\n]+)\n```\n\\$ [^\n]*\n(.*?)\\[exit (\\d+)\\]\n```$")
+	stdinText  = regexp.MustCompile(`(?ms)^<<EOF\n(.*?)^EOF\n`)
 	stdoutText = regexp.MustCompile(`(?ms)^\[stdout\]\n(.*?)(\[stderr\]|\z)`)
 	difference = regexp.MustCompile(`(?m)^- ([^:\n]+): \S`)
 )
 
 func readCases(t *testing.T) *cases {
 	t.Helper()
-	c := &cases{want: map[string]outcome{}, differ: map[string]bool{}, ran: map[string]bool{}}
+	c := &cases{want: map[string]outcome{}, stdin: map[string]string{}, differ: map[string]bool{}, ran: map[string]bool{}}
 	for _, m := range caseText.FindAllStringSubmatch(read(t, "calicoctl.md"), -1) {
 		exit, err := strconv.Atoi(m[3])
 		if err != nil {
@@ -236,7 +243,10 @@ func readCases(t *testing.T) *cases {
 		}
 		o := outcome{Exit: exit}
 		if out := stdoutText.FindStringSubmatch(m[2]); out != nil {
-			o.Stdout = out[1]
+			o.Stdout = strings.TrimRight(out[1], "\n")
+		}
+		if in := stdinText.FindStringSubmatch(m[2]); in != nil {
+			c.stdin[m[1]] = in[1]
 		}
 		c.want[m[1]] = o
 	}
