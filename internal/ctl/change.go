@@ -26,8 +26,10 @@ func (s *session) patchCommand() *cobra.Command {
 		Short: "Change some fields of a resource",
 		Long: `Change some fields of a resource. The patch is JSON or YAML with these fields alone; null takes a field away, and a list replaces the
 whole list.`,
-		Example: `  patch node node-1 -p '{"spec": {"bgp": {"routeReflectorClusterID": "244.0.0.1"}}}'
-  patch ippool pool-1 -p '{"spec": {"disabled": true}}'`,
+		Example: s.examples(
+			`patch node node-1 -p '{"spec": {"bgp": {"routeReflectorClusterID": "244.0.0.1"}}}'`,
+			`patch ippool pool-1 -p '{"spec": {"disabled": true}}'`,
+		),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 || patch == "" {
 				return misused(cmd, args, "want a kind, a name and -p PATCH")
@@ -90,9 +92,11 @@ func (s *session) labelCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "label KIND NAME (KEY=VALUE [--overwrite] | KEY --remove)",
 		Short: "Set or remove a label of a resource",
-		Example: `  label node node-1 rack=12
-  label node node-1 rack=13 --overwrite
-  label node node-1 rack --remove`,
+		Example: s.examples(
+			`label node node-1 rack=12`,
+			`label node node-1 rack=13 --overwrite`,
+			`label node node-1 rack --remove`,
+		),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 3 {
 				return misused(cmd, args, "want a kind, a name and a label")

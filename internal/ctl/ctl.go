@@ -16,8 +16,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/muslin-cni/muslin/internal/ctl/addresses"
 	"github.com/muslin-cni/muslin/internal/ctl/apiconfig"
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/ctl/migrate"
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -98,7 +100,7 @@ func NewCommand(set Settings) *cobra.Command {
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return nil
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command}
 }
 
 func (s *session) env() cli.Env {
@@ -112,6 +114,11 @@ func display(program string) string {
 		return "kubectl " + verb
 	}
 	return base
+}
+
+// examples are command lines as their user would write them.
+func (s *session) examples(lines ...string) string {
+	return "  " + s.name + " " + strings.Join(lines, "\n  "+s.name+" ")
 }
 
 // usageError is a command line that makes no sense; the command's usage follows it.

@@ -32,11 +32,13 @@ func (s *session) getCommand() *cobra.Command {
 		Long: `Print resources: all of a kind, those that are named, or those that a file names, as they are stored.
 
 Kinds may be given in any case, in the plural, or by their short forms, such as pool for IPPool.`,
-		Example: `  get ippools -o wide
-  get node node-1 node-2 -o yaml
-  get networkpolicies --all-namespaces
-  get ippools -o jsonpath='{.items[*].spec.cidr}'
-  get workloadendpoints -n web --watch`,
+		Example: s.examples(
+			`get ippools -o wide`,
+			`get node node-1 node-2 -o yaml`,
+			`get networkpolicies --all-namespaces`,
+			`get ippools -o jsonpath='{.items[*].spec.cidr}'`,
+			`get workloadendpoints -n web --watch`,
+		),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 0) == (o.file == "") {
 				return misused(cmd, args, "want either a kind or -f FILE")

@@ -33,12 +33,10 @@ type fileOptions struct {
 func (s *session) fileCommand(verb, short, long string, make func(o *fileOptions) batchVerb) (*cobra.Command, *fileOptions) {
 	o := &fileOptions{}
 	cmd := &cobra.Command{
-		Use:   verb + " -f FILE",
-		Short: short,
-		Long:  short + ".\n\n" + long,
-		Example: fmt.Sprintf(`  %[1]s -f pool.yaml
-  %[1]s -f policies/ -R
-  %[1]s -f - < pool.yaml`, verb),
+		Use:     verb + " -f FILE",
+		Short:   short,
+		Long:    short + ".\n\n" + long,
+		Example: s.examples(verb+" -f pool.yaml", verb+" -f policies/ -R", verb+" -f - < pool.yaml"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")
@@ -100,9 +98,11 @@ func (s *session) deleteCommand() *cobra.Command {
 Deleting an IPPool first stops allocations from it and takes its blocks from the nodes; pods keep addresses that they have. Deleting a
 Node takes back its addresses and those of its pods, with their endpoints: do it when the node is gone. Both may be interrupted and
 run again.`,
-		Example: `  delete ippool old-pool
-  delete networkpolicy allow-web -n web
-  delete -f policies.yaml`,
+		Example: s.examples(
+			`delete ippool old-pool`,
+			`delete networkpolicy allow-web -n web`,
+			`delete -f policies.yaml`,
+		),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, err := s.deleteTargets(cmd, o, args)
 			if err != nil || len(found) == 0 {
@@ -238,15 +238,15 @@ func (s *session) report(r result) error {
 		fmt.Fprintf(s.Err, "Partial success: %s %d out of %d %sresources%s:\n", r.verb.past, r.done, r.total, r.kind, dry)
 	}
 	for i, err := range r.errs {
-		fmt.Fprintf(s.Err, "%s '%s' resource: [%v]\n", failed(r.verb.verb), r.kinds[i], err)
+		fmt.Fprintln(s.Err, failed(r.verb.verb, r.kinds[i], err))
 	}
 	return cli.ErrReported
 }
 
-// failed is how a failure is announced; calicoctl writes delete's in upper case, and scripts look for it.
-func failed(verb string) string {
+// failed is a failure as calicoctl announces it, for the scripts that look for that.
+func failed(verb, kind string, err error) string {
 	if verb == "delete" {
-		return "Failed to delete"
+		return fmt.Sprintf("Failed to delete '%s' resource: %v", kind, err)
 	}
-	return "failed to " + verb
+	return fmt.Sprintf("failed to %s '%s' resource: [%v]", verb, kind, err)
 }

@@ -81,7 +81,8 @@ func Run(t *testing.T, update bool, extra map[string]func(*testscript.TestScript
 	maps.Copy(cmds, extra)
 	t.Run("script", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
-			Dir: filepath.Join("testdata", "script"),
+			Dir:             filepath.Join("testdata", "script"),
+			ContinueOnError: true,
 			Setup: func(e *testscript.Env) error {
 				s := etcdtest.New(e.T().(testing.TB))
 				e.Setenv(endpoint, s.Endpoint())
