@@ -39,7 +39,7 @@ type Settings struct {
 
 // Run runs the command with arguments as in os.Args[1:] and returns the exit code. It ends soon after ctx does.
 func Run(ctx context.Context, set Settings, args []string) int {
-	root := NewCommand(set)
+	root := newCommand(set, args)
 	root.SetArgs(complete(root, args))
 	err := root.ExecuteContext(ctx)
 	var usage *usageError
@@ -64,8 +64,8 @@ type session struct {
 	allowMismatch bool
 }
 
-// NewCommand is the whole command line. It writes to set.Out and set.Err; its errors are for the caller to print.
-func NewCommand(set Settings) *cobra.Command {
+// newCommand is the whole command line, for these arguments. It writes to set.Out and set.Err; its errors are for the caller to print.
+func newCommand(set Settings, args []string) *cobra.Command {
 	if set.Config == "" {
 		set.Config = apiconfig.DefaultPath
 	}
@@ -77,8 +77,11 @@ func NewCommand(set Settings) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,
-		RunE:          s.noVerb,
+		RunE:          noVerb(strings.Join(args, " ")),
+		// Options behind a word that is no verb are not what is wrong.
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 	}
+	root.SuggestionsMinimumDistance = 2
 	root.SetIn(set.In)
 	root.SetOut(set.Out)
 	root.SetErr(set.Err)
@@ -135,16 +138,18 @@ func misused(cmd *cobra.Command, args []string, hint string) error {
 	return &usageError{cmd, fmt.Sprintf("invalid option: '%s': %s. Use flag '--help' to read about a specific subcommand.", line, hint)}
 }
 
-// noVerb is what happens where no command was recognized.
-func (s *session) noVerb(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return &usageError{cmd, "Invalid option: ''. Use flag '--help' to read about a specific subcommand."}
+// noVerb is what happens where no command was recognized in a line.
+func noVerb(line string) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return &usageError{cmd, fmt.Sprintf("Invalid option: '%s'. Use flag '--help' to read about a specific subcommand.", line)}
+		}
+		msg := fmt.Sprintf("unknown command: %q", args[0])
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			msg += fmt.Sprintf("; did you mean %q?", near[0])
+		}
+		return &usageError{cmd, msg}
 	}
-	msg := fmt.Sprintf("unknown command: %q", args[0])
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		msg += fmt.Sprintf("; did you mean %q?", near[0])
-	}
-	return &usageError{cmd, msg}
 }
 
 // onObjects runs f on the datastore.

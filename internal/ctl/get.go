@@ -51,10 +51,10 @@ Kinds may be given in any case, in the plural, or by their short forms, such as 
 	f := cmd.Flags()
 	f.StringVarP(&o.output, "output", "o", "", "format: "+strings.Join(show.Formats(), ", ")+" (default: a table)")
 	f.BoolVarP(&o.all, "all-namespaces", "A", false, "resources of all namespaces")
-	f.BoolVarP(&o.all, "a", "a", false, "the old form of -A")
+	f.BoolVarP(&o.all, "old-all-namespaces", "a", false, "the old form of -A")
 	f.BoolVar(&o.export, "export", false, "leave out what belongs to this cluster: namespace, uid, resourceVersion and times; with names only")
 	f.BoolVarP(&o.watch, "watch", "w", false, "go on printing what changes")
-	_ = f.MarkHidden("a") // there is such an option
+	_ = f.MarkHidden("old-all-namespaces") // there is such an option
 	_ = cmd.RegisterFlagCompletionFunc("output", suggestFormats)
 	return cmd
 }
