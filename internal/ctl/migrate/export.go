@@ -13,6 +13,18 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
+// roots are the prefixes of what is exported. What agents report about themselves is not: it is old when it is imported.
+func roots() []string { return []string{api.ResourcesRoot, api.IPAMRoot, muslinRoot} }
+
+// below are the ranges of what is exported.
+func below() []store.Range {
+	var out []store.Range
+	for _, r := range roots() {
+		out = append(out, store.Range{Key: r, Prefix: true})
+	}
+	return out
+}
+
 // muslinRoot is the root of what Muslin alone keeps: whose the nodes' names are.
 const muslinRoot = "/muslin/"
 
@@ -44,8 +56,7 @@ func exportCommand(env cli.Env) *cobra.Command {
 }
 
 func export(ctx context.Context, w io.Writer, c *store.Client) error {
-	below := func(prefix string) store.Range { return store.Range{Key: prefix, Prefix: true} }
-	kvs, _, err := c.ReadAll(ctx, page, below(api.ResourcesRoot), below(api.IPAMRoot), below(muslinRoot))
+	kvs, _, err := c.ReadAll(ctx, page, below()...)
 	if err != nil {
 		return err
 	}

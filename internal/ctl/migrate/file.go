@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
@@ -91,7 +92,7 @@ func isRest(key string) bool { return !isResource(key) && !isCluster(key) }
 
 // ours reports whether a key belongs into an export.
 func ours(key string) bool {
-	return strings.HasPrefix(key, api.ResourcesRoot) || strings.HasPrefix(key, api.IPAMRoot) || strings.HasPrefix(key, muslinRoot)
+	return slices.ContainsFunc(roots(), func(root string) bool { return strings.HasPrefix(key, root) })
 }
 
 // end is the last line.

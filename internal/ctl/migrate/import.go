@@ -86,7 +86,7 @@ func fill(ctx context.Context, env cli.Env, c *store.Client, kvs []store.KV) err
 
 // missing is what the datastore does not hold yet, the ClusterInformation last. The error says what it holds beside.
 func missing(ctx context.Context, c *store.Client, kvs []store.KV) ([]store.KV, error) {
-	there, _, err := c.ReadAll(ctx, page, store.Range{Key: api.Root, Prefix: true}, store.Range{Key: muslinRoot, Prefix: true})
+	there, _, err := c.ReadAll(ctx, page, below()...)
 	if err != nil {
 		return nil, err
 	}
