@@ -25,11 +25,12 @@ func complete(root *cobra.Command, args []string) []string {
 			return out
 		case strings.HasPrefix(arg, "--"):
 			name, rest, given := strings.Cut(arg[2:], "=")
-			flag := flagNamed(cmd, name)
+			full := longName(cmd, name)
+			flag := cmd.Flags().Lookup(full)
 			if flag == nil {
 				continue
 			}
-			out[i] = "--" + flag.Name
+			out[i] = "--" + full
 			if given {
 				out[i] += "=" + rest
 			}
@@ -42,22 +43,19 @@ func complete(root *cobra.Command, args []string) []string {
 	return out
 }
 
-// flagNamed is the option of that name, or the only one whose name begins so; nil if there is none.
-func flagNamed(cmd *cobra.Command, name string) *pflag.Flag {
-	if name == "" || name == "help" {
-		return nil
+// longName is the name of the only option whose name begins so; the name itself if it is an option, or if none or several begin so.
+func longName(cmd *cobra.Command, name string) string {
+	if name == "" || name == "help" || cmd.Flags().Lookup(name) != nil {
+		return name
 	}
-	if f := cmd.Flags().Lookup(name); f != nil {
-		return f
-	}
-	var found []*pflag.Flag
+	var found []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if strings.HasPrefix(f.Name, name) {
-			found = append(found, f)
+			found = append(found, f.Name)
 		}
 	})
 	if len(found) != 1 {
-		return nil
+		return name
 	}
 	return found[0]
 }

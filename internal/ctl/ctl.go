@@ -19,6 +19,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/addresses"
 	"github.com/muslin-cni/muslin/internal/ctl/apiconfig"
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/ctl/hosts"
 	"github.com/muslin-cni/muslin/internal/ctl/migrate"
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -103,7 +104,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command}
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command}
 }
 
 func (s *session) env() cli.Env {

@@ -30,7 +30,7 @@ type fileOptions struct {
 }
 
 // fileCommand is a verb on the resources of files.
-func (s *session) fileCommand(verb, short, long string, make func(o *fileOptions) batchVerb) (*cobra.Command, *fileOptions) {
+func (s *session) fileCommand(verb, short, long string, of func(o *fileOptions) batchVerb) (*cobra.Command, *fileOptions) {
 	o := &fileOptions{}
 	cmd := &cobra.Command{
 		Use:     verb + " -f FILE",
@@ -45,7 +45,7 @@ func (s *session) fileCommand(verb, short, long string, make func(o *fileOptions
 			if err != nil || len(found) == 0 {
 				return err
 			}
-			return s.write(cmd.Context(), o.dryRun, make(o), found)
+			return s.write(cmd.Context(), o.dryRun, of(o), found)
 		},
 	}
 	o.flags(cmd)

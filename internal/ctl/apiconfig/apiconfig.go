@@ -70,7 +70,7 @@ func Read(path, usual string, env func(string) string) (store.Config, error) {
 	case path == "" && errors.Is(err, fs.ErrNotExist):
 		return store.FromEnv(env)
 	case err != nil:
-		return store.Config{}, fmt.Errorf("Error reading config file: %s: %w", name, reason(err))
+		return store.Config{}, &unreadable{name, reason(err)}
 	}
 	cfg, err := Parse(text)
 	if err != nil {
@@ -78,6 +78,17 @@ func Read(path, usual string, env func(string) string) (store.Config, error) {
 	}
 	return cfg, nil
 }
+
+// unreadable says, in the words that calicoctl's users know, that there is no such file.
+type unreadable struct {
+	name string
+	err  error
+}
+
+func (e *unreadable) Error() string {
+	return fmt.Sprintf("Error reading config file: %s: %v", e.name, e.err)
+}
+func (e *unreadable) Unwrap() error { return e.err }
 
 func reason(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {

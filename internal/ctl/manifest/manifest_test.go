@@ -47,7 +47,7 @@ items:
 
 func TestYAMLErrorsNameTheFilesLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"a: b\n---\nkind: [\n":           "line 4",
+		"a: b\n---\nkind: [\n":           "line 3",
 		"---\n\n---\na: 1\nb: 2\na: 3\n": "line 6", // twice the same key
 		"a: b\n---\na:\n\tb: c\n":        "line 4",
 	} {

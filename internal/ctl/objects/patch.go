@@ -79,11 +79,11 @@ type LabelChange struct {
 	Overwrite  bool // also where the label is there
 }
 
-// LabelExistsError says that a label is there, and LabelMissingError that it is not.
-type (
-	LabelExistsError  struct{ Key string }
-	LabelMissingError struct{ Key string }
-)
+// LabelExistsError says that a label is there.
+type LabelExistsError struct{ Key string }
+
+// LabelMissingError says that a label is not there.
+type LabelMissingError struct{ Key string }
 
 func (e *LabelExistsError) Error() string  { return fmt.Sprintf("key %s is already present", e.Key) }
 func (e *LabelMissingError) Error() string { return fmt.Sprintf("key %s does not exist", e.Key) }
