@@ -11,12 +11,14 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/manifest"
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // batchVerb is a verb that is done to each of many resources.
 type batchVerb struct {
 	verb, past string
 	stops      bool // at the first failure
+	foresees   bool // works on what may be there already
 	// skip tells a failure that counts as success.
 	skip func(error) bool
 	each func(ctx context.Context, c *objects.Client, o api.Object) error
@@ -73,7 +75,7 @@ func (s *session) applyCommand() *cobra.Command {
 		`What the file does not say gets its default; labels and annotations are those of the file. A resource with a resourceVersion is
 replaced only if it still has that one. Resources that fail do not stop the others.`,
 		func(*fileOptions) batchVerb {
-			return batchVerb{verb: "apply", past: "applied", each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Apply(ctx, r) }}
+			return batchVerb{verb: "apply", past: "applied", foresees: true, each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Apply(ctx, r) }}
 		})
 	return cmd
 }
@@ -82,7 +84,7 @@ func (s *session) replaceCommand() *cobra.Command {
 	cmd, _ := s.fileCommand("replace", "Replace resources that exist",
 		"As apply, but a resource that does not exist is an error, and the first error ends it.",
 		func(*fileOptions) batchVerb {
-			return batchVerb{verb: "replace", past: "replaced", stops: true,
+			return batchVerb{verb: "replace", past: "replaced", stops: true, foresees: true,
 				each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Update(ctx, r) }}
 		})
 	return cmd
@@ -177,6 +179,15 @@ func (s *session) write(ctx context.Context, dryRun bool, verb batchVerb, found 
 			// It is a service to the cluster; whether the verb itself can be done shows by itself.
 			_ = c.EnsureInitialized(ctx)
 		}
+		if verb.foresees {
+			all := make([]api.Object, len(found))
+			for i, it := range found {
+				all[i] = it.Object
+			}
+			if err := c.Foresee(ctx, all); err != nil {
+				return err
+			}
+		}
 		r := run(ctx, c, verb, found)
 		r.dryRun = dryRun
 		return s.report(r)
@@ -209,8 +220,8 @@ func run(ctx context.Context, c *objects.Client, verb batchVerb, found []manifes
 		}
 		r.errs = append(r.errs, locate(it, err))
 		r.kinds = append(r.kinds, it.Object.KindOf().Name)
-		if verb.stops || ctx.Err() != nil {
-			break
+		if verb.stops || ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized) {
+			break // the others would fare no better
 		}
 	}
 	return r

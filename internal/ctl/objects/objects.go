@@ -32,7 +32,8 @@ type Client struct {
 	DryRun bool              // check everything, write nothing
 	Notice func(text string) // told what a user should know while a procedure goes on; one line, no newline
 
-	found map[string]bool // keys of referenced objects that were there
+	found map[string]bool     // keys of referenced objects that were there
+	known map[string]store.KV // what Foresee has read and nobody has used yet
 }
 
 // Stored is an object as it stands in the datastore, in its user's form with its resourceVersion set.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -144,19 +145,61 @@ func (c *Client) commit(ctx context.Context, txn *store.Txn, key string, rev int
 	return nil
 }
 
+// foresight is how many keys Foresee reads at once.
+const foresight = 100
+
+// Foresee reads what is stored of objects that are about to be applied or replaced, which spares each of them a request.
+func (c *Client) Foresee(ctx context.Context, all []api.Object) error {
+	c.known = make(map[string]store.KV, len(all))
+	for some := range slices.Chunk(all, foresight) {
+		ranges := make([]store.Range, len(some))
+		for i, o := range some {
+			ranges[i].Key = api.KeyOf(o)
+		}
+		got, _, err := c.Store.Read(ctx, ranges...)
+		if err != nil {
+			return err
+		}
+		for _, kvs := range got {
+			for _, kv := range kvs {
+				c.known[kv.Key] = kv
+			}
+		}
+	}
+	return nil
+}
+
+// foreseen is what is known of a key, once; a KV without revision if nothing is.
+func (c *Client) foreseen(key string) store.KV {
+	kv := c.known[key]
+	delete(c.known, key)
+	return kv
+}
+
 // Apply creates an object or, if it is there already, updates it.
 func (c *Client) Apply(ctx context.Context, given api.Object) error {
-	current, err := c.create(ctx, "apply", given)
-	if _, exists := errors.AsType[*ExistsError](err); !exists {
-		return err
+	current := c.foreseen(api.KeyOf(given))
+	for range tries {
+		if current.Rev == 0 {
+			var err error
+			current, err = c.create(ctx, "apply", given)
+			if _, exists := errors.AsType[*ExistsError](err); !exists {
+				return err
+			}
+		}
+		err := c.update(ctx, "apply", given, current)
+		if absent, ok := errors.AsType[*NotFoundError](err); !ok || absent.Path != "" {
+			return err
+		}
+		current = store.KV{} // deleted meanwhile
 	}
-	return c.update(ctx, "apply", given, current)
+	return fmt.Errorf("apply %s: others create and delete it all the time: try again", api.Identify(given))
 }
 
 // Update replaces the object of the same name. Labels and annotations are the given ones; uid, creation time and the fields that we do
 // not know stay. If the given object has a resourceVersion, it must be the stored one's, else the error is a *ConflictError.
 func (c *Client) Update(ctx context.Context, given api.Object) error {
-	return c.update(ctx, "replace", given, store.KV{})
+	return c.update(ctx, "replace", given, c.foreseen(api.KeyOf(given)))
 }
 
 // update starts from what is known to be stored; a KV without revision is read.
