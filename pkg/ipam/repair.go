@@ -149,8 +149,7 @@ func (r *repairer) claims() {
 	for _, e := range r.Affinities {
 		node, cidr, _ := api.ParseAffinityKey(e.Key) // the view holds no others
 		b, exists := r.byCIDR[cidr]
-		host, _ := hostIf(b, exists)
-		own := exists && host == node
+		own := exists && hostIf(b, exists) == node
 		if own && e.Value.Confirmed() {
 			continue
 		}

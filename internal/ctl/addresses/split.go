@@ -52,7 +52,7 @@ func splitCommand(env cli.Env) *cobra.Command {
 func parts(text string) (int, error) {
 	n, err := strconv.ParseUint(text, 10, 31)
 	if err != nil || bits.OnesCount64(n) != 1 || n < 2 {
-		return 0, fmt.Errorf("invalid number of pools '%s': want a power of 2: 2, 4, 8, ...", text)
+		return 0, fmt.Errorf("invalid number of pools '%s': want a power of 2, from 2 on", text)
 	}
 	if n > maxParts {
 		return 0, fmt.Errorf("cannot split into %d at once: split into at most %d, and then those", n, maxParts)

@@ -59,7 +59,7 @@ func status(ctx context.Context, socket string) error {
 	if held {
 		return fmt.Errorf("Calico process is running, but has not programmed this host yet, and attaches no pods: look at its log: %w", err) //nolint:staticcheck // begins as what scripts look for
 	}
-	return errors.New("Calico process is not running.") //nolint:staticcheck // the text that scripts look for
+	return errors.New("Calico process is not running.") //nolint:staticcheck,revive // the text that scripts look for
 }
 
 func adoptCommand(env cli.Env) *cobra.Command {

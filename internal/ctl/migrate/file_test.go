@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/yaml"
 
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -79,4 +80,28 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%d keys, read again %d", len(kvs), len(again))
 		}
 	})
+}
+
+func TestResourcesOfAnExportAreYAMLDocuments(t *testing.T) {
+	var file bytes.Buffer
+	err := write(&file, []store.KV{
+		{Key: api.ResourcesRoot + "tiers/a", Value: []byte(`{"kind":"Tier","metadata":{"name":"a"}}`)},
+		{Key: api.ResourcesRoot + "tiers/b", Value: []byte(`{"kind":"Tier","metadata":{"name":"b\u0085"}}`)},
+		{Key: api.IPAMConfigKey, Value: []byte(`{}`)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resources, _, _ := strings.Cut(file.String(), "\n"+section+"\n")
+	var got []string
+	for _, doc := range strings.Split(resources, "\n"+between+"\n") {
+		var tier api.Tier
+		if err := yaml.Unmarshal([]byte(doc), &tier); err != nil {
+			t.Fatalf("%v in:\n%s", err, doc)
+		}
+		got = append(got, tier.Metadata.Name)
+	}
+	if diff := cmp.Diff([]string{"a", "b\u0085"}, got); diff != "" {
+		t.Errorf("names in the documents (-want +got):\n%s", diff)
+	}
 }
