@@ -85,17 +85,14 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 func alone(ctx context.Context) (*attachlock.Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, otherAgentTimeout)
 	defer cancel()
-	lock, err := attachlock.Acquire(ctx, filepath.Dir(attach.Socket), lockName)
+	lock, err := attachlock.Acquire(ctx, filepath.Dir(attach.Socket), attach.AgentLock)
 	if err != nil {
 		return nil, fmt.Errorf("another agent runs on this host, stop one of the two: %w", err)
 	}
 	return lock, nil
 }
 
-const (
-	otherAgentTimeout = 3 * time.Second
-	lockName          = "agent.lock"
-)
+const otherAgentTimeout = 3 * time.Second
 
 func (a *Agent) run(ctx context.Context) error {
 	lock, err := alone(ctx)

@@ -25,6 +25,9 @@ import (
 // Socket is where the agent listens, on every host.
 const Socket = "/run/muslin/agent.sock"
 
+// AgentLock is the name of the lock, in Socket's folder, that an agent holds as long as it runs.
+const AgentLock = "agent.lock"
+
 // LockDir holds a lock file for each host interface name; whoever makes or removes that interface holds its flock.
 const LockDir = "/run/muslin/attach"
 

@@ -26,6 +26,14 @@ func Encode[T Value](v *T, prior []byte) ([]byte, error) {
 	return encode(&out, prior)
 }
 
+// Text is the JSON of o in its user's form, resourceVersion included, with those fields of stored, the bytes that o was read from, that
+// its kind does not know. stored may be nil. o is not changed.
+func Text(o Object, stored []byte) ([]byte, error) {
+	c := Clone(o)
+	*c.typeMeta() = TypeMeta{Kind: kindName(c), APIVersion: Version}
+	return marshalOver(c, stored)
+}
+
 // storer is a kind whose stored form differs from the one that people write. Both directions change the object's own fields, but
 // none of the maps and slices that it shares with others.
 type storer interface {
@@ -62,6 +70,11 @@ func encode(v any, prior []byte) ([]byte, error) {
 	if s, ok := v.(storer); ok {
 		s.toStored()
 	}
+	return marshalOver(v, prior)
+}
+
+// marshalOver is v's JSON with those fields of prior that v's type does not know.
+func marshalOver(v any, prior []byte) ([]byte, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kindName(v), err)

@@ -8,7 +8,7 @@
 //     every field that our types do not know.
 //  3. What is read is complete: Decode applies the defaults that older writers left out.
 //  4. A kind of resource is one file: its types, with what a field may hold in the field's `want` tag (check.go), its Kind, and as
-//     far as it needs them Default, validate, validateUpdate, refuses, references, toStored and fromStored, which the package finds by
+//     far as it needs them Default, validate, validateUpdate, refuses, references, compare, toStored and fromStored, which the package finds by
 //     their names. Besides, it is named twice in registry.go.
 //  5. Nobody outside needs a switch over kinds: Lookup, Kind.New, Read, SetDefaults, Validate…, KeyOf and EncodeObject work on any Object.
 //  6. Of a bad object everything that is wrong is told at once, each with the field's path, the value, and what is allowed.

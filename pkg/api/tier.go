@@ -1,5 +1,10 @@
 package api
 
+import (
+	"cmp"
+	"math"
+)
+
 // Tier groups policies: the policies of a tier of lower order come before those of a higher one.
 type Tier struct {
 	Header
@@ -37,6 +42,21 @@ type StaticTier struct {
 // StaticTiers are the tiers that every cluster has, that cannot be deleted, and whose order and action are fixed.
 func StaticTiers() []StaticTier {
 	return []StaticTier{{DefaultTier, 1e6, Deny}, {"kube-admin", 1e3, Pass}, {"kube-baseline", 1e7, Pass}}
+}
+
+// compare is the order in which tiers are consulted; those without an order come last.
+func (t *Tier) compare(o Object) int {
+	other, ok := o.(*Tier)
+	if !ok {
+		return 0
+	}
+	place := func(t *Tier) float64 {
+		if t.Spec.Order == nil {
+			return math.Inf(1)
+		}
+		return *t.Spec.Order
+	}
+	return cmp.Compare(place(t), place(other))
 }
 
 func (t *Tier) static() (StaticTier, bool) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -86,6 +87,16 @@ func Identify(o Object) string {
 		return fmt.Sprintf("%s(%s/%s)", k.Name, m.Namespace, m.Name)
 	}
 	return fmt.Sprintf("%s(%s)", k.Name, m.Name)
+}
+
+// Compare is the order in which people expect objects of one kind: tiers by their order, all others by namespace and name.
+func Compare(a, b Object) int {
+	if c, ok := a.(interface{ compare(Object) int }); ok {
+		if n := c.compare(b); n != 0 {
+			return n
+		}
+	}
+	return cmp.Or(strings.Compare(a.Meta().Namespace, b.Meta().Namespace), strings.Compare(a.Meta().Name, b.Meta().Name))
 }
 
 // Reference is an object that must exist for another one to make sense.

@@ -216,7 +216,7 @@ func (a *audit) claims() {
 		node, cidr, _ := api.ParseAffinityKey(e.Key) // the view holds no others
 		b, exists := a.byCIDR[cidr]
 		f := Finding{Keys: []string{e.Key, api.BlockKey(cidr)}, Remedy: fmt.Sprintf("the next allocation on node %s puts it right; delete the key if that node is gone", node)}
-		switch host, _ := hostIf(b, exists); {
+		switch host := hostIf(b, exists); {
 		case !exists && e.Value.Confirmed():
 			f.Kind, f.Text = AffinityWithout, fmt.Sprintf("node %s has an affinity to block %v, which does not exist", node, cidr)
 		case exists && host != node:
@@ -230,11 +230,12 @@ func (a *audit) claims() {
 	}
 }
 
-func hostIf(b store.Entry[api.Block], exists bool) (string, bool) {
+func hostIf(b store.Entry[api.Block], exists bool) string {
 	if !exists {
-		return "", false
+		return ""
 	}
-	return b.Value.Host()
+	host, _ := b.Value.Host()
+	return host
 }
 
 func (a *audit) handles() {

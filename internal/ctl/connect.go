@@ -1,0 +1,64 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/ctl/apiconfig"
+	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// clientVersion is the version of Calico whose client this is, for the comparison with the cluster's.
+const clientVersion = startup.CalicoVersion
+
+// open prepares the connection that options, file and environment name.
+func (s *session) open(timeout time.Duration) (*store.Client, error) {
+	cfg, err := apiconfig.Read(s.config, s.Config, s.Env)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Timeout = timeout
+	return store.New(cfg)
+}
+
+// connect opens the datastore and refuses a cluster of another version. The caller closes the client.
+func (s *session) connect(ctx context.Context) (*store.Client, error) {
+	c, err := s.open(store.DefaultTimeout)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkVersion(ctx, c); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (s *session) checkVersion(ctx context.Context, c *store.Client) error {
+	if s.allowMismatch {
+		return nil
+	}
+	cluster, err := store.Get[api.ClusterInformation](ctx, c, cli.ClusterKey())
+	if _, unreadable := errors.AsType[*store.UnreadableError](err); unreadable || errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	theirs := cluster.Value.Spec.CalicoVersion
+	if theirs == "" || release(theirs) == release(clientVersion) {
+		return nil
+	}
+	return fmt.Errorf("version mismatch.\nClient Version:   %s\nCluster Version:  %s\nUse --allow-version-mismatch to override", clientVersion, theirs)
+}
+
+// release is a version without the leading v and what follows a dash.
+func release(version string) string {
+	version, _, _ = strings.Cut(strings.TrimPrefix(version, "v"), "-")
+	return version
+}

@@ -1,0 +1,95 @@
+// Package hosts answers for the host that the command runs on: whether an agent runs, what support needs to know, whether the kernel has
+// what is needed, and whose a node's name is. These are the verbs below "node".
+package hosts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
+	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/machineid"
+	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Command is "node" with its verbs.
+func Command(env cli.Env) *cobra.Command {
+	c := &cobra.Command{Use: "node", Short: "Look after the node that this host is", Args: cobra.NoArgs}
+	c.AddCommand(statusCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env))
+	return c
+}
+
+func statusCommand(env cli.Env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Say whether the agent runs on this host, and what it does",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := status(c.Context(), attach.Socket); err != nil {
+				return err
+			}
+			_, err := fmt.Fprint(env.Out, "Calico process is running.\n\nBGP is not running on this node: routes between nodes come from etcd.\n")
+			return err
+		},
+	}
+}
+
+// dialTimeout bounds how long the agent is waited for.
+const dialTimeout = time.Second
+
+// status is nil where an agent serves this host. It opens its socket once the kernel is as it should be, and holds its lock all the time.
+func status(ctx context.Context, socket string) error {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err == nil {
+		return conn.Close()
+	}
+	held, lockErr := attachlock.Held(filepath.Dir(socket), attach.AgentLock)
+	if lockErr != nil {
+		return lockErr
+	}
+	if held {
+		return fmt.Errorf("Calico process is running, but has not programmed this host yet, and attaches no pods: look at its log: %w", err) //nolint:staticcheck // begins as what scripts look for
+	}
+	return errors.New("Calico process is not running.") //nolint:staticcheck,revive // the text that scripts look for
+}
+
+func adoptCommand(env cli.Env) *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "adopt <NODENAME>",
+		Short: "Give a node's name to this machine, whose it was before is gone",
+		Long: "Give a node's name to this machine. Say so only if the machine that had it is gone, or has another name now: from then on that one assigns no\n" +
+			"more addresses and leaves its kernel as it is. Then restart the agent here.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			find := machineid.Host(file).Ask
+			if file != "" {
+				find = machineid.Host(file).Find
+			}
+			machine, err := find()
+			if err != nil {
+				return err
+			}
+			return env.With(c.Context(), func(client *store.Client) error { return adopt(c.Context(), env, client, args[0], machine) })
+		},
+	}
+	c.Flags().StringVar(&file, "machine-id-file", "", "the file that holds this machine's id; if left out, what the agent or the system says")
+	return c
+}
+
+func adopt(ctx context.Context, env cli.Env, c *store.Client, node, machine string) error {
+	if err := startup.Adopt(ctx, c, node, machine); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(env.Out, "The node name %s belongs to this machine (%s) now.\n", node, machine)
+	return err
+}

@@ -1,0 +1,150 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/muslin-cni/muslin/internal/ctl/manifest"
+	"github.com/muslin-cni/muslin/internal/ctl/objects"
+	"github.com/muslin-cni/muslin/internal/ctl/show"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// defaultNamespace is that of namespaced resources for which nobody names one.
+const defaultNamespace = "default"
+
+// completionTime bounds how long the shell waits for names.
+const completionTime = time.Second
+
+// kindNamed finds what a user calls a kind.
+func kindNamed(word string) (api.Kind, error) {
+	k, ok := api.Lookup(word)
+	if ok && !k.Hidden {
+		return k, nil
+	}
+	hint := ""
+	if near := api.Suggest(word); near != "" && !ok {
+		hint = fmt.Sprintf("; did you mean %q?", near)
+	}
+	return api.Kind{}, fmt.Errorf("resource type '%s' is not supported%s", word, hint)
+}
+
+// input is the options by which resources are given: by kind and name, or in files.
+type input struct {
+	file      string
+	recursive bool
+	skipEmpty bool
+	namespace string
+}
+
+func (in *input) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&in.file, "filename", "f", "", "file or folder with resources in YAML or JSON; - is standard input")
+	f.BoolVarP(&in.recursive, "recursive", "R", false, "with a folder: its folders too")
+	f.BoolVar(&in.skipEmpty, "skip-empty", false, "do not fail if there are no resources in it")
+	in.namespaceFlag(cmd)
+}
+
+func (in *input) namespaceFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&in.namespace, "namespace", "n", "", `namespace of namespaced resources (default "default")`)
+}
+
+// resources reads the files, with the namespaces filled in.
+func (s *session) resources(in input) ([]manifest.Resource, error) {
+	found, err := manifest.Read(manifest.Source{Path: in.file, Recursive: in.recursive, Stdin: s.In})
+	if empty, ok := errors.AsType[*manifest.EmptyError](err); ok {
+		if in.skipEmpty {
+			fmt.Fprintln(s.Out, "No resources specified")
+			return nil, nil
+		}
+		return nil, empty
+	}
+	if err != nil {
+		return nil, fmt.Errorf("failed to execute command: %w", err)
+	}
+	var errs []error
+	for _, r := range found {
+		if err := in.place(r.Object); err != nil {
+			errs = append(errs, r.Locate(err))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// place puts an object into the namespace that it is meant for.
+func (in *input) place(o api.Object) error {
+	m, k := o.Meta(), o.KindOf()
+	switch {
+	case !k.Namespaced && m.Namespace != "":
+		return fmt.Errorf("namespace should not be specified for a non-namespaced resource. %s is not a namespaced resource", k.Name)
+	case !k.Namespaced && in.namespace != "":
+		return fmt.Errorf("%s is not namespaced", k.Name)
+	case !k.Namespaced:
+	case m.Namespace == "" && in.namespace == "":
+		m.Namespace = defaultNamespace
+	case m.Namespace == "":
+		m.Namespace = in.namespace
+	case in.namespace != "" && m.Namespace != in.namespace:
+		return fmt.Errorf("resource namespace does not match client namespace. %s != %s", m.Namespace, in.namespace)
+	}
+	return nil
+}
+
+// named is an object of that kind and name, with nothing else.
+func (in *input) named(k api.Kind, name string) (api.Object, error) {
+	o := k.New()
+	o.Meta().Name = name
+	return o, in.place(o)
+}
+
+// suggestKinds completes kinds, and names of what is in etcd behind a kind.
+func (s *session) suggestKinds(in *input, most int) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			var out []string
+			for _, k := range api.Kinds() {
+				if !k.Hidden {
+					out = append(out, strings.ToLower(k.Name))
+				}
+			}
+			return out, cobra.ShellCompDirectiveNoFileComp
+		}
+		if most > 0 && len(args) > most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return s.namesOf(cmd.Context(), in, args[0]), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// namesOf are the names of a kind's objects; none if etcd does not say within a second.
+func (s *session) namesOf(ctx context.Context, in *input, word string) (out []string) {
+	k, err := kindNamed(word)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionTime)
+	defer cancel()
+	c, err := s.open(completionTime)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = c.Close() }() // there is nobody to tell
+	namespace := in.namespace
+	if namespace == "" {
+		namespace = defaultNamespace
+	}
+	all, _ := (&objects.Client{Store: c}).List(ctx, k, namespace)
+	for _, it := range all.Items {
+		out = append(out, it.Object.Meta().Name)
+	}
+	return out
+}
+
+func suggestFormats(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return show.Formats(), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
