@@ -10,25 +10,18 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
-	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
-	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
-	"github.com/muslin-cni/muslin/internal/sysctl"
-	"github.com/muslin-cni/muslin/internal/xtables"
-	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -79,20 +72,6 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
 	return a.run(ctx)
 }
-
-// alone makes sure that no other agent works on this host: two would undo each other's work and take each other's socket. One that
-// is just ending is waited for.
-func alone(ctx context.Context) (*attachlock.Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, otherAgentTimeout)
-	defer cancel()
-	lock, err := attachlock.Acquire(ctx, filepath.Dir(attach.Socket), attach.AgentLock)
-	if err != nil {
-		return nil, fmt.Errorf("another agent runs on this host, stop one of the two: %w", err)
-	}
-	return lock, nil
-}
-
-const otherAgentTimeout = 3 * time.Second
 
 func (a *Agent) run(ctx context.Context) error {
 	lock, err := alone(ctx)
@@ -160,20 +139,6 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// identify finds out which machine this is, and tells the host's other programs.
-func (a *Agent) identify() error {
-	sources := machineid.Host(a.cfg.MachineIDFile)
-	id, made, err := sources.FindOrMake()
-	if err != nil {
-		return err
-	}
-	if made {
-		a.log.Warn("this machine has no id of its own, so that a random one was made; it is lost with the file", "file", sources.Kept, "machine", id)
-	}
-	a.machine = id
-	return sources.Say(id)
-}
-
 // newAudit makes the audit of this node's addresses.
 func (a *Agent) newAudit() *audit {
 	return &audit{
@@ -183,7 +148,7 @@ func (a *Agent) newAudit() *audit {
 				return feed.Snapshot{}, false, err
 			}
 			snap, ok := a.feed.Snapshot()
-			return snap, ok && held(snap, a.node, a.machine) == "", nil
+			return snap, ok && frozen(snap, a.node, a.machine) == "", nil
 		},
 		giveUp: func(ctx context.Context, u ipam.Unused) error {
 			changed, err := ipam.ReturnBlock(ctx, a.store, u)
@@ -197,34 +162,6 @@ func (a *Agent) close() {
 	a.rtnl.Close()
 	if err := a.store.Close(); err != nil {
 		a.log.Debug("close etcd's client", "error", err)
-	}
-}
-
-// start does what has to be done before the loop, and waits for etcd as long as it takes.
-func (a *Agent) start(ctx context.Context) error {
-	waiting := false
-	for {
-		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Machine: a.machine, IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
-		err := startup.Run(ctx, a.node, a.cfg, deps)
-		if err == nil {
-			a.tunnels.ensure(ctx)
-			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUnknown) {
-			return fmt.Errorf("start node %s: %w", a.node, err)
-		}
-		if !waiting {
-			a.log.Warn("waiting for etcd", "etcd", a.etcd, "error", err)
-		}
-		waiting = true
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Second):
-		}
 	}
 }
 
@@ -245,53 +182,4 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
 	s := &server{handler: a.handler, programmed: a.programmed, log: a.log}
 	return s.serve(ctx, l)
-}
-
-// openKernel opens every kernel table. Which iptables to use is a setting, so etcd has been read by now.
-func (a *Agent) openKernel(ctx context.Context) error {
-	global, err := a.felixConfig(ctx, "default")
-	if err != nil {
-		return err
-	}
-	node, err := a.felixConfig(ctx, "node."+a.node)
-	if err != nil {
-		return err
-	}
-	d, _ := config.Effective(a.env, global, node) // problems are said by the loop
-	a.backend = d.IptablesBackend
-	sysctls, err := sysctl.Open("/proc/sys")
-	if err != nil {
-		return err
-	}
-	sets, err := xtables.OpenSets()
-	if err != nil {
-		return err
-	}
-	chains, err := xtables.OpenChains(ctx, xtables.Backend(a.backend))
-	if err != nil {
-		return err
-	}
-	tables := reconcile.Tables{
-		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
-		Sets: sets, Routes: a.rtnl.Routes(), Chains: chains,
-	}
-	if a.noIPv6 == "" {
-		chains6, err := chains.IPv6(ctx)
-		if err != nil {
-			a.noIPv6 = err.Error()
-		} else {
-			tables.Chains6 = chains6
-		}
-	}
-	a.kernel = reconcile.New(tables, a.log)
-	return ctx.Err()
-}
-
-func (a *Agent) felixConfig(ctx context.Context, name string) (*api.FelixConfiguration, error) {
-	e, err := store.Get[api.FelixConfiguration](ctx, a.store, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
-	var unreadable *store.UnreadableError
-	if errors.Is(err, store.ErrNotFound) || errors.As(err, &unreadable) { // the loop names what cannot be read
-		return nil, nil
-	}
-	return e.Value, err
 }

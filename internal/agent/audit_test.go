@@ -63,7 +63,7 @@ func newHost(t *testing.T) *host {
 				return feed.Snapshot{}, false, err
 			}
 			s, ok := h.feed.Snapshot()
-			return s, ok && held(s, "node-1", "m1") == "", nil
+			return s, ok && frozen(s, "node-1", "m1") == "", nil
 		},
 		giveUp: func(ctx context.Context, u ipam.Unused) error {
 			_, err := ipam.ReturnBlock(ctx, h.c, u)

@@ -19,12 +19,8 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// How often the loop looks again without being told to.
-const (
-	refreshInterval = 90 * time.Second // lists every table anew
-	firstRetry      = 100 * time.Millisecond
-	lastRetry       = 10 * time.Second
-)
+// refreshInterval is how often the loop lists every table anew without being told to.
+const refreshInterval = 90 * time.Second
 
 // loop makes the kernel equal to the plan, again and again, until ctx ends. An event only says "look again".
 func (a *Agent) loop(ctx context.Context) error {
@@ -111,19 +107,19 @@ func (a *Agent) usable() (snap feed.Snapshot, ok bool) {
 	if !ok {
 		return snap, false
 	}
-	if why := held(snap, a.node, a.machine); why != "" {
+	if why := frozen(snap, a.node, a.machine); why != "" {
 		a.say([]string{why}, nil, snap.Bad())
 		return snap, false
 	}
 	return snap, true
 }
 
-// held says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without
+// frozen says why the kernel is to be left as it is; "" if it is not. What a datastore lacks that is locked, or that was started without
 // its data, is no reason to take the network away from pods that run.
 //
-// Nor is it one that the node's name was given to another machine: what etcd says of the node is about that machine then. Pods here go on as they are,
-// and ADDs are refused.
-func held(snap feed.Snapshot, node, machine string) string {
+// Nor is it one that the node's name was given to another machine: what etcd says of the node is about that machine then. Pods here go
+// on as they are, and ADDs are refused.
+func frozen(snap feed.Snapshot, node, machine string) string {
 	c := snap.Cluster()
 	switch {
 	case !c.Exists():
@@ -257,26 +253,3 @@ func (a *Agent) publishMTU(mtu int) error {
 	a.mtu = mtu
 	return nil
 }
-
-// backoff spaces retries. The zero value has nothing to retry.
-type backoff struct {
-	wait  time.Duration
-	timer <-chan time.Time // nil: none is set
-}
-
-// next sets a retry, later each time. One that is set already stays: a failure between, for another reason, does not put it off.
-func (b *backoff) next() {
-	if b.timer != nil {
-		return
-	}
-	b.wait = min(max(2*b.wait, firstRetry), lastRetry)
-	b.timer = time.After(b.wait)
-}
-
-// fired is called after due has received.
-func (b *backoff) fired() { b.timer = nil }
-
-func (b *backoff) reset() { *b = backoff{} }
-
-// due is nil, and so never ready, when there is nothing to retry.
-func (b *backoff) due() <-chan time.Time { return b.timer }

@@ -13,7 +13,7 @@ import (
 func TestKernelIsLeftAloneWithoutAUsableDatastore(t *testing.T) {
 	f := feed.New(nil, slog.New(slog.DiscardHandler))
 	snap, _ := f.Snapshot()
-	if why := held(snap, "node-1", "m1"); !strings.Contains(why, "lost its data") {
+	if why := frozen(snap, "node-1", "m1"); !strings.Contains(why, "lost its data") {
 		t.Errorf("an empty datastore: %q", why)
 	}
 	key := (&api.ClusterInformation{}).KindOf().Key("", "default")
@@ -25,14 +25,14 @@ func TestKernelIsLeftAloneWithoutAUsableDatastore(t *testing.T) {
 		value := `{"kind":"ClusterInformation","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":` + c.spec + `}`
 		f.Commit([]store.KV{{Key: key, Value: []byte(value), Rev: int64(i + 1)}})
 		snap, _ := f.Snapshot()
-		if why := held(snap, "node-1", "m1"); !strings.Contains(why, c.want) || (c.want == "") != (why == "") {
+		if why := frozen(snap, "node-1", "m1"); !strings.Contains(why, c.want) || (c.want == "") != (why == "") {
 			t.Errorf("%s: %q, want %q in it", c.spec, why, c.want)
 		}
 	}
 	for i, c := range []struct{ holder, want string }{{"m1", ""}, {"m2", "belongs to machine m2"}} {
 		f.Commit([]store.KV{{Key: api.IdentityKey("node-1"), Value: []byte(`{"machineID":"` + c.holder + `"}`), Rev: int64(i + 10)}})
 		snap, _ := f.Snapshot()
-		if why := held(snap, "node-1", "m1"); !strings.Contains(why, c.want) || (c.want == "") != (why == "") {
+		if why := frozen(snap, "node-1", "m1"); !strings.Contains(why, c.want) || (c.want == "") != (why == "") {
 			t.Errorf("held by %s: %q, want %q in it", c.holder, why, c.want)
 		}
 	}

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,20 +180,8 @@ func (w expected) inspectPod(h *netlink.Handle) (pod *netlink.LinkAttrs, wrong [
 	if err != nil {
 		return nil, nil, fmt.Errorf("look at interface %s in the pod: %w", w.req.IfName, err)
 	}
-	pod = link.Attrs()
+	pod, wrong = link.Attrs(), w.inspectDevice(link)
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	if link.Type() != "veth" {
-		say("the interface %s is a %s, want a veth device", pod.Name, link.Type())
-	}
-	if have := kernel.MAC(pod.HardwareAddr); have != w.mac {
-		say("the interface %s has the MAC %v, want %v", pod.Name, have, w.mac)
-	}
-	if w.mtu != 0 && pod.MTU != w.mtu {
-		say("the interface %s has the MTU %d, want %d", pod.Name, pod.MTU, w.mtu)
-	}
-	if pod.RawFlags&unix.IFF_UP == 0 {
-		say("the interface %s is down", pod.Name)
-	}
 	addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list addresses of %s in the pod: %w", pod.Name, err)
@@ -213,6 +202,25 @@ func (w expected) inspectPod(h *netlink.Handle) (pod *netlink.LinkAttrs, wrong [
 		}
 	}
 	return pod, wrong, nil
+}
+
+// inspectDevice looks at the pod's device without what is on it. One that is no veth device may have no MAC at all.
+func (w expected) inspectDevice(link netlink.Link) (wrong []string) {
+	pod := link.Attrs()
+	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	if link.Type() != "veth" {
+		say("the interface %s is a %s, want a veth device", pod.Name, link.Type())
+	}
+	if !slices.Equal(pod.HardwareAddr, w.mac[:]) {
+		say("the interface %s has the MAC %v, want %v", pod.Name, cmp.Or(pod.HardwareAddr.String(), "none"), w.mac)
+	}
+	if w.mtu != 0 && pod.MTU != w.mtu {
+		say("the interface %s has the MTU %d, want %d", pod.Name, pod.MTU, w.mtu)
+	}
+	if pod.RawFlags&unix.IFF_UP == 0 {
+		say("the interface %s is down", pod.Name)
+	}
+	return wrong
 }
 
 // is reports whether the kernel's route is this one.

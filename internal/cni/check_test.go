@@ -38,6 +38,10 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 			p.Exec("ip", "link", "del", "eth0")
 			p.Exec("ip", "link", "add", "eth0", "type", "bridge")
 		}, "eth0 is a bridge, want a veth device"},
+		{"an interface without a MAC", func(_ *testing.T, p *pod) {
+			p.Exec("ip", "link", "del", "eth0")
+			p.Exec("ip", "tuntap", "add", "eth0", "mode", "tun")
+		}, "eth0 is a tuntap, want a veth device"},
 		{"state", func(_ *testing.T, p *pod) { p.Exec("ip", "link", "set", "eth0", "down") }, "eth0 is down"},
 		{"MAC", func(_ *testing.T, p *pod) { p.Exec("ip", "link", "set", "eth0", "address", "02:00:00:00:00:99") }, "has the MAC 02:00:00:00:00:99"},
 		{"MTU", func(_ *testing.T, p *pod) { p.Exec("ip", "link", "set", "eth0", "mtu", "1300") }, "has the MTU 1300, "},

@@ -143,8 +143,11 @@ func (p *Plugin) lock(ctx context.Context, hostIf string) (*attachlock.Lock, err
 	ctx, cancel := context.WithTimeout(ctx, p.Limits.Lock)
 	defer cancel()
 	lock, err := attachlock.Acquire(ctx, attach.LockDir, hostIf)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
 		return nil, failure(attach.CodeTryAgain, err, "another ADD or DEL of this pod is under way; try again")
+	case err != nil:
+		return nil, failure(attach.CodeIO, err, "see that "+attach.LockDir+" can be written to")
 	}
 	return lock, nil
 }

@@ -18,7 +18,7 @@ type aside struct {
 // overhear follows the identity records until stop, and ends the main watch when it cannot go on.
 func (f *Feed) overhear(ctx context.Context, main *store.Watcher) (*aside, error) {
 	f.mu.Lock()
-	after := f.aside
+	after := f.heard
 	f.mu.Unlock()
 	w, err := f.client.Watch(ctx, identitiesFrom, identitiesEnd, after)
 	if err != nil {
@@ -45,7 +45,7 @@ func (f *Feed) listen(w *store.Watcher) error {
 			f.publish(func(w *writer) { w.overheard(b.Changes) })
 		}
 		f.mu.Lock()
-		f.aside = b.Rev
+		f.heard = b.Rev
 		f.mu.Unlock()
 	}
 }

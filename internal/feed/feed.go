@@ -45,7 +45,7 @@ type Feed struct {
 
 	mu      sync.Mutex // guards what follows, for moments only
 	state   *state
-	aside   int64          // what the watch of the identity records has seen
+	heard   int64          // what the watch of the identity records has seen
 	synced  bool           // a complete list was read
 	stale   bool           // the watch cannot go on from where it was: list
 	watcher *store.Watcher // nil while there is none
@@ -151,7 +151,7 @@ func (f *Feed) take(at int64, kvs []store.KV) {
 	w.listed(at, kvs)
 	f.mu.Lock()
 	first := !f.synced
-	f.synced, f.stale, f.aside = true, false, at
+	f.synced, f.stale, f.heard = true, false, at
 	f.mu.Unlock()
 	f.install(w.next, first || w.changed() || base.seq != seq)
 }

@@ -34,9 +34,7 @@ func (w *writer) changed() bool { return w.next.seq != w.had }
 
 // watched adds what the watch told, up to and including rev.
 func (w *writer) watched(rev int64, changes []store.KV) {
-	for _, kv := range changes {
-		w.apply(kv)
-	}
+	w.overheard(changes)
 	w.reach(rev)
 }
 

@@ -1,7 +1,6 @@
 package register
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -207,15 +206,4 @@ func (a annotation) addrs() ([]netip.Addr, error) {
 		return nil, a.wrong(fmt.Sprintf("%q has more than one address of a family", a.text), "write one of each at most")
 	}
 	return out, nil
-}
-
-// awaitReady returns when all the readiness gates of a request have answered.
-func (h *Handler) awaitReady(ctx context.Context, req attach.Request) error {
-	if err := h.gates.wait(ctx, req.ReadinessGates); err != nil {
-		return &failed{attach.Error{
-			Code: attach.CodeTryAgain, Msg: fmt.Sprintf("wait for the readiness gates of network %s: %v", req.Network, err),
-			Details: "nothing was changed; see what keeps it from answering, or correct readiness_gates; the pod is tried again by itself",
-		}, err}
-	}
-	return nil
 }

@@ -104,7 +104,7 @@ func (j *job) missing(format string, args ...any) error {
 }
 
 func checkFailure(j *job, err error) error {
-	out := failure("check", j, err)
+	out := failure("check", j.subject(), err)
 	var f *failed
 	if errors.As(out, &f) && errors.Is(err, store.ErrUnavailable) {
 		f.cni.Code = attach.CodeTryAgain

@@ -20,15 +20,15 @@ func (f *failed) Error() string { return f.cni.Error() }
 
 func (f *failed) Unwrap() []error { return []error{&f.cni, f.cause} }
 
-// failure turns an error into what the runtime is told: the stage, the object, what happened, and what to do.
-func failure(stage string, j *job, err error) error {
+// failure turns an error into what the runtime is told: the stage, the subject, what happened, and what to do.
+func failure(stage, subject string, err error) error {
 	var out attach.Error
-	out.Msg = fmt.Sprintf("%s %s: %v", stage, j.subject(), err)
+	out.Msg = fmt.Sprintf("%s %s: %v", stage, subject, err)
 	var refusal *ipam.Refusal
 	switch {
 	case errors.As(err, &refusal):
 		out.Code = codeOf(refusal.Reason)
-		out.Msg = fmt.Sprintf("%s %s: %s", stage, j.subject(), refusal.Msg)
+		out.Msg = fmt.Sprintf("%s %s: %s", stage, subject, refusal.Msg)
 		out.Details = refusal.Remedy
 	case errors.Is(err, store.ErrUnknown):
 		out.Code = attach.CodeDatastore
@@ -64,13 +64,10 @@ func codeOf(reason error) uint {
 	return attach.CodeNoAddress
 }
 
-// subject names the pod or container of a job, or the network where it is about neither.
+// subject names the pod of a job, or its container.
 func (j *job) subject() string {
 	if s := j.endpoint.Spec; s.Pod != "" {
 		return fmt.Sprintf("pod %s/%s (container %s)", j.endpoint.Metadata.Namespace, s.Pod, s.ContainerID)
-	}
-	if j.req.ContainerID == "" {
-		return "network " + j.req.Network
 	}
 	return "container " + j.req.ContainerID
 }

@@ -2,6 +2,7 @@ package register
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"strings"
 
@@ -86,5 +87,9 @@ func (p picture) Survey(_ context.Context, v6 bool) (ipam.Survey, error) {
 }
 
 func (p picture) Endpoint(key string) store.Entry[api.WorkloadEndpoint] { return p.s.Endpoint(key) }
+
+func (p picture) EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
+	return p.s.EndpointsOn(node)
+}
 
 func (p picture) Profile(name string) store.Entry[api.Profile] { return p.s.Profile(name) }

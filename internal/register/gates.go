@@ -19,6 +19,17 @@ type gates struct {
 	ask func(ctx context.Context, url string) error // nil error: ready
 }
 
+// awaitReady returns when all the readiness gates of a request have answered.
+func (h *Handler) awaitReady(ctx context.Context, req attach.Request) error {
+	if err := h.gates.wait(ctx, req.ReadinessGates); err != nil {
+		return &failed{attach.Error{
+			Code: attach.CodeTryAgain, Msg: fmt.Sprintf("wait for the readiness gates of network %s: %v", req.Network, err),
+			Details: "nothing was changed; see what keeps it from answering, or correct readiness_gates; the pod is tried again by itself",
+		}, err}
+	}
+	return nil
+}
+
 // wait returns nil when each URL has once answered that it is ready, and an error after attach.ReadinessTimeout.
 func (g gates) wait(ctx context.Context, urls []string) error {
 	if len(urls) == 0 {

@@ -26,7 +26,7 @@ func (h *Handler) Stale(ctx context.Context, req attach.Request) ([]attach.Stale
 	}
 	stale, err := h.stale(ctx, req)
 	if err != nil {
-		return nil, failure("collect garbage of", networkJob(req.Network), err)
+		return nil, failure("collect garbage of", "network "+req.Network, err)
 	}
 	return stale, nil
 }
@@ -45,11 +45,6 @@ func (h *Handler) Free(ctx context.Context, req attach.Request) error {
 	}
 	_ = g.Wait() // the errors are in errs
 	return attach.Join("what else there was has been freed; GC does the rest the next time", errs...)
-}
-
-// networkJob stands for a network in an error.
-func networkJob(network string) *job {
-	return &job{req: attach.Request{Network: network}}
 }
 
 func (h *Handler) stale(ctx context.Context, req attach.Request) ([]attach.Stale, error) {
@@ -224,24 +219,16 @@ func settle(s attach.Stale, was prior, began int64) (_ attach.Stale, ok bool) {
 // free frees one attachment.
 func (h *Handler) free(ctx context.Context, network string, s attach.Stale) error {
 	j := &job{
-		req: attach.Request{Network: network, ContainerID: s.ContainerID}, asHolder: true, frees: true, done: make(chan struct{}),
+		req: attach.Request{Network: network, ContainerID: s.ContainerID}, frees: true,
 		handleKey: api.HandleKey(api.PodHandle(network, s.ContainerID)), endpointKey: s.Endpoint,
 	}
-	freed := false
-	j.plan = func(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
-		if freed = as(was.handle.Rev, s.HandleRev) && as(was.endpoint.Rev, s.EndpointRev); !freed {
-			return nil
-		}
-		p.AsHolder() // another machine's list of valid attachments says nothing of ours
-		return h.planDel(ctx, p, j, was)
-	}
-	if err := h.do(ctx, j); err != nil {
-		return failure("free", j, err)
-	}
+	freed, err := h.freeJudged(ctx, j, func(was prior) bool {
+		return as(was.handle.Rev, s.HandleRev) && as(was.endpoint.Rev, s.EndpointRev)
+	})
 	if freed {
 		h.cfg.Log.Info("freed what GC found", "network", network, "container", s.ContainerID, "addresses", addrsOf(j.addrs), "endpoint", s.Endpoint)
 	}
-	return nil
+	return err
 }
 
 // as reports whether a key is at the revision at which it was seen, or gone: the other half of an attachment goes then.
@@ -253,9 +240,4 @@ func addrsOf(prefixes []netip.Prefix) string {
 		addrs[i] = p.Addr()
 	}
 	return fmt.Sprint(addrs)
-}
-
-// EndpointsOn implements Source.
-func (p picture) EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
-	return p.s.EndpointsOn(node)
 }

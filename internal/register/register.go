@@ -104,7 +104,7 @@ func (h *Handler) Add(ctx context.Context, req attach.Request) (reply attach.Rep
 		return attach.Reply{}, err
 	}
 	if err := h.do(ctx, j); err != nil {
-		return attach.Reply{}, failure("register", j, err)
+		return attach.Reply{}, failure("register", j.subject(), err)
 	}
 	reply.MAC = j.mac
 	for _, a := range j.addrs {
@@ -123,7 +123,7 @@ func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 	}
 	j.plan, j.frees = h.planDel, true
 	if err := h.do(ctx, j); err != nil {
-		return failure("unregister", j, err)
+		return failure("unregister", j.subject(), err)
 	}
 	h.cfg.Log.Debug("unregistered", "container", req.ContainerID, "endpoint", j.endpointKey, "addresses", j.addrs)
 	return nil
@@ -139,7 +139,7 @@ func (h *Handler) Allocate(ctx context.Context, req attach.Request) ([]netip.Pre
 	}
 	j.endpointKey, j.profileKey = "", ""
 	if err := h.do(ctx, j); err != nil {
-		return nil, failure("allocate", j, err)
+		return nil, failure("allocate", j.subject(), err)
 	}
 	return j.addrs, nil
 }
@@ -152,7 +152,7 @@ func (h *Handler) Release(ctx context.Context, req attach.Request) error {
 	}
 	j.endpointKey, j.plan, j.frees = "", h.planDel, true
 	if err := h.do(ctx, j); err != nil {
-		return failure("release", j, err)
+		return failure("release", j.subject(), err)
 	}
 	return nil
 }

@@ -3,11 +3,8 @@ package register_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,10 +12,10 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/ipamtest"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
-	"github.com/muslin-cni/muslin/pkg/ipam/block"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -132,76 +129,24 @@ func (w *world) endpoints() []store.Entry[api.WorkloadEndpoint] {
 }
 
 // consistent fails the test unless blocks, handles, affinities and endpoints tell the same story. It returns the number of
-// addresses that handles hold.
+// addresses that are held.
 func (w *world) consistent() int {
 	w.t.Helper()
-	held := map[string][]string{} // addresses by handle, as the blocks say
-	counts := map[string]map[string]int{}
-	for _, e := range slices.Concat(listOf[api.Block](w, api.BlocksPrefix(false)), listOf[api.Block](w, api.BlocksPrefix(true))) {
-		if err := block.Validate(e.Value); err != nil {
-			w.t.Error(err)
-		}
-		if host, ok := e.Value.Host(); ok {
-			a, err := store.Get[api.Affinity](w.ctx(), w.c, api.AffinityKey(host, e.Value.CIDR))
-			if err != nil || !a.Value.Confirmed() {
-				w.t.Errorf("block %v of %s: affinity %v, %v", e.Value.CIDR, host, a.Value, err)
-			}
-		}
-		for n := range block.Size(e.Value.CIDR) {
-			a := block.Addr(e.Value.CIDR, n)
-			o, ok := block.OwnerOf(e.Value, a)
-			if !ok {
-				continue
-			}
-			id := *o.HandleID
-			held[id] = append(held[id], a.String())
-			if counts[id] == nil {
-				counts[id] = map[string]int{}
-			}
-			counts[id][e.Value.CIDR.String()]++
-		}
+	v := w.view()
+	if err := v.Exact("net"); err != nil {
+		w.t.Error(err)
 	}
-	handles := listOf[api.Handle](w, api.HandlesRoot)
-	if len(handles) != len(held) {
-		w.t.Errorf("%d handles, and blocks name %d", len(handles), len(held))
-	}
-	for _, h := range handles {
-		id := strings.TrimPrefix(h.Key, api.HandlesRoot)
-		if got, want := fmt.Sprint(h.Value.Block), fmt.Sprint(counts[id]); got != want {
-			w.t.Errorf("handle %s counts %s, blocks hold %s", id, got, want)
-		}
-	}
-	w.endpointsAgree(held)
-	return len(slices.Concat(slices.Collect(valuesOf(held))...))
+	return v.Allocated()
 }
 
-func valuesOf(m map[string][]string) func(func([]string) bool) {
-	return func(yield func([]string) bool) {
-		for _, v := range m {
-			if !yield(v) {
-				return
-			}
-		}
-	}
-}
-
-func (w *world) endpointsAgree(held map[string][]string) {
+// view is what etcd says of addresses.
+func (w *world) view() ipamtest.View {
 	w.t.Helper()
-	seen := map[string]string{}
-	for _, e := range w.endpoints() {
-		var have []string
-		for _, n := range e.Value.Spec.IPNetworks {
-			a := n.Addr().String()
-			if other := seen[a]; other != "" {
-				w.t.Errorf("%s is given to %s and %s", a, other, e.Key)
-			}
-			seen[a] = e.Key
-			have = append(have, a)
-		}
-		if got, want := fmt.Sprint(have), fmt.Sprint(held[api.PodHandle("net", e.Value.Spec.ContainerID)]); got != want {
-			w.t.Errorf("endpoint %s has %s, its handle %s", e.Key, got, want)
-		}
+	v, err := ipamtest.Read(w.ctx(), w.c)
+	if err != nil {
+		w.t.Fatal(err)
 	}
+	return v
 }
 
 // request is what the plugin asks for a container, which is not a pod.

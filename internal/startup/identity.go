@@ -19,26 +19,17 @@ type named struct {
 	record store.Entry[api.NodeIdentity]
 }
 
-func readNamed(ctx context.Context, c *store.Client, node string) (named, error) {
-	n := named{
-		node:   store.Entry[api.Node]{Key: (*api.Node)(nil).KindOf().Key("", node)},
-		record: store.Entry[api.NodeIdentity]{Key: api.IdentityKey(node)},
-	}
-	got, _, err := c.Read(ctx, store.Range{Key: n.node.Key}, store.Range{Key: n.record.Key})
+func readNamed(ctx context.Context, c *store.Client, node string) (n named, err error) {
+	nodeKey, recordKey := (*api.Node)(nil).KindOf().Key("", node), api.IdentityKey(node)
+	got, _, err := c.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: recordKey})
 	if err != nil {
 		return n, err
 	}
-	if len(got[0]) > 0 {
-		if n.node, err = store.Decode[api.Node](got[0][0]); err != nil {
-			return n, err
-		}
+	if n.node, err = store.One[api.Node](nodeKey, got[0]); err != nil {
+		return n, err
 	}
-	if len(got[1]) > 0 {
-		if n.record, err = store.Decode[api.NodeIdentity](got[1][0]); err != nil {
-			return n, err
-		}
-	}
-	return n, nil
+	n.record, err = store.One[api.NodeIdentity](recordKey, got[1])
+	return n, err
 }
 
 // uid is that of the Node; "" if there is none.
@@ -167,8 +158,11 @@ func Adopt(ctx context.Context, c *store.Client, node, machine string) error {
 		t.Expect(had.node.Key, had.node.Rev)
 		store.Put(&t, had.record, &api.NodeIdentity{MachineID: machine, NodeUID: had.uid()})
 		_, err = c.Commit(ctx, &t)
-		if !errors.Is(err, store.ErrConflict) {
-			return err
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, store.ErrConflict):
+			return fmt.Errorf("adopt node %s: %w", node, err)
 		}
 	}
 	return fmt.Errorf("adopt node %s: %w %d times in a row", node, store.ErrConflict, holderTries)

@@ -165,11 +165,9 @@ func (p *Plan) assigned(o placed, b *api.Block, r Request) {
 		p.confirm(o.cidr)
 	}
 	p.count(r.Handle, o.cidr)
+	p.admitted()
 	p.depend(o.pool.Key, o.pool.Rev)
-	p.depend(p.facts.Node.Key, p.facts.Node.Rev)
-	p.AsHolder()
 	p.depend(api.IPAMConfigKey, p.facts.Config.Rev)
-	p.depend(ClusterKey(), p.facts.Cluster.Rev)
 }
 
 // confirm makes the node's affinity to the block confirmed, or holds on to it if it is.

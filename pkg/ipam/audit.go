@@ -133,25 +133,6 @@ func (a *audit) count(e store.Entry[api.Block]) {
 	}
 }
 
-func handleID(e store.Entry[api.Handle]) string { return strings.TrimPrefix(e.Key, api.HandlesRoot) }
-
-// Allocated yields the held addresses of a block in order, each with its owner. Those that Windows nodes reserve for themselves
-// are left out.
-func Allocated(b *api.Block) func(yield func(netip.Addr, api.Attributes) bool) {
-	return func(yield func(netip.Addr, api.Attributes) bool) {
-		for n := range block.Size(b.CIDR) {
-			addr := block.Addr(b.CIDR, n)
-			by, held := block.OwnerOf(b, addr)
-			if !held || by.HandleID != nil && block.Reserved(*by.HandleID) {
-				continue
-			}
-			if !yield(addr, by) {
-				return
-			}
-		}
-	}
-}
-
 func (a *audit) find(f Finding) { a.found = append(a.found, f) }
 
 // overlaps looks for blocks within blocks. Two ranges are one in the other or apart, so in order of their first addresses, the
@@ -169,22 +150,11 @@ func (a *audit) overlaps() {
 				}
 			}
 			a.find(Finding{Kind: BlocksOverlap, Keys: []string{outer.Key, inner.Key}, Addrs: both,
-				Text:   fmt.Sprintf("blocks %v of %s and %v of %s overlap, and %d addresses are allocated in both", outer.Value.CIDR, hostOf(outer.Value), cidr, hostOf(inner.Value), len(both)),
+				Text:   fmt.Sprintf("blocks %v of %s and %v of %s overlap, and %d addresses are allocated in both", outer.Value.CIDR, ownerName(outer.Value), cidr, ownerName(inner.Value), len(both)),
 				Remedy: "move the pods of one of the two, delete those with addresses of both first, and release that block once it is empty"})
 		}
 		around = append(around, inner)
 	}
-}
-
-// hostOf is whose the block is, for a message.
-func hostOf(b *api.Block) string {
-	if host, ok := b.Host(); ok {
-		return "node " + host
-	}
-	if b.Affinity != nil {
-		return *b.Affinity
-	}
-	return "nobody"
 }
 
 func (a *audit) blocks() {
@@ -195,7 +165,7 @@ func (a *audit) blocks() {
 				Remedy: "what is allocated there next, or released, puts it right"})
 		}
 		if !a.pooled(b.CIDR) {
-			a.find(Finding{Kind: NoPool, Keys: []string{e.Key}, Text: fmt.Sprintf("block %v of %s is in no pool", b.CIDR, hostOf(b)),
+			a.find(Finding{Kind: NoPool, Keys: []string{e.Key}, Text: fmt.Sprintf("block %v of %s is in no pool", b.CIDR, ownerName(b)),
 				Remedy: "create the pool again, or delete the pods that have its addresses: traffic to them is not masqueraded or encapsulated as they expect"})
 		}
 		if host, ok := b.Host(); ok && !a.claim[api.AffinityKey(host, b.CIDR)] {
@@ -215,12 +185,13 @@ func (a *audit) claims() {
 	for _, e := range a.Affinities {
 		node, cidr, _ := api.ParseAffinityKey(e.Key) // the view holds no others
 		b, exists := a.byCIDR[cidr]
+		ours := exists && ownerOf(b.Value) == api.HostAffinityOf(node)
 		f := Finding{Keys: []string{e.Key, api.BlockKey(cidr)}, Remedy: fmt.Sprintf("the next allocation on node %s puts it right; delete the key if that node is gone", node)}
-		switch host := hostIf(b, exists); {
+		switch {
 		case !exists && e.Value.Confirmed():
 			f.Kind, f.Text = AffinityWithout, fmt.Sprintf("node %s has an affinity to block %v, which does not exist", node, cidr)
-		case exists && host != node:
-			f.Kind, f.Text = AffinityStale, fmt.Sprintf("node %s has an affinity to block %v, which is %s's", node, cidr, strings.TrimPrefix(hostOf(b.Value), "node "))
+		case exists && !ours:
+			f.Kind, f.Text = AffinityStale, fmt.Sprintf("node %s has an affinity to block %v, which is %s's", node, cidr, strings.TrimPrefix(ownerName(b.Value), "node "))
 		case !e.Value.Confirmed():
 			f.Kind, f.Text = AffinityUnfinished, fmt.Sprintf("node %s's affinity to block %v is %s: whoever was changing it did not finish", node, cidr, e.Value.State)
 		default:
@@ -228,14 +199,6 @@ func (a *audit) claims() {
 		}
 		a.find(f)
 	}
-}
-
-func hostIf(b store.Entry[api.Block], exists bool) string {
-	if !exists {
-		return ""
-	}
-	host, _ := b.Value.Host()
-	return host
 }
 
 func (a *audit) handles() {
@@ -301,26 +264,6 @@ func (a *audit) allocations() {
 	}
 }
 
-// ownerText names an owner for a message.
-func ownerText(by api.Attributes) string {
-	s := by.Secondary
-	var who string
-	switch {
-	case s[api.AttrType] != "":
-		who = s[api.AttrType]
-	case s[api.AttrPod] != "":
-		who = fmt.Sprintf("pod %s/%s", s[api.AttrNamespace], s[api.AttrPod])
-	case by.HandleID != nil:
-		who = "handle " + block.Handle(*by.HandleID)
-	default:
-		who = "an owner without a name"
-	}
-	if s[api.AttrNode] != "" {
-		who += " on node " + s[api.AttrNode]
-	}
-	return who
-}
-
 func (a *audit) endpoints() {
 	for _, addr := range slices.SortedFunc(maps.Keys(a.users), netip.Addr.Compare) {
 		if keys := a.users[addr]; len(keys) > 1 {
@@ -359,27 +302,25 @@ func endpointText(w *api.WorkloadEndpoint) string {
 
 func (a *audit) tunnels() {
 	for _, e := range a.Nodes {
-		s := e.Value.Spec
-		has := []struct {
-			addr netip.Addr
-			kind string
-		}{{s.IPv4VXLANTunnelAddr, api.AttrTypeVXLAN}, {s.IPv6VXLANTunnelAddr, api.AttrTypeVXLAN6}, {netip.Addr{}, api.AttrTypeIPIP}}
-		if s.BGP != nil {
-			has[2].addr = s.BGP.IPv4IPIPTunnelAddr
-		}
-		for _, t := range has {
-			o, held := a.owners[t.addr]
-			attrs := o.by.Secondary
-			if !t.addr.IsValid() || held && attrs[api.AttrType] == t.kind && attrs[api.AttrNode] == e.Value.Metadata.Name {
-				continue
-			}
-			text := "nobody"
-			if held {
-				text = ownerText(o.by)
-			}
-			a.find(Finding{Kind: TunnelUnallocated, Keys: []string{e.Key}, Addrs: []netip.Addr{t.addr},
-				Text:   fmt.Sprintf("node %s has the tunnel address %v (%s), which is allocated to %s", e.Value.Metadata.Name, t.addr, t.kind, text),
-				Remedy: "restart the node's agent, which allocates another"})
+		for _, k := range tunnelKinds() {
+			a.tunnel(e, k)
 		}
 	}
+}
+
+// tunnel holds a node's tunnel address against who holds it.
+func (a *audit) tunnel(e store.Entry[api.Node], k tunnelKind) {
+	addr, node := k.has(e.Value), e.Value.Metadata.Name
+	o, held := a.owners[addr]
+	attrs := o.by.Secondary
+	if !addr.IsValid() || held && attrs[api.AttrType] == k.attr && attrs[api.AttrNode] == node {
+		return
+	}
+	who := "nobody"
+	if held {
+		who = ownerText(o.by)
+	}
+	a.find(Finding{Kind: TunnelUnallocated, Keys: []string{e.Key}, Addrs: []netip.Addr{addr},
+		Text:   fmt.Sprintf("node %s has the tunnel address %v (%s), which is allocated to %s", node, addr, k.attr, who),
+		Remedy: "restart the node's agent, which allocates another"})
 }

@@ -124,7 +124,7 @@ func (p *Plan) evict(ctx context.Context, host string, cidr netip.Prefix) error 
 		p.depend(api.AffinityKey(host, cidr), 0)
 		return nil
 	}
-	p.strange[e.Key] = gone(e)
+	p.evicted[e.Key] = gone(e)
 	return nil
 }
 

@@ -36,7 +36,7 @@ type Plan struct {
 	picture *picture // shared with clones: it is only ever completed
 	blocks  map[netip.Prefix]change[api.Block]
 	claims  map[netip.Prefix]change[api.Affinity] // the node's own
-	strange map[string]change[api.Affinity]       // other nodes', by key
+	evicted map[string]change[api.Affinity]       // other nodes', by key: those whose blocks were reclaimed
 	handles map[string]change[api.Handle]
 	expect  map[string]int64
 	given   int // blocks given back
@@ -76,7 +76,7 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 		picture: newPicture(src, facts),
 		blocks:  map[netip.Prefix]change[api.Block]{},
 		claims:  map[netip.Prefix]change[api.Affinity]{},
-		strange: map[string]change[api.Affinity]{},
+		evicted: map[string]change[api.Affinity]{},
 		handles: map[string]change[api.Handle]{},
 		expect:  map[string]int64{},
 		more:    map[string]func(*store.Txn){},
@@ -93,7 +93,7 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 func (p *Plan) Clone() *Plan {
 	c := *p
 	c.blocks, c.claims, c.handles, c.expect = maps.Clone(p.blocks), maps.Clone(p.claims), maps.Clone(p.handles), maps.Clone(p.expect)
-	c.strange, c.more = maps.Clone(p.strange), maps.Clone(p.more)
+	c.evicted, c.more = maps.Clone(p.evicted), maps.Clone(p.more)
 	return &c
 }
 
@@ -115,7 +115,7 @@ func (p *Plan) Size() int {
 	for _, c := range p.claims {
 		count(c.was.Key, c.writes())
 	}
-	for _, c := range p.strange {
+	for _, c := range p.evicted {
 		count(c.was.Key, c.writes())
 	}
 	for _, c := range p.handles {
@@ -130,8 +130,8 @@ func (p *Plan) Txn() *store.Txn {
 	for key, rev := range p.expect {
 		t.Expect(key, rev)
 	}
-	for _, key := range slices.Sorted(maps.Keys(p.strange)) {
-		p.strange[key].write(t)
+	for _, key := range slices.Sorted(maps.Keys(p.evicted)) {
+		p.evicted[key].write(t)
 	}
 	for _, cidr := range slices.SortedFunc(maps.Keys(p.claims), netip.Prefix.Compare) {
 		p.claims[cidr].write(t)
@@ -147,9 +147,6 @@ func (p *Plan) Txn() *store.Txn {
 	}
 	return t
 }
-
-// AsHolder makes the transaction depend on who has the node's name, as every assignment does.
-func (p *Plan) AsHolder() { p.depend(api.IdentityKey(p.node), p.facts.Identity.Rev) }
 
 // depend makes the transaction conflict if the key is not at that revision. A key that the plan depends on already keeps its.
 func (p *Plan) depend(key string, rev int64) { p.expect[key] = rev }

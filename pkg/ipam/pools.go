@@ -24,38 +24,6 @@ type Request struct {
 	MaxBlocks int               // of the node in these pools, if the configuration does not allow even fewer; 0: as it says
 }
 
-// ready refuses to work on a datastore that is being migrated or has not been set up, and for a node that has no object.
-func (f Facts) ready(node string) error {
-	if err := Ready(f.Cluster); err != nil {
-		return err
-	}
-	if !f.Node.Exists() {
-		return refuse(ErrNoNode, "the agent creates it at start: see whether muslin-node runs on this host and under this name", "node %s is not in the datastore", node)
-	}
-	return nil
-}
-
-// Ready refuses, with ErrNotReady, while the cluster's ready flag is not set.
-func Ready(cluster store.Entry[api.ClusterInformation]) error {
-	const msg = "the cluster is currently not ready to process requests"
-	if !cluster.Exists() {
-		return refuse(ErrNotReady, "the first agent that starts creates it; start one, then try again", "%s: there is no ClusterInformation", msg)
-	}
-	if !cluster.Value.Ready() {
-		return refuse(ErrNotReady, "it is locked for a migration; try again once it is unlocked (calicoctl datastore migrate unlock)", "%s: datastoreReady is not true", msg)
-	}
-	return nil
-}
-
-// Unlocked refuses, with ErrNotReady, what only frees while the datastore is locked. Where there is no ClusterInformation at all, there
-// is no migration to protect: an etcd that lost its data must not keep pods from going.
-func Unlocked(cluster store.Entry[api.ClusterInformation]) error {
-	if !cluster.Exists() {
-		return nil
-	}
-	return Ready(cluster)
-}
-
 // choose returns the pools that serve the request, by name.
 func (f Facts) choose(node string, r Request) ([]store.Entry[api.IPPool], error) {
 	if r.Use == "" {

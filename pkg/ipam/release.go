@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam/block"
@@ -17,7 +16,7 @@ import (
 // that differ are put right, as they do after a Calico writer died between handle and block. The handle and the blocks must
 // still be as they are now when the transaction is committed, unless it is Empty.
 func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Prefix, error) {
-	id := strings.TrimPrefix(h.Key, api.HandlesRoot)
+	id := handleID(h)
 	if _, known := p.handles[id]; !known {
 		p.handles[id] = change[api.Handle]{h, h.Value}
 	}
@@ -58,7 +57,7 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 // recount makes a handle count what it holds in a block that is loaded, if it counts less: a Calico writer who releases what the same
 // handle held before may take its count for that. Otherwise no release by handle would find it.
 func (p *Plan) recount(h store.Entry[api.Handle], cidr netip.Prefix) {
-	id := strings.TrimPrefix(h.Key, api.HandlesRoot)
+	id := handleID(h)
 	c, known := p.handles[id]
 	if !known {
 		c = change[api.Handle]{h, h.Value}
@@ -108,7 +107,7 @@ func (p *Plan) Release(ctx context.Context, h store.Entry[api.Handle]) ([]netip.
 	if err != nil {
 		return nil, err
 	}
-	id := strings.TrimPrefix(h.Key, api.HandlesRoot)
+	id := handleID(h)
 	for _, a := range held {
 		b := p.blocks[a.Masked()].now
 		if b == nil {

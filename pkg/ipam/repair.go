@@ -149,7 +149,7 @@ func (r *repairer) claims() {
 	for _, e := range r.Affinities {
 		node, cidr, _ := api.ParseAffinityKey(e.Key) // the view holds no others
 		b, exists := r.byCIDR[cidr]
-		own := exists && hostIf(b, exists) == node
+		own := exists && ownerOf(b.Value) == api.HostAffinityOf(node)
 		if own && e.Value.Confirmed() {
 			continue
 		}

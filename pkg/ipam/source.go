@@ -83,10 +83,10 @@ func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 	}
 	var f Facts
 	var errs [4]error
-	f.Node, errs[0] = one[api.Node](nodeKey, got[0])
-	f.Cluster, errs[1] = one[api.ClusterInformation](clusterKey, got[1])
-	f.Config, errs[2] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
-	f.Identity, errs[3] = one[api.NodeIdentity](api.IdentityKey(node), got[6])
+	f.Node, errs[0] = store.One[api.Node](nodeKey, got[0])
+	f.Cluster, errs[1] = store.One[api.ClusterInformation](clusterKey, got[1])
+	f.Config, errs[2] = store.One[api.IPAMConfig](api.IPAMConfigKey, got[2])
+	f.Identity, errs[3] = store.One[api.NodeIdentity](api.IdentityKey(node), got[6])
 	if err := errors.Join(errs[:]...); err != nil {
 		return Facts{}, err
 	}
@@ -172,10 +172,10 @@ func (s Etcd) AllBlocks(ctx context.Context, v6 bool) ([]store.Entry[api.Block],
 func (s Etcd) Affinity(ctx context.Context, node string, cidr netip.Prefix) (store.Entry[api.Affinity], error) {
 	key := api.AffinityKey(node, cidr)
 	got, _, err := s.Client.Read(ctx, store.Range{Key: key})
-	if err != nil || len(got[0]) == 0 {
+	if err != nil {
 		return store.Entry[api.Affinity]{Key: key}, err
 	}
-	e, _ := store.Decode[api.Affinity](got[0][0]) // unreadable: an entry without a Value
+	e, _ := store.One[api.Affinity](key, got[0]) // unreadable: an entry without a Value
 	return e, nil
 }
 
@@ -211,12 +211,4 @@ func blockOf(kv store.KV) store.Entry[api.Block] {
 		return store.Entry[api.Block]{Key: kv.Key, Rev: kv.Rev}
 	}
 	return e
-}
-
-// one decodes the value of a single key, which may not exist.
-func one[T api.Value](key string, kvs []store.KV) (store.Entry[T], error) {
-	if len(kvs) == 0 {
-		return store.Entry[T]{Key: key}, nil
-	}
-	return store.Decode[T](kvs[0])
 }

@@ -73,7 +73,7 @@ func (p *Plan) lawful(o placed) (placed, error) {
 	}
 	if p.facts.config().StrictAffinity {
 		return placed{}, refuse(ErrRequest, "run the pod on that node, name an address of this node's blocks, or turn strict affinity off",
-			"Block host affinity does not match: block %v is %s, not of node %s", o.cidr, ownerName(c.now), p.node)
+			"Block host affinity does not match: block %v belongs to %s, not to node %s", o.cidr, ownerName(c.now), p.node)
 	}
 	o.lent = true
 	return o, nil
@@ -117,14 +117,4 @@ func takenBy(b *api.Block, a netip.Addr) error {
 		who += " on node " + node
 	}
 	return refuse(ErrTaken, "name another address, or delete who has it", "Address already assigned in block: %v is held by %s", a, who)
-}
-
-func ownerName(b *api.Block) string {
-	if host, ok := b.Host(); ok {
-		return "of node " + host
-	}
-	if b.Unowned() {
-		return "nobody's"
-	}
-	return "of " + *b.Affinity
 }

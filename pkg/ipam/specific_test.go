@@ -47,11 +47,15 @@ func TestSpecificAddressIsRefusedWithItsReason(t *testing.T) {
 		{"another node's, and strict", "10.0.0.3", func(w *world) {
 			w.put(blockKey, blockJSON(`"host:node-2"`))
 			w.put(api.IPAMConfigKey, strict)
-		}, ipam.ErrRequest, "Block host affinity does not match: block 10.0.0.0/30 is of node node-2"},
+		}, ipam.ErrRequest, "Block host affinity does not match: block 10.0.0.0/30 belongs to node node-2"},
 		{"nobody's, and strict", "10.0.0.3", func(w *world) {
 			w.put(blockKey, blockJSON(`null`))
 			w.put(api.IPAMConfigKey, strict)
-		}, ipam.ErrRequest, "nobody's"},
+		}, ipam.ErrRequest, "belongs to nobody"},
+		{"of a virtual owner in the old form, and strict", "10.0.0.3", func(w *world) {
+			w.put(blockKey, strings.Replace(blockJSON(`null`), `"affinity":null`, `"hostAffinity":"virtual:lb"`, 1))
+			w.put(api.IPAMConfigKey, strict)
+		}, ipam.ErrRequest, "belongs to virtual:lb"},
 		{"in a damaged block", "10.0.0.3", func(w *world) { w.put(blockKey, `{`) }, ipam.ErrNoAddress, "damaged"},
 		{"where blocks of another size are", "10.0.0.3", func(w *world) {
 			w.put("/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-31", strings.NewReplacer("/30", "/31", "null,null,null]", "null]", "1,2,3", "1").Replace(blockJSON(`"host:node-1"`)))

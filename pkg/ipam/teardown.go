@@ -22,13 +22,6 @@ type Remains struct {
 	Held     []Holding      // addresses that are still in use
 }
 
-// Holding is an address and who has it.
-type Holding struct {
-	Addr   netip.Addr
-	Handle string            // "": nobody knows
-	Attrs  map[string]string // api.AttrPod and the like; do not modify
-}
-
 // ReleasePool takes the blocks in a range from their owners: empty ones are deleted, and those with addresses in use become nobody's.
 // Each is one transaction with the owner's claim. The pool must be disabled, or gone: else nodes claim its blocks anew. It may be
 // interrupted anywhere and called again, and goes on past what fails; the errors come joined, beside what was done.
@@ -247,35 +240,6 @@ func (t *teardown) rest(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Holdings lists the addresses of a block that somebody holds, in order.
-func Holdings(b *api.Block) []Holding {
-	var out []Holding
-	for n := range block.Size(b.CIDR) {
-		a := block.Addr(b.CIDR, n)
-		owner, held := block.OwnerOf(b, a)
-		if !held {
-			continue
-		}
-		h := Holding{Addr: a, Attrs: owner.Secondary}
-		if owner.HandleID != nil {
-			h.Handle = block.Handle(*owner.HandleID)
-		}
-		out = append(out, h)
-	}
-	return out
-}
-
-// ownerOf is a block's affinity, as Calico's old versions wrote it too; "" for nobody.
-func ownerOf(b *api.Block) string {
-	switch {
-	case b.Affinity != nil:
-		return *b.Affinity
-	case b.HostAffinity != nil:
-		return *b.HostAffinity
-	}
-	return ""
 }
 
 // parseClaim reads the key of a claim, a host's or a virtual owner's.

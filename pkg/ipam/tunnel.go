@@ -166,7 +166,7 @@ func readTunnels(ctx context.Context, c *store.Client, node string, now func() t
 	}
 	t := &tunnels{plan: NewPlan(src, node, facts, now()), handles: map[string]store.Entry[api.Handle]{}, node: facts.Node.Value}
 	for i, id := range ids {
-		if t.handles[id], err = one[api.Handle](ranges[i].Key, got[i]); err != nil {
+		if t.handles[id], err = store.One[api.Handle](ranges[i].Key, got[i]); err != nil {
 			return nil, err
 		}
 	}

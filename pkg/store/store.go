@@ -176,6 +176,14 @@ func (c *Client) Revision(ctx context.Context) (int64, error) {
 	return res.Header.Revision, nil
 }
 
+// One decodes what Read returned for the range of a single key; one that does not exist becomes an entry without a value.
+func One[T api.Value](key string, kvs []KV) (Entry[T], error) {
+	if len(kvs) == 0 {
+		return Entry[T]{Key: key}, nil
+	}
+	return Decode[T](kvs[0])
+}
+
 // Get reads one value. The error is ErrNotFound if the key does not exist; the entry is usable with Put all the same.
 func Get[T api.Value](ctx context.Context, c *Client, key string) (Entry[T], error) {
 	got, _, err := c.Read(ctx, Range{Key: key})

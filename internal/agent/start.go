@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
+	"github.com/muslin-cni/muslin/internal/machineid"
+	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// alone makes sure that no other agent works on this host: two would undo each other's work and take each other's socket. One that
+// is just ending is waited for.
+func alone(ctx context.Context) (*attachlock.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, otherAgentTimeout)
+	defer cancel()
+	lock, err := attachlock.Acquire(ctx, filepath.Dir(attach.Socket), attach.AgentLock)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("another agent runs on this host, stop one of the two: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("see that no other agent runs on this host: %w", err)
+	}
+	return lock, nil
+}
+
+const otherAgentTimeout = 3 * time.Second
+
+// identify finds out which machine this is, and tells the host's other programs.
+func (a *Agent) identify() error {
+	sources := machineid.Host(a.cfg.MachineIDFile)
+	id, made, err := sources.FindOrMake()
+	if err != nil {
+		return err
+	}
+	if made {
+		a.log.Warn("this machine has no id of its own, so that a random one was made; it is lost with the file", "file", sources.Kept, "machine", id)
+	}
+	a.machine = id
+	return sources.Say(id)
+}
+
+// start does what has to be done before the loop, and waits for etcd as long as it takes.
+func (a *Agent) start(ctx context.Context) error {
+	waiting := false
+	for {
+		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Machine: a.machine, IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
+		err := startup.Run(ctx, a.node, a.cfg, deps)
+		if err == nil {
+			a.tunnels.ensure(ctx)
+			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUnknown) {
+			return fmt.Errorf("start node %s: %w", a.node, err)
+		}
+		if !waiting {
+			a.log.Warn("waiting for etcd", "etcd", a.etcd, "error", err)
+		}
+		waiting = true
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
