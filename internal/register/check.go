@@ -44,7 +44,7 @@ func (h *Handler) CheckAllocation(ctx context.Context, req attach.Request) ([]ne
 }
 
 // held reads what etcd holds of the job's container, and finds its addresses: those that the request brings along, else those that
-// blocks give to the handle.
+// blocks give to the handle, or those that an annotation had it bring along, which only the endpoint knows.
 func (h *Handler) held(ctx context.Context, j *job) (prior, []netip.Addr, error) {
 	found, err := h.readPriors(ctx, []*job{j})
 	if err != nil {
@@ -53,6 +53,9 @@ func (h *Handler) held(ctx context.Context, j *job) (prior, []netip.Addr, error)
 	was := found[j]
 	if len(j.req.Addrs) > 0 {
 		return was, j.req.Addrs, nil
+	}
+	if !was.handle.Exists() && j.broughtTo(was.endpoint) {
+		return was, addrsIn(was.endpoint.Value.Spec.IPNetworks), nil
 	}
 	if !was.handle.Exists() {
 		return was, nil, j.missing("its allocation is missing: etcd has no %s", j.handleKey)
@@ -80,10 +83,7 @@ func (j *job) checkEndpoint(e store.Entry[api.WorkloadEndpoint], addrs []netip.A
 	if s.ContainerID != j.req.ContainerID {
 		return j.missing("the endpoint %s is another container's: %s", j.endpointKey, s.ContainerID)
 	}
-	var listed []netip.Addr
-	for _, n := range s.IPNetworks {
-		listed = append(listed, n.Addr())
-	}
+	listed := addrsIn(s.IPNetworks)
 	want := slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
 	slices.SortFunc(listed, netip.Addr.Compare)
 	if !slices.Equal(listed, want) {
@@ -108,6 +108,14 @@ func checkFailure(j *job, err error) error {
 	var f *failed
 	if errors.As(out, &f) && errors.Is(err, store.ErrUnavailable) {
 		f.cni.Code = attach.CodeTryAgain
+	}
+	return out
+}
+
+func addrsIn(networks []api.Prefix) []netip.Addr {
+	out := make([]netip.Addr, len(networks))
+	for i, n := range networks {
+		out[i] = n.Addr()
 	}
 	return out
 }

@@ -90,9 +90,10 @@ func answers(a netip.Addr, want ipam.Request) bool {
 func (h *Handler) planEndpoint(p *ipam.Plan, j *job, was store.Entry[api.WorkloadEndpoint], now time.Time) error {
 	w := j.endpoint
 	w.Spec.MAC = j.req.MAC
+	w.Metadata.Annotations = j.annotations(nil)
 	if was.Exists() {
 		m := was.Value.Metadata
-		w.Metadata.UID, w.Metadata.CreationTimestamp, w.Metadata.Annotations = m.UID, m.CreationTimestamp, m.Annotations
+		w.Metadata.UID, w.Metadata.CreationTimestamp, w.Metadata.Annotations = m.UID, m.CreationTimestamp, j.annotations(m.Annotations)
 		if was.Value.Spec.ContainerID == w.Spec.ContainerID && was.Value.Spec.MAC != "" {
 			w.Spec.MAC = was.Value.Spec.MAC
 		}
