@@ -2,7 +2,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, and the like:  plugin → Request      agent → Reply
+//	DEL, STATUS:        plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -44,6 +44,8 @@ const (
 	Check Verb = "check" // compare with what Add has done, then wait for Linked
 	GC    Verb = "gc"    // list what the network has on this node beyond Request.Valid
 	Free  Verb = "free"  // free Request.Stale, as GC has listed it
+
+	Status Verb = "status" // may this node be given pods
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
