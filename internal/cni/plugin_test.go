@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -214,6 +215,27 @@ func TestDelRemovesThePodAndMayBeRepeated(t *testing.T) {
 			n.mustDel(conf{}, p)
 			n.mustDel(conf{}, newPod(t, "never-added", "other"))
 		})
+	}
+}
+
+// TestDelSucceedsWhereAnAddIsRefused: a pod whose ADD cannot succeed must not stay for ever because its DEL cannot either. (The host's own
+// namespace is the CNI library's to refuse, which does so for DEL too.)
+func TestDelSucceedsWhereAnAddIsRefused(t *testing.T) {
+	n := newNode(t)
+	(&fakeAgent{}).start(n)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, netns := range map[string]string{"a file": file, "below a file": file + "/net", "none": "/run/netns/none", "not of a network": "/proc/self/ns/mnt"} {
+		p := newPod(t, "c1", "nginx")
+		p.rt.NetNS = netns
+		if _, err := n.add(conf{}, p); codeOf(err) != attach.CodeBadEnv {
+			t.Errorf("%s: ADD: got %d %v, want code 4", name, codeOf(err), err)
+		}
+		if err := n.del(conf{}, p); err != nil {
+			t.Errorf("%s: DEL: %v", name, err)
+		}
 	}
 }
 
