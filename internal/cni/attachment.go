@@ -63,7 +63,7 @@ func newAttachment(args *skel.CmdArgs) (*attachment, error) {
 	}
 	wish := pairWish{
 		hostIf: req.HostIf, podIf: req.IfName, mac: mac, mtu: mtu, queues: max(1, conf.NumQueues),
-		forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
+		ofPod: req.Pod != attach.Pod{}, forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
 	}
 	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac, foreign: foreign}, nil
 }
@@ -131,6 +131,10 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	links, err := openLinks() // here and not in the goroutine: it must be this thread's network namespace
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeKernel, err, "")
+	}
+	if err := checkReplaceable(links, a.netns, a.wish); err != nil {
+		links.Close()
+		return attach.Reply{}, err
 	}
 	made := make(chan error, 1)
 	go func() {

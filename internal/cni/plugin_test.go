@@ -577,3 +577,37 @@ func TestStagesAreLoggedToTheFile(t *testing.T) {
 		t.Errorf("log (-want +got):\n%s\nall of it:\n%s", diff, log)
 	}
 }
+
+// TestAddNeverCutsAnotherContainersWire: the host's side is named after the first characters of a container's id, or after its pod, so
+// that two attachments can come to the same name.
+func TestAddNeverCutsAnotherContainersWire(t *testing.T) {
+	n := newNode(t)
+	agent := (&fakeAgent{}).start(n)
+	for name, c := range map[string]struct{ first, second *pod }{
+		"ids that begin alike":            {newPod(t, "container-a-1", ""), newPod(t, "container-a-2", "")},
+		"second interface of a pod":       {newPod(t, "c1", "web"), nil},
+		"second interface of a container": {newPod(t, "container-b-1", ""), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.second == nil {
+				rt := *c.first.rt
+				rt.IfName = "eth1"
+				c.second = &pod{NS: c.first.NS, id: c.first.id, rt: &rt}
+			}
+			n.mustAdd(conf{}, c.first)
+			links, inside := n.links(), c.first.Exec("ip", "-o", "link", "show", "eth0")
+			_, err := n.add(conf{}, c.second)
+			if codeOf(err) != attach.CodeKernel || !strings.Contains(fmt.Sprint(err), "cali") {
+				t.Errorf("got %d %v, want code %d that names the interface", codeOf(err), err, attach.CodeKernel)
+			}
+			if d := cmp.Diff(links, n.links()); d != "" || c.first.Exec("ip", "-o", "link", "show", "eth0") != inside {
+				t.Errorf("the first one's wire is cut: %s", d)
+			}
+			if got := agent.registered(); got != 1 {
+				t.Errorf("%d are registered", got)
+			}
+			n.mustAdd(conf{}, c.first) // again
+			n.mustDel(conf{}, c.first)
+		})
+	}
+}
