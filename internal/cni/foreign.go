@@ -9,8 +9,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
@@ -88,11 +86,7 @@ func delegate(ctx context.Context, command string, conf *netconf.Conf, args *ske
 }
 
 func readLease(out []byte) (lease, error) {
-	raw, err := create.CreateFromBytes(out)
-	if err != nil {
-		return lease{}, err
-	}
-	res, err := types100.NewResultFromResult(raw)
+	res, err := netconf.ReadResult("", out)
 	if err != nil {
 		return lease{}, err
 	}

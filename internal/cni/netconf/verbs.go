@@ -2,6 +2,9 @@ package netconf
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -26,15 +29,31 @@ func PrevResult(stdin []byte) (*types100.Result, error) {
 			Details: "CHECK needs the result of the container's ADD: the runtime passes it on",
 		}
 	}
-	result, err := create.Create(conf.CNIVersion, conf.PrevResult)
-	if err != nil {
-		return nil, badPrevResult(err)
-	}
-	out, err := types100.NewResultFromResult(result)
+	out, err := ReadResult(conf.CNIVersion, conf.PrevResult)
 	if err != nil {
 		return nil, badPrevResult(err)
 	}
 	return out, nil
+}
+
+// ReadResult reads a result of a CNI version, "" for the one that it names itself. No entry of its lists is nil.
+func ReadResult(version string, raw []byte) (*types100.Result, error) {
+	var lists struct{ Interfaces, IPs, Routes []*json.RawMessage }
+	if json.Unmarshal(raw, &lists) == nil && slices.Contains(slices.Concat(lists.Interfaces, lists.IPs, lists.Routes), nil) {
+		return nil, errors.New("read result: an interface, address or route is null") // the CNI library does not look
+	}
+	if version == "" {
+		result, err := create.CreateFromBytes(raw)
+		if err != nil {
+			return nil, fmt.Errorf("read result: %w", err)
+		}
+		return types100.NewResultFromResult(result)
+	}
+	result, err := create.Create(version, raw)
+	if err != nil {
+		return nil, fmt.Errorf("read result: %w", err)
+	}
+	return types100.NewResultFromResult(result)
 }
 
 func badPrevResult(err error) error {
