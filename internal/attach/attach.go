@@ -180,6 +180,9 @@ const (
 	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
 )
 
+// ErrTooLong says that a message is longer than either end reads.
+var ErrTooLong = fmt.Errorf("longer than %d bytes", maxLine)
+
 // maxLine bounds what either end reads: labels and annotations of one pod fit well.
 const maxLine = 1 << 20
 
@@ -192,11 +195,14 @@ type Conn struct {
 // NewConn frames messages on rw.
 func NewConn(rw io.ReadWriter) *Conn { return &Conn{r: bufio.NewReader(rw), w: rw} }
 
-// Send writes one message.
+// Send writes one message. One that the peer would not read is ErrTooLong, and nothing is sent.
 func (c *Conn) Send(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
+	}
+	if len(b) >= maxLine {
+		return fmt.Errorf("send message: %w", ErrTooLong)
 	}
 	if _, err := c.w.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("send message: %w", err)
@@ -223,7 +229,7 @@ func (c *Conn) Receive(v any) error {
 			return fmt.Errorf("receive message: %w", err)
 		}
 		if len(line) > maxLine {
-			return fmt.Errorf("receive message: longer than %d bytes", maxLine)
+			return fmt.Errorf("receive message: %w", ErrTooLong)
 		}
 	}
 	if err := json.Unmarshal(line, v); err != nil {

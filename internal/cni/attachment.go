@@ -188,6 +188,6 @@ func (a *attachment) release(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req := a.req
-	req.Verb = attach.Del
+	req.Verb, req.Labels, req.Annotations = attach.Del, nil, nil
 	return a.door.release(ctx, req)
 }

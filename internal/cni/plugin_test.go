@@ -578,6 +578,19 @@ func TestStagesAreLoggedToTheFile(t *testing.T) {
 	}
 }
 
+func TestPodWithTooMuchToSayIsRefusedAndForgotten(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	a := (&fakeAgent{}).start(n)
+	c := conf{members: usual + `,"args":{"cni":{"labels":[{"key":"k","value":"` + strings.Repeat("x", 2<<20) + `"}]}}`}
+	if _, err := n.add(c, p); codeOf(err) != attach.CodeBadConfig || !strings.Contains(fmt.Sprint(err), "longer than") || strings.Contains(fmt.Sprint(err), "undone") {
+		t.Errorf("got %d %v, want code 7 and nothing left", codeOf(err), err)
+	}
+	n.mustDel(c, p)
+	if links := n.links(); len(links) > 0 || a.registered() > 0 {
+		t.Errorf("left behind: %v, %d registered", links, a.registered())
+	}
+}
+
 // TestAddNeverCutsAnotherContainersWire: the host's side is named after the first characters of a container's id, or after its pod, so
 // that two attachments can come to the same name.
 func TestAddNeverCutsAnotherContainersWire(t *testing.T) {

@@ -35,7 +35,7 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	agent, err := dialAgent(ctx, statusTimeout)
 	if err == nil {
 		defer agent.close()
-		if _, err := agent.query(ctx, attach.Request{Version: attach.Version, Verb: attach.Status}); err != nil {
+		if _, err := agent.anew(ctx, "ask the agent whether pods can be attached", attach.Request{Version: attach.Version, Verb: attach.Status}); err != nil {
 			return notAvailable(err)
 		}
 		return delegate(ctx, "STATUS", &conf, args)
