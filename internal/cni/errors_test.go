@@ -21,6 +21,7 @@ type call struct {
 
 // TestEveryFailureHasItsCodeItsObjectAndARemedy goes through what users and operators can do wrong.
 func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
+	t.Parallel()
 	const pool = "/calico/resources/v3/projectcalico.org/ippools/blue"
 	const cluster = "/calico/resources/v3/projectcalico.org/clusterinformations/default"
 	type world struct {
@@ -77,6 +78,7 @@ func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
 		}, attach.CodeNoAddress, "blue", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			n := newNode(t)
 			w := world{T: t, n: n, d: newDatastore(n), p: newPod(t, "c1", "")}
 			w.c = &call{env: map[string]string{

@@ -273,6 +273,7 @@ func TestAddAgainKeepsAddressAndMAC(t *testing.T) {
 }
 
 func TestFailedAddLeavesNothing(t *testing.T) {
+	t.Parallel() // it waits
 	for _, c := range []struct {
 		name  string
 		agent *fakeAgent // nil: one that works
@@ -481,6 +482,7 @@ func TestErrorOfAnAddThatCouldNotBeUndoneSaysSo(t *testing.T) {
 }
 
 func TestConfigurationBoundsTheWaitForTheAgent(t *testing.T) {
+	t.Parallel() // it waits
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	var told attach.Linked
 	a := (&fakeAgent{onLinked: func(l attach.Linked) *attach.Error { told = l; return nil }}).start(n)

@@ -45,6 +45,7 @@ func TestStatusSaysWhetherPodsCanBeAttached(t *testing.T) {
 }
 
 func TestStatusWithoutAgentAsksEtcd(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
 	d := newDatastore(n)
 	wants := func(what, says string) {
