@@ -145,7 +145,7 @@ func (a *attachment) lease(ctx context.Context) error {
 		return err
 	}
 	a.req.Addrs, a.dsts = l.addrs, l.routes
-	if len(l.dns.Nameservers) > 0 || l.dns.Domain != "" || len(l.dns.Search) > 0 || len(l.dns.Options) > 0 {
+	if !l.dns.IsEmpty() {
 		a.conf.DNS = l.dns
 	}
 	if a.conf.DefaultRoutes && len(a.dsts) > 0 {
