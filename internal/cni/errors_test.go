@@ -94,6 +94,9 @@ func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
 			if told.Code != c.code || !strings.Contains(told.Msg+told.Details, c.says) {
 				t.Errorf("got code %d, %q, %q; want %d with %q", told.Code, told.Msg, told.Details, c.code, c.says)
 			}
+			if told.Code == attach.CodeBadConfig && strings.Contains(told.Details, "undone") {
+				t.Errorf("%q: %q, though nothing was done", told.Msg, told.Details)
+			}
 			if !c.bare && told.Details == "" {
 				t.Errorf("%q comes without a remedy", told.Msg)
 			}
