@@ -32,6 +32,7 @@ type handler interface {
 	Check(context.Context, attach.Request) (attach.Reply, error)
 	Stale(context.Context, attach.Request) ([]attach.Stale, error)
 	Free(context.Context, attach.Request) error
+	Serves(context.Context) error
 }
 
 // server answers the plugins on the unix socket.
@@ -97,11 +98,14 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	start := time.Now()
 	err := s.verb(ctx, c, conn, req)
 	log := s.log.With("verb", req.Verb, "container", req.ContainerID, "namespace", req.Pod.Namespace, "pod", req.Pod.Name, "took", time.Since(start).Round(time.Microsecond))
-	if err != nil {
+	switch {
+	case err == nil:
+		log.Debug("attach done")
+	case req.Verb == attach.Status: // runtimes ask all the time; what is wrong has been said
+		log.Debug("not available", "error", err)
+	default:
 		log.Warn("attach failed", "error", err)
-		return
 	}
-	log.Debug("attach done")
 }
 
 func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {
@@ -120,6 +124,8 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	case attach.GC:
 		stale, err := s.handler.Stale(ctx, req)
 		return respond(conn, attach.Reply{Stale: stale}, err)
+	case attach.Status:
+		return respond(conn, attach.Reply{}, s.handler.Serves(ctx))
 	case attach.Free:
 		return respond(conn, attach.Reply{}, s.handler.Free(ctx, req))
 	}

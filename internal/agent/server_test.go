@@ -66,6 +66,8 @@ func (h *counting) Free(_ context.Context, r attach.Request) error {
 	return h.fail
 }
 
+func (h *counting) Serves(context.Context) error { return h.fail }
+
 type rig struct {
 	handler    *counting
 	programmed *programmed

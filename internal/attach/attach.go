@@ -2,7 +2,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, and the like:  plugin → Request      agent → Reply
+//	DEL, STATUS:        plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -44,6 +44,8 @@ const (
 	Check Verb = "check" // compare with what Add has done, then wait for Linked
 	GC    Verb = "gc"    // list what the network has on this node beyond Request.Valid
 	Free  Verb = "free"  // free Request.Stale, as GC has listed it
+
+	Status Verb = "status" // may this node be given pods
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -178,6 +180,9 @@ const (
 	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
 )
 
+// ErrTooLong says that a message is longer than either end reads.
+var ErrTooLong = fmt.Errorf("longer than %d bytes", maxLine)
+
 // maxLine bounds what either end reads: labels and annotations of one pod fit well.
 const maxLine = 1 << 20
 
@@ -190,11 +195,14 @@ type Conn struct {
 // NewConn frames messages on rw.
 func NewConn(rw io.ReadWriter) *Conn { return &Conn{r: bufio.NewReader(rw), w: rw} }
 
-// Send writes one message.
+// Send writes one message. One that the peer would not read is ErrTooLong, and nothing is sent.
 func (c *Conn) Send(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
+	}
+	if len(b) >= maxLine {
+		return fmt.Errorf("send message: %w", ErrTooLong)
 	}
 	if _, err := c.w.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("send message: %w", err)
@@ -221,7 +229,7 @@ func (c *Conn) Receive(v any) error {
 			return fmt.Errorf("receive message: %w", err)
 		}
 		if len(line) > maxLine {
-			return fmt.Errorf("receive message: longer than %d bytes", maxLine)
+			return fmt.Errorf("receive message: %w", ErrTooLong)
 		}
 	}
 	if err := json.Unmarshal(line, v); err != nil {

@@ -70,3 +70,28 @@ func TestReceiveTellsACutMessageFromAClosedConnection(t *testing.T) {
 		}
 	}
 }
+
+// FuzzReceive checks that bytes of any kind end in a message or an error, and that what was received goes round.
+func FuzzReceive(f *testing.F) {
+	for _, s := range []string{"", "\n", "{}\n", `{"version":1,"verb":"add","addrs":["10.0.0.1"],"pod":{"name":"a"}}` + "\n", `{"addrs":["nonsense"]}` + "\n", "\x00\xff\n", "{}{}\n", `{"stale":[{}]`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		c := NewConn(struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(in), io.Discard})
+		var req Request
+		if c.Receive(&req) != nil {
+			return
+		}
+		var buf bytes.Buffer
+		var again Request
+		if err := NewConn(&buf).Send(req); err != nil {
+			t.Fatalf("send what was received: %v", err)
+		}
+		if err := NewConn(&buf).Receive(&again); err != nil {
+			t.Fatalf("receive what was sent: %v", err)
+		}
+	})
+}

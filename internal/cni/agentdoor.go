@@ -98,7 +98,8 @@ const agentGrace = 2 * time.Second
 // ask sends one message and waits for the answer until the turn or ctx ends.
 func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, msg any) (attach.Reply, error) {
 	d.used = true
-	until := time.Now().Add(turn)
+	begun := time.Now()
+	until := begun.Add(turn)
 	if end, ok := ctx.Deadline(); ok && end.Before(until) {
 		until = end
 	}
@@ -106,8 +107,11 @@ func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, m
 		return attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), "")
 	}
 	reply, err := d.msgs.Ask(msg)
+	if errors.Is(err, attach.ErrTooLong) {
+		return attach.Reply{}, failure(attach.CodeBadConfig, fmt.Errorf("%s: %w", stage, err), "make labels and annotations shorter")
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("no answer within %v", turn)
+		err = fmt.Errorf("no answer within %v", time.Since(begun).Round(time.Second))
 	}
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeTryAgain, fmt.Errorf("%s: %w", stage, err), "look at the agent's log on this node")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
@@ -24,6 +25,7 @@ type attachment struct {
 	netns *netns
 	door  door // nil until it is open
 	log   *slog.Logger
+	prev  *types100.Result // of the plugins before this one; nil if there were none
 
 	foreign *foreignIPAM   // nil: the addresses are the handler's to give
 	dsts    []netip.Prefix // that the pod shall have routes to; none: everything
@@ -53,6 +55,10 @@ func newAttachment(args *skel.CmdArgs) (*attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	prev, err := netconf.Chained(args.StdinData)
+	if err != nil {
+		return nil, err
+	}
 	foreign, err := newForeignIPAM(&conf, args)
 	if err != nil {
 		return nil, err
@@ -63,9 +69,9 @@ func newAttachment(args *skel.CmdArgs) (*attachment, error) {
 	}
 	wish := pairWish{
 		hostIf: req.HostIf, podIf: req.IfName, mac: mac, mtu: mtu, queues: max(1, conf.NumQueues),
-		forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
+		ofPod: req.Pod != attach.Pod{}, forwarding: conf.ContainerSettings.AllowIPForwarding, v6: req.AssignIPv6,
 	}
-	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac, foreign: foreign}, nil
+	return &attachment{conf: conf, req: req, wish: wish, netns: ns, mac: mac, foreign: foreign, prev: prev}, nil
 }
 
 // close lets go of everything that is held open.
@@ -132,6 +138,10 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeKernel, err, "")
 	}
+	if err := checkReplaceable(links, a.netns, a.wish); err != nil {
+		links.Close()
+		return attach.Reply{}, err
+	}
 	made := make(chan error, 1)
 	go func() {
 		var err error
@@ -184,6 +194,6 @@ func (a *attachment) release(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req := a.req
-	req.Verb = attach.Del
+	req.Verb, req.Labels, req.Annotations = attach.Del, nil, nil
 	return a.door.release(ctx, req)
 }

@@ -23,6 +23,7 @@ func (n *node) check(c conf, p *pod) (err error) {
 const nginxEndpoint = "/calico/resources/v3/projectcalico.org/workloadendpoints/default/node--1-k8s-nginx-eth0"
 
 func TestCheckNamesWhatIsMissing(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
 	d := newDatastore(n)
 	const hostIf = "calic440f455693"
@@ -121,6 +122,7 @@ func TestCheckAsksTheAgentAboutTheHost(t *testing.T) {
 }
 
 func TestCheckWithoutAgentOrEtcdIsToBeTriedAgain(t *testing.T) {
+	t.Parallel() // it waits
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	d := newDatastore(n)
 	n.mustAdd(d.conf(noWait), p)

@@ -166,8 +166,8 @@ func (p *Plugin) undo(a *attachment, cause error) error {
 	if err := fault.At(fault.PluginUndoUnlinked); err != nil {
 		return err
 	}
-	if told == nil || told.Code != attach.CodeBadEnv {
-		releaseErr = a.release(ctx, limit) // what the handler cannot read it has not written, and would not release either
+	if told == nil || told.Code != attach.CodeBadEnv && told.Code != attach.CodeBadConfig {
+		releaseErr = a.release(ctx, limit) // what the handler cannot heed it has not written, and would mostly not release either
 	}
 	if etcdAway {
 		releaseErr = nil // was to be expected; the cause says what state etcd is in

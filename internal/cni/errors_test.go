@@ -21,6 +21,7 @@ type call struct {
 
 // TestEveryFailureHasItsCodeItsObjectAndARemedy goes through what users and operators can do wrong.
 func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
+	t.Parallel()
 	const pool = "/calico/resources/v3/projectcalico.org/ippools/blue"
 	const cluster = "/calico/resources/v3/projectcalico.org/clusterinformations/default"
 	type world struct {
@@ -77,6 +78,7 @@ func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
 		}, attach.CodeNoAddress, "blue", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			n := newNode(t)
 			w := world{T: t, n: n, d: newDatastore(n), p: newPod(t, "c1", "")}
 			w.c = &call{env: map[string]string{
@@ -91,6 +93,9 @@ func TestEveryFailureHasItsCodeItsObjectAndARemedy(t *testing.T) {
 			told := w.c.fail(t, n)
 			if told.Code != c.code || !strings.Contains(told.Msg+told.Details, c.says) {
 				t.Errorf("got code %d, %q, %q; want %d with %q", told.Code, told.Msg, told.Details, c.code, c.says)
+			}
+			if told.Code == attach.CodeBadConfig && strings.Contains(told.Details, "undone") {
+				t.Errorf("%q: %q, though nothing was done", told.Msg, told.Details)
 			}
 			if !c.bare && told.Details == "" {
 				t.Errorf("%q comes without a remedy", told.Msg)

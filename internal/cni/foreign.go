@@ -9,8 +9,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
@@ -88,11 +86,7 @@ func delegate(ctx context.Context, command string, conf *netconf.Conf, args *ske
 }
 
 func readLease(out []byte) (lease, error) {
-	raw, err := create.CreateFromBytes(out)
-	if err != nil {
-		return lease{}, err
-	}
-	res, err := types100.NewResultFromResult(raw)
+	res, err := netconf.ReadResult("", out)
 	if err != nil {
 		return lease{}, err
 	}
@@ -151,7 +145,7 @@ func (a *attachment) lease(ctx context.Context) error {
 		return err
 	}
 	a.req.Addrs, a.dsts = l.addrs, l.routes
-	if len(l.dns.Nameservers) > 0 || l.dns.Domain != "" || len(l.dns.Search) > 0 || len(l.dns.Options) > 0 {
+	if !l.dns.IsEmpty() {
 		a.conf.DNS = l.dns
 	}
 	if a.conf.DefaultRoutes && len(a.dsts) > 0 {

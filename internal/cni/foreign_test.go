@@ -169,6 +169,7 @@ func TestStaticAddressesAndDNSComeFromAForeignIPAM(t *testing.T) {
 }
 
 func TestWithoutAgentTheModuleRegistersForeignAddresses(t *testing.T) {
+	t.Parallel() // it waits
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	d := newDatastore(n)
 	c := hostLocalConf("", fmt.Sprintf(`,"etcd_endpoints":%q%s`, d.url, noWait))
@@ -253,6 +254,7 @@ func attachAndDetach(t *testing.T, n *node, p *pod, a *fakeAgent, isList bool, b
 }
 
 func TestForeignMainPluginsGetAddressesFromOurModule(t *testing.T) {
+	t.Parallel() // it waits
 	for name, plugin := range map[string]string{
 		"bridge":  `"type":"bridge","bridge":"cni0"`,
 		"macvlan": `"type":"macvlan","master":"parent","mode":"bridge"`,

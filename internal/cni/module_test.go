@@ -283,6 +283,7 @@ func TestFailedAddLeavesNothingInEtcd(t *testing.T) {
 }
 
 func TestEtcdAwayIsToldAndDelFinishesLater(t *testing.T) {
+	t.Parallel() // it waits
 	n, p, q := newNode(t), newPod(t, "c1", "nginx"), newPod(t, "c2", "other")
 	d := newDatastore(n)
 	n.mustAdd(d.conf(noWait), p)

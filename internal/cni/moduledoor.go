@@ -14,7 +14,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
@@ -184,8 +183,8 @@ func moduleFailure(err error, stdout, stderr []byte) error {
 
 // readModuleResult finds the addresses and the MAC in a module's result.
 func readModuleResult(out []byte) (attach.Reply, error) {
-	var res types100.Result
-	if err := json.Unmarshal(out, &res); err != nil {
+	res, err := netconf.ReadResult(moduleVersion, out)
+	if err != nil {
 		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's result: %w", err), "")
 	}
 	var reply attach.Reply

@@ -20,7 +20,7 @@ var errNoNetns = errors.New("not a network namespace")
 // machine's own.
 func openNetns(path string) (*netns, error) {
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("open network namespace %q: %w", path, errNoNetns)
 	}
 	if err != nil {

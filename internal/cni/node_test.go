@@ -239,6 +239,7 @@ type fakeAgent struct {
 	hangUp    bool // close the connection instead
 	hangLinks bool // never answer an ADD's second line
 	stale     []attach.Stale
+	status    *attach.Error
 
 	mu       sync.Mutex
 	next     netip.Addr
@@ -327,6 +328,8 @@ func (a *fakeAgent) handle(req attach.Request) attach.Reply {
 		return attach.Reply{}
 	case attach.Check:
 		return a.pods[req.ContainerID]
+	case attach.Status:
+		return attach.Reply{Error: a.status}
 	case attach.GC:
 		return attach.Reply{Stale: a.stale}
 	case attach.Free:

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -16,6 +17,7 @@ import (
 // pairWish says what veth pair a pod is to get.
 type pairWish struct {
 	hostIf, podIf string
+	ofPod         bool       // hostIf is named after a Kubernetes pod; else after the first characters of a container's id
 	mac           kernel.MAC // of the pod's side
 	mtu           int        // 0: the kernel's default
 	queues        int        // of either side, each way
@@ -114,6 +116,54 @@ func describe(ns *netns, w pairWish) (*netlink.Veth, error) {
 	veth.PeerHardwareAddr = w.mac[:]
 	veth.PeerNamespace = netlink.NsFd(ns.fd())
 	return veth, nil
+}
+
+// checkReplaceable refuses to put a new pair in the place of one that may be in use: another container's whose id begins alike, or that of
+// another interface of the container, of which the name of the host's side knows nothing. What it lets go is an earlier attempt at the same
+// interface, and an earlier container of the same pod. It comes before anything is registered: the two would share a handle.
+func checkReplaceable(host *netlink.Handle, ns *netns, w pairWish) error {
+	old, err := host.LinkByName(w.hostIf)
+	if isGone(err) {
+		return nil
+	}
+	if err != nil {
+		return failure(attach.CodeKernel, fmt.Errorf("look at interface %s: %w", w.hostIf, err), "")
+	}
+	if _, ok := old.(*netlink.Veth); !ok {
+		return nil // removeOld says what is wrong with it
+	}
+	inside, err := peerIn(ns, old.Attrs())
+	switch {
+	case err != nil:
+		return failure(attach.CodeKernel, err, "")
+	case inside == w.podIf || inside == "" && w.ofPod:
+		return nil
+	case inside != "":
+		return failure(attach.CodeKernel, fmt.Errorf("make interface %s: the container has its interface %s by %s already", w.podIf, inside, w.hostIf),
+			"one interface of a container can be ours: take the other network out, or call DEL for the first")
+	}
+	return failure(attach.CodeKernel, fmt.Errorf("make interface %s: another container has it, whose id begins with the same characters", w.hostIf),
+		"give the container another id; if the other one is gone, call DEL for it, or remove the interface")
+}
+
+// peerIn is the name of the other side of the host's link if that is in ns, else "".
+func peerIn(ns *netns, host *netlink.LinkAttrs) (string, error) {
+	links, err := openLinksIn(ns)
+	if err != nil {
+		return "", err
+	}
+	defer links.Close()
+	link, err := links.LinkByIndex(host.ParentIndex)
+	if isGone(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for the other side of %s in the pod: %w", host.Name, err)
+	}
+	if _, ok := link.(*netlink.Veth); !ok || link.Attrs().ParentIndex != host.Index {
+		return "", nil // only its number is the same
+	}
+	return link.Attrs().Name, nil
 }
 
 // removeOld removes the host's side of an earlier pair, if there is one.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -217,6 +218,27 @@ func TestDelRemovesThePodAndMayBeRepeated(t *testing.T) {
 	}
 }
 
+// TestDelSucceedsWhereAnAddIsRefused: a pod whose ADD cannot succeed must not stay for ever because its DEL cannot either. (The host's own
+// namespace is the CNI library's to refuse, which does so for DEL too.)
+func TestDelSucceedsWhereAnAddIsRefused(t *testing.T) {
+	n := newNode(t)
+	(&fakeAgent{}).start(n)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, netns := range map[string]string{"a file": file, "below a file": file + "/net", "none": "/run/netns/none", "not of a network": "/proc/self/ns/mnt"} {
+		p := newPod(t, "c1", "nginx")
+		p.rt.NetNS = netns
+		if _, err := n.add(conf{}, p); codeOf(err) != attach.CodeBadEnv {
+			t.Errorf("%s: ADD: got %d %v, want code 4", name, codeOf(err), err)
+		}
+		if err := n.del(conf{}, p); err != nil {
+			t.Errorf("%s: DEL: %v", name, err)
+		}
+	}
+}
+
 func TestDelOfAnOldContainerSparesTheNewOne(t *testing.T) {
 	n, old, young := newNode(t), newPod(t, "old", "nginx"), newPod(t, "young", "nginx")
 	a := (&fakeAgent{}).start(n)
@@ -251,6 +273,7 @@ func TestAddAgainKeepsAddressAndMAC(t *testing.T) {
 }
 
 func TestFailedAddLeavesNothing(t *testing.T) {
+	t.Parallel() // it waits
 	for _, c := range []struct {
 		name  string
 		agent *fakeAgent // nil: one that works
@@ -459,6 +482,7 @@ func TestErrorOfAnAddThatCouldNotBeUndoneSaysSo(t *testing.T) {
 }
 
 func TestConfigurationBoundsTheWaitForTheAgent(t *testing.T) {
+	t.Parallel() // it waits
 	n, p := newNode(t), newPod(t, "c1", "nginx")
 	var told attach.Linked
 	a := (&fakeAgent{onLinked: func(l attach.Linked) *attach.Error { told = l; return nil }}).start(n)
@@ -553,5 +577,52 @@ func TestStagesAreLoggedToTheFile(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" || strings.Contains(log, "secret-token") || !strings.Contains(log, "code=101 error=\"register pod with the agent: pools are full\"") {
 		t.Errorf("log (-want +got):\n%s\nall of it:\n%s", diff, log)
+	}
+}
+
+func TestPodWithTooMuchToSayIsRefusedAndForgotten(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	a := (&fakeAgent{}).start(n)
+	c := conf{members: usual + `,"args":{"cni":{"labels":[{"key":"k","value":"` + strings.Repeat("x", 2<<20) + `"}]}}`}
+	if _, err := n.add(c, p); codeOf(err) != attach.CodeBadConfig || !strings.Contains(fmt.Sprint(err), "longer than") || strings.Contains(fmt.Sprint(err), "undone") {
+		t.Errorf("got %d %v, want code 7 and nothing left", codeOf(err), err)
+	}
+	n.mustDel(c, p)
+	if links := n.links(); len(links) > 0 || a.registered() > 0 {
+		t.Errorf("left behind: %v, %d registered", links, a.registered())
+	}
+}
+
+// TestAddNeverCutsAnotherContainersWire: the host's side is named after the first characters of a container's id, or after its pod, so
+// that two attachments can come to the same name.
+func TestAddNeverCutsAnotherContainersWire(t *testing.T) {
+	n := newNode(t)
+	agent := (&fakeAgent{}).start(n)
+	for name, c := range map[string]struct{ first, second *pod }{
+		"ids that begin alike":            {newPod(t, "container-a-1", ""), newPod(t, "container-a-2", "")},
+		"second interface of a pod":       {newPod(t, "c1", "web"), nil},
+		"second interface of a container": {newPod(t, "container-b-1", ""), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.second == nil {
+				rt := *c.first.rt
+				rt.IfName = "eth1"
+				c.second = &pod{NS: c.first.NS, id: c.first.id, rt: &rt}
+			}
+			n.mustAdd(conf{}, c.first)
+			links, inside := n.links(), c.first.Exec("ip", "-o", "link", "show", "eth0")
+			_, err := n.add(conf{}, c.second)
+			if codeOf(err) != attach.CodeKernel || !strings.Contains(fmt.Sprint(err), "cali") {
+				t.Errorf("got %d %v, want code %d that names the interface", codeOf(err), err, attach.CodeKernel)
+			}
+			if d := cmp.Diff(links, n.links()); d != "" || c.first.Exec("ip", "-o", "link", "show", "eth0") != inside {
+				t.Errorf("the first one's wire is cut: %s", d)
+			}
+			if got := agent.registered(); got != 1 {
+				t.Errorf("%d are registered", got)
+			}
+			n.mustAdd(conf{}, c.first) // again
+			n.mustDel(conf{}, c.first)
+		})
 	}
 }

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -30,5 +31,22 @@ func (a *attachment) result() *types100.Result {
 	for _, r := range podRoutes(a.addrs, a.dsts) {
 		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(r.dst), GW: r.gw.AsSlice()})
 	}
-	return res
+	return after(a.prev, res)
+}
+
+// after puts our result behind that of the plugins before us, which has to be passed on (CNI specification 1.1, "ADD"). It may change ours.
+func after(prev, ours *types100.Result) *types100.Result {
+	if prev == nil {
+		return ours
+	}
+	for _, ip := range ours.IPs {
+		ip.Interface = types100.Int(len(prev.Interfaces) + *ip.Interface)
+	}
+	ours.Interfaces = slices.Concat(prev.Interfaces, ours.Interfaces)
+	ours.IPs = slices.Concat(prev.IPs, ours.IPs)
+	ours.Routes = slices.Concat(prev.Routes, ours.Routes)
+	if ours.DNS.IsEmpty() {
+		ours.DNS = prev.DNS
+	}
+	return ours
 }

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -19,6 +21,30 @@ import (
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
+
+func TestResultOfPluginsBeforeOursIsPassedOn(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	(&fakeAgent{}).start(n)
+	const prev = `"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"net0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}],` +
+		`"ips":[{"interface":0,"address":"192.0.2.1/24"}],"routes":[{"dst":"192.0.2.0/24"}],"dns":{"nameservers":["192.0.2.53"]}}`
+	env := []string{"CNI_CONTAINERID=c1", "CNI_NETNS=" + p.Path(), "CNI_IFNAME=eth0", "CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=nginx"}
+	out, err := n.run("muslin", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"hc-net","type":"muslin",%s,%s}`, usual, prev), append(env, "CNI_COMMAND=ADD")...)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var got types100.Result
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Interfaces) != 3 || got.Interfaces[0].Name != "net0" || len(got.IPs) != 2 || *got.IPs[1].Interface != 2 || got.Interfaces[2].Name != "eth0" ||
+		len(got.Routes) != 3 || len(got.DNS.Nameservers) != 1 {
+		t.Errorf("the result is %s", out)
+	}
+	out, err = n.run("muslin", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"hc-net","type":"muslin",%s,"prevResult":%s}`, usual, out), append(env, "CNI_COMMAND=CHECK")...)
+	if err != nil {
+		t.Errorf("CHECK of it: %v: %s", err, out)
+	}
+}
 
 func TestGoldenResultOfEveryVersion(t *testing.T) {
 	attrs := netlink.NewLinkAttrs()

@@ -13,15 +13,15 @@ import (
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 )
 
-// How long STATUS may take, which runtimes ask for often: to connect to the agent, and to ask etcd where there is none.
+// How long STATUS may take: for the agent to answer, which it does from memory, and to ask etcd where there is none.
 const (
-	statusTimeout       = time.Second
+	statusTimeout       = 5 * time.Second
 	moduleStatusTimeout = 10 * time.Second
 )
 
 // Status reports whether an ADD would be served now (CNI spec 1.1, "STATUS"): whether the agent, which opens its socket only once the
-// kernel is as it should be, can be connected to. It asks nothing of etcd, unless pods need not wait for an agent and none is there: then
-// the IPAM module asks whether etcd answers, is ready and has this node. The error is a *types.Error. Its code is 50, or 51
+// kernel is as it should be, can be connected to, and still has the node's name. It asks nothing of etcd, unless pods need not wait for an
+// agent and none is there: then the IPAM module asks whether etcd answers, is ready and has this node. The error is a *types.Error. Its code is 50, or 51
 // if an agent has gone without a word: nobody keeps the routes of pods that run up to date.
 func (p *Plugin) Status(args *skel.CmdArgs) error { return netconf.AsCNI(p.status(args)) }
 
@@ -34,12 +34,15 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	defer cancel()
 	agent, err := dialAgent(ctx, statusTimeout)
 	if err == nil {
-		agent.close()
+		defer agent.close()
+		if _, err := agent.anew(ctx, "ask the agent whether pods can be attached", attach.Request{Version: attach.Version, Verb: attach.Status}); err != nil {
+			return notAvailable(err)
+		}
 		return delegate(ctx, "STATUS", &conf, args)
 	}
 	if conf.PolicyWait == netconf.NoWait && noAgent(err) {
 		if err := moduleStatus(ctx, &conf, args); err != nil {
-			return err
+			return notAvailable(err)
 		}
 		return delegate(ctx, "STATUS", &conf, args)
 	}
@@ -54,7 +57,16 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 func moduleStatus(ctx context.Context, conf *netconf.Conf, args *skel.CmdArgs) error {
 	door, err := newModuleDoor(conf, args, nil)
 	if err != nil {
-		return &attach.Error{Code: attach.CodeNotAvailable, Msg: err.Error()}
+		return err
 	}
 	return door.status(ctx)
+}
+
+// notAvailable is the error with the code that runtimes look for.
+func notAvailable(err error) error {
+	var told *attach.Error
+	if !errors.As(err, &told) {
+		return failure(attach.CodeNotAvailable, err, "")
+	}
+	return &attach.Error{Code: attach.CodeNotAvailable, Msg: told.Msg, Details: told.Details}
 }

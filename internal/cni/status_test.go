@@ -32,13 +32,20 @@ func TestStatusSaysWhetherPodsCanBeAttached(t *testing.T) {
 		t.Errorf("with an agent that died: got %d %v, want code 51", codeOf(err), err)
 	}
 	n.do(func() { _ = os.Remove(attach.Socket) })
-	(&fakeAgent{}).start(n)
+	agent := (&fakeAgent{}).start(n)
 	if err := n.status(conf{}); err != nil {
 		t.Errorf("with an agent: %v", err)
+	}
+	agent.mu.Lock()
+	agent.status = &attach.Error{Code: attach.CodeNotAvailable, Msg: "the node name belongs to another machine", Details: "give it back"}
+	agent.mu.Unlock()
+	if err := n.status(conf{}); codeOf(err) != attach.CodeNotAvailable || !strings.Contains(fmt.Sprint(err), "another machine") {
+		t.Errorf("with an agent that lost its name: got %d %v, want code 50 and why", codeOf(err), err)
 	}
 }
 
 func TestStatusWithoutAgentAsksEtcd(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
 	d := newDatastore(n)
 	wants := func(what, says string) {

@@ -157,6 +157,9 @@ func TestBroughtAddressesAreOnTheEndpointAndNowhereElse(t *testing.T) {
 			if len(e) != 1 || fmt.Sprint(e[0].Value.Spec.IPNetworks) != "[10.7.0.5/32 fd07::5/128]" || len(w.dump()) != len(before)+2 { // and the network's profile
 				t.Errorf("endpoints %+v, %d keys", e, len(w.dump()))
 			}
+			if got, err := h.Check(w.ctx(), withoutAddrs(req)); err != nil || fmt.Sprint(got) != fmt.Sprint(reply) {
+				t.Errorf("CHECK: %+v, %v; want %+v", got, err, reply)
+			}
 			rev := w.revision()
 			if again := w.add(h, req); fmt.Sprint(again) != fmt.Sprint(reply) || w.revision() != rev {
 				t.Errorf("second ADD: %v, %d revisions", again, w.revision()-rev)
@@ -177,6 +180,28 @@ func TestBroughtAddressesAreOnTheEndpointAndNowhereElse(t *testing.T) {
 				t.Errorf("node missing: %v", err)
 			}
 		})
+	}
+}
+
+// withoutAddrs is what a CHECK of our own IPAM asks: it does not know that the pod brought its addresses along.
+func withoutAddrs(req attach.Request) attach.Request {
+	req.Verb, req.Addrs = attach.Check, nil
+	return req
+}
+
+func TestPodThatTurnsToOurIPAMForgetsThatItBroughtAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/24", 26)
+	h := w.handler("node-1")
+	brings := annotated("old", map[string]string{"ipAddrsNoIpam": `["10.7.0.5"]`})
+	brings.Features.AddrsNoIPAM = true
+	w.add(h, brings)
+	young := annotated("young", nil) // the pod again
+	w.add(h, young)
+	w.delete(api.HandleKey("net.young"))
+	if _, err := h.Check(w.ctx(), withoutAddrs(young)); err == nil || !strings.Contains(err.Error(), "its allocation is missing") {
+		t.Errorf("CHECK of a container that lost its handle: %v", err)
 	}
 }
 

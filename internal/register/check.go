@@ -44,7 +44,7 @@ func (h *Handler) CheckAllocation(ctx context.Context, req attach.Request) ([]ne
 }
 
 // held reads what etcd holds of the job's container, and finds its addresses: those that the request brings along, else those that
-// blocks give to the handle.
+// blocks give to the handle, or those that an annotation had it bring along, which only the endpoint knows.
 func (h *Handler) held(ctx context.Context, j *job) (prior, []netip.Addr, error) {
 	found, err := h.readPriors(ctx, []*job{j})
 	if err != nil {
@@ -53,6 +53,9 @@ func (h *Handler) held(ctx context.Context, j *job) (prior, []netip.Addr, error)
 	was := found[j]
 	if len(j.req.Addrs) > 0 {
 		return was, j.req.Addrs, nil
+	}
+	if !was.handle.Exists() && j.broughtTo(was.endpoint) {
+		return was, addrsIn(was.endpoint.Value.Spec.IPNetworks), nil
 	}
 	if !was.handle.Exists() {
 		return was, nil, j.missing("its allocation is missing: etcd has no %s", j.handleKey)
@@ -80,10 +83,7 @@ func (j *job) checkEndpoint(e store.Entry[api.WorkloadEndpoint], addrs []netip.A
 	if s.ContainerID != j.req.ContainerID {
 		return j.missing("the endpoint %s is another container's: %s", j.endpointKey, s.ContainerID)
 	}
-	var listed []netip.Addr
-	for _, n := range s.IPNetworks {
-		listed = append(listed, n.Addr())
-	}
+	listed := addrsIn(s.IPNetworks)
 	want := slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
 	slices.SortFunc(listed, netip.Addr.Compare)
 	if !slices.Equal(listed, want) {
@@ -112,6 +112,14 @@ func checkFailure(j *job, err error) error {
 	return out
 }
 
+func addrsIn(networks []api.Prefix) []netip.Addr {
+	out := make([]netip.Addr, len(networks))
+	for i, n := range networks {
+		out[i] = n.Addr()
+	}
+	return out
+}
+
 func list(addrs []netip.Addr) string {
 	if len(addrs) == 0 {
 		return "none"
@@ -123,27 +131,55 @@ func list(addrs []netip.Addr) string {
 	return strings.Join(names, ", ")
 }
 
-// Ready reports whether an ADD could be served: whether etcd answers, the datastore is ready and the node is registered. It reads
-// etcd itself. Errors match *attach.Error, with CodeNotAvailable.
+// Serves reports whether this node may be given pods, as far as is known in memory: whether it is registered, and its name this
+// machine's. Whether etcd answers, and is not locked, is not asked: that is no node's own matter, and all nodes that are not ready at
+// once is worse than an ADD that has to be tried again. Errors match *attach.Error, with CodeNotAvailable.
+func (h *Handler) Serves(ctx context.Context) error {
+	_, known := h.source(false)
+	if known == nil {
+		return nil
+	}
+	facts, err := known.Facts(ctx, h.cfg.Node)
+	if err != nil || facts.Cluster.Value == nil {
+		return err // etcd without its data says nothing of this node
+	}
+	if !facts.Node.Exists() {
+		return unregistered(h.cfg.Node)
+	}
+	return unavailable(ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine))
+}
+
+// unavailable is a refusal as STATUS reports it; other errors stay as they are.
+func unavailable(err error) error {
+	var refusal *ipam.Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	return &attach.Error{Code: attach.CodeNotAvailable, Msg: "see whether pods can be attached: " + refusal.Msg, Details: refusal.Remedy}
+}
+
+func unregistered(node string) error {
+	return &attach.Error{
+		Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: node %s is not registered", node),
+		Details: "start the agent on this node once, or correct the node's name",
+	}
+}
+
+// Ready reports whether an ADD could be served: whether etcd answers, the datastore is ready, the node is registered and its name this
+// machine's. It reads etcd itself. Errors match *attach.Error, with CodeNotAvailable.
 func (h *Handler) Ready(ctx context.Context) error {
 	facts, err := ipam.Etcd{Client: h.cfg.Client}.Facts(ctx, h.cfg.Node)
-	if err == nil {
-		err = ipam.Ready(facts.Cluster)
-	}
-	var refusal *ipam.Refusal
-	switch {
-	case errors.As(err, &refusal):
-		return &attach.Error{Code: attach.CodeNotAvailable, Msg: "see whether pods can be attached: " + refusal.Msg, Details: refusal.Remedy}
-	case err != nil:
+	if err != nil {
 		return &failed{attach.Error{
 			Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: %v", err),
 			Details: "see whether etcd runs and can be reached from this host",
 		}, err}
-	case !facts.Node.Exists():
-		return &attach.Error{
-			Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: node %s is not registered", h.cfg.Node),
-			Details: "start the agent on this node once, or correct the node's name",
-		}
 	}
-	return nil
+	if err := ipam.Ready(facts.Cluster); err != nil {
+		return unavailable(err)
+	}
+	if !facts.Node.Exists() {
+		return unregistered(h.cfg.Node)
+	}
+	return unavailable(ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine))
 }

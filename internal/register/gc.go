@@ -140,7 +140,7 @@ func candidates(req attach.Request, owned map[string]bool, endpoints []store.Ent
 	}
 	for container, es := range here {
 		for _, e := range es {
-			if !valid[container] && slices.Contains(e.Value.Spec.Profiles, req.Network) && !hasHandle(owned, container) {
+			if !valid[container] && belongs(e.Value, req.Network) && !hasHandle(owned, container) {
 				out = append(out, attach.Stale{ContainerID: container, Endpoint: e.Key}) // its addresses are of another IPAM
 			}
 		}
@@ -149,6 +149,15 @@ func candidates(req attach.Request, owned map[string]bool, endpoints []store.Ent
 		return strings.Compare(a.ContainerID+a.Endpoint, b.ContainerID+b.Endpoint)
 	})
 	return out
+}
+
+// belongs reports whether an endpoint without a handle says that it is the network's: by our annotation, or as Calico's plugin writes it,
+// by the network's own profile, which there is without policies.
+func belongs(w *api.WorkloadEndpoint, network string) bool {
+	if named, ok := w.Metadata.Annotations[annotationNetwork]; ok {
+		return named == network
+	}
+	return slices.Contains(w.Spec.Profiles, network)
 }
 
 // unread is the revision of a handle that is still to be read.

@@ -3,6 +3,7 @@ package register_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -86,6 +87,30 @@ func TestStaleIsTheSameFromMemoryAndFromEtcd(t *testing.T) {
 	}
 	if left := w.consistent(); left != 1 || len(w.endpoints()) != 1 {
 		t.Errorf("%d addresses and %d endpoints are left, want those of node-2", left, len(w.endpoints()))
+	}
+}
+
+// TestBroughtAddressesAreStaleForTheirNetworkAlone is about endpoints that neither a handle nor a profile attributes to a network.
+func TestBroughtAddressesAreStaleForTheirNetworkAlone(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	h := register.New(register.Config{Client: w.c, Node: "node-1", PodFacts: func(context.Context, attach.Pod) (register.Pod, error) {
+		return register.Pod{Profiles: []string{"kns.default", "ksa.default.default"}}, nil
+	}})
+	for _, network := range []string{"net", "other"} {
+		req := podRequest("of-"+network, "pod-"+network)
+		req.Network, req.PolicyType, req.ForeignIPAM, req.Addrs = network, "k8s", "host-local", []netip.Addr{netip.MustParseAddr("10.7.0.5")}
+		w.add(h, req)
+	}
+	stale := w.stale(h)
+	if diff := cmp.Diff([]string{"of-net"}, containers(stale)); diff != "" {
+		t.Fatalf("stale (-want +got):\n%s", diff)
+	}
+	if err := h.Free(w.ctx(), attach.Request{Network: "net", Stale: stale}); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.endpoints(); len(left) != 1 || left[0].Value.Spec.ContainerID != "of-other" {
+		t.Errorf("endpoints %+v are left, want the other network's", left)
 	}
 }
 

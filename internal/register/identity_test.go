@@ -25,6 +25,12 @@ func TestAddDependsOnWhoHasTheNodesName(t *testing.T) {
 		put(w, api.IdentityKey("node-1"), &api.NodeIdentity{MachineID: c.holder, NodeUID: "u"})
 		h := register.New(register.Config{Client: w.c, Source: always(src), Node: "node-1", Machine: c.machine})
 		_, err := h.Add(w.ctx(), request("by-"+c.machine+"-of-"+c.holder))
+		if status := register.New(register.Config{Client: w.c, Source: always(w.picture()), Node: "node-1", Machine: c.machine}).Serves(w.ctx()); (status == nil) != c.served {
+			t.Errorf("machine %q under the name of %q: STATUS says %v", c.machine, c.holder, status)
+		}
+		if status := h.Ready(w.ctx()); (status == nil) != c.served {
+			t.Errorf("machine %q under the name of %q: etcd says %v", c.machine, c.holder, status)
+		}
 		if (err == nil) != c.served {
 			t.Errorf("machine %q under the name of %q: %v", c.machine, c.holder, err)
 		}

@@ -90,9 +90,10 @@ func answers(a netip.Addr, want ipam.Request) bool {
 func (h *Handler) planEndpoint(p *ipam.Plan, j *job, was store.Entry[api.WorkloadEndpoint], now time.Time) error {
 	w := j.endpoint
 	w.Spec.MAC = j.req.MAC
+	w.Metadata.Annotations = j.annotations(nil)
 	if was.Exists() {
 		m := was.Value.Metadata
-		w.Metadata.UID, w.Metadata.CreationTimestamp, w.Metadata.Annotations = m.UID, m.CreationTimestamp, m.Annotations
+		w.Metadata.UID, w.Metadata.CreationTimestamp, w.Metadata.Annotations = m.UID, m.CreationTimestamp, j.annotations(m.Annotations)
 		if was.Value.Spec.ContainerID == w.Spec.ContainerID && was.Value.Spec.MAC != "" {
 			w.Spec.MAC = was.Value.Spec.MAC
 		}
@@ -131,6 +132,36 @@ func (h *Handler) planProfile(p *ipam.Plan, j *job, was store.Entry[api.Profile]
 	profile.Metadata.Name = name
 	api.Created(profile, h.cfg.UUID(), now)
 	p.Then(j.profileKey, func(t *store.Txn) { store.Put(t, was, profile) })
+}
+
+// planUnregister is planDel, but for the addresses of another interface: a handle is a whole container's.
+func (h *Handler) planUnregister(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	own := was.endpoint.Exists() && was.endpoint.Value.Spec.ContainerID == j.req.ContainerID
+	if !own && was.handle.Exists() {
+		shared, err := h.hasOther(ctx, j)
+		if err != nil || shared {
+			return err
+		}
+	}
+	return h.planDel(ctx, p, j, was)
+}
+
+// hasOther reports whether the container has an endpoint under another interface's name. It reads etcd itself.
+func (h *Handler) hasOther(ctx context.Context, j *job) (bool, error) {
+	all := j.endpoint
+	all.Spec.Endpoint = ""
+	all.Metadata.Name = api.WorkloadEndpointName(all.Spec)
+	got, _, err := h.cfg.Client.Read(ctx, store.Range{Key: api.KeyOf(&all), Prefix: true})
+	if err != nil {
+		return false, err
+	}
+	for _, kv := range got[0] {
+		e, err := store.Decode[api.WorkloadEndpoint](kv)
+		if err != nil || e.Value.Spec.ContainerID == j.req.ContainerID {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // planDel takes the job's addresses and endpoint out.

@@ -115,13 +115,14 @@ func (h *Handler) Add(ctx context.Context, req attach.Request) (reply attach.Rep
 }
 
 // Del takes back the container's addresses and deletes its endpoint, unless that is another container's by now. It succeeds
-// if there is nothing to do. Otherwise as Add.
+// if there is nothing to do. The addresses stay where another interface of the container has an endpoint, and this one has none. Otherwise
+// as Add.
 func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 	j, err := newJob(h.cfg.Node, req)
 	if err != nil {
 		return err
 	}
-	j.plan, j.frees = h.planDel, true
+	j.plan, j.frees = h.planUnregister, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("unregister", j.subject(), err)
 	}

@@ -834,3 +834,24 @@ func TestBatchThatFailsIsGivenUpInTime(t *testing.T) {
 		}
 	})
 }
+
+// TestDelOfAnotherInterfaceKeepsTheContainersAddress: handles are of containers, and an interface that never was may be deleted too.
+func TestDelOfAnotherInterfaceKeepsTheContainersAddress(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/24", 26)
+	for _, req := range []attach.Request{podRequest("a", "web-1"), request("b")} {
+		h := w.handler("node-1")
+		w.add(h, req)
+		other := req
+		other.IfName = "eth1"
+		w.del(h, other)
+		if n := w.consistent(); n != 1 || len(w.endpoints()) != 1 {
+			t.Errorf("container %s: %d addresses and %d endpoints after the DEL of another interface, want one of each", req.ContainerID, n, len(w.endpoints()))
+		}
+		w.del(h, req)
+		if n := w.consistent(); n != 0 {
+			t.Errorf("container %s: %d addresses after its DEL", req.ContainerID, n)
+		}
+	}
+}

@@ -151,10 +151,16 @@ func TestFilesThatCannotBeUsedAreNamedAtOnce(t *testing.T) {
 	if err := errors.Join(s.CA().Write(late, pair), os.WriteFile(junk, []byte("junk"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	locked := filepath.Join(dir, "locked")
+	if err := os.WriteFile(locked, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		tls  store.TLS
 		want []string
 	}{
+		"CA is a folder":   {store.TLS{CAFile: dir}, []string{dir, "is a directory", "ETCD_CA_CERT_FILE"}},
+		"key is encrypted": {store.TLS{CertFile: good.CertFile, KeyFile: locked}, []string{locked, "encrypted", "ETCD_KEY_FILE"}},
 		"no CA file":       {store.TLS{CAFile: none}, []string{none, "no such file", "ETCD_CA_CERT_FILE"}},
 		"CA not PEM":       {store.TLS{CAFile: junk}, []string{junk, "no certificate in PEM form", "ETCD_CA_CERT_FILE"}},
 		"no key file":      {store.TLS{CertFile: good.CertFile, KeyFile: none}, []string{none, "no such file", "ETCD_KEY_FILE"}},

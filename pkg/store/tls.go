@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -107,12 +109,26 @@ func (t TLS) pair() (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
+	if encrypted(key) {
+		return tls.Certificate{}, fmt.Errorf("load etcd client's key (%s): it is encrypted, and nobody is here to ask for the passphrase: decrypt it (openssl pkey), or correct %s",
+			t.key().from(), t.key().setting)
+	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("load etcd client's certificate (%s) with its key (%s): %w: correct ETCD_CERT_FILE and ETCD_KEY_FILE",
 			t.cert().from(), t.key().from(), err)
 	}
 	return pair, nil
+}
+
+// encrypted reports whether PEM blocks hold a key under a passphrase: as PKCS #8 (RFC 7468, 11) or in the older form (RFC 1421, 4.6.1.1).
+func encrypted(key []byte) bool {
+	for block, rest := pem.Decode(key); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+			return true
+		}
+	}
+	return false
 }
 
 // Expires is when the client's certificate ends to be valid; zero if there is none. It reads the files.

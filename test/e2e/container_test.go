@@ -107,6 +107,11 @@ func (r *runtime) check(c container) error {
 	})
 }
 
+func (r *runtime) status() error {
+	r.t.Helper()
+	return r.call(r.cache, nil, func(ctx context.Context, cni *libcni.CNIConfig) error { return cni.GetStatusNetworkList(ctx, r.list) })
+}
+
 // gc names the containers that live.
 func (r *runtime) gc(live []string, env ...string) error {
 	r.t.Helper()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -115,11 +116,16 @@ func TestAgentThatLosesItsNameKeepsForwardingAndAddsNothing(t *testing.T) {
 	if _, err := l.AddPod(t.Context(), lab.PodSpec{Name: "late", Node: "node-1"}); err == nil || !strings.Contains(err.Error(), "belongs to machine stranger") {
 		t.Errorf("an ADD: %v", err)
 	}
+	r := newRuntime(t, l, "node-1", programs(t), "names")
+	if err := r.status(); codeOf(err) != attach.CodeNotAvailable || !strings.Contains(err.Error(), "belongs to machine stranger") {
+		t.Errorf("STATUS: %v, want code 50 and why", err)
+	}
 	adopt(t, l, strings.TrimSpace(run(t, l, "node-1", "cat", "/etc/machine-id")))
 	nettest.Eventually(t, func() error {
 		_, err := l.AddPod(t.Context(), lab.PodSpec{Name: "late", Node: "node-1"})
 		return err
 	})
+	r.succeeds("STATUS", r.status())
 }
 
 // lose ends a pod's network namespace, and its interface with it, as a crash or a reboot does.

@@ -2,6 +2,7 @@ package cnilog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func read(t *testing.T, path string) string {
@@ -62,6 +64,29 @@ func TestFileThatCannotBeWrittenIsReportedOnce(t *testing.T) {
 	log.Info("two")
 	if got := strings.Count(stderr.String(), "\n"); got != 1 || !strings.HasPrefix(stderr.String(), "log_file_path: open log file") || file.Close() != nil {
 		t.Errorf("standard error holds %q", &stderr)
+	}
+}
+
+// TestPipeIsNoLogFile: nobody may be reading at its other end, for which a program would wait.
+func TestPipeIsNoLogFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range []string{"somebody has it open", "nobody has"} {
+		var stderr strings.Builder
+		log, file := New(Config{Path: path}, &stderr)
+		log.Info("hello")
+		if err := errors.Join(file.Close(), reader.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+		if !strings.Contains(stderr.String(), "log_file_path") {
+			t.Errorf("%s: stderr %q, want that the file is none", state, stderr.String())
+		}
 	}
 }
 

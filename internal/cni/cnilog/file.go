@@ -69,15 +69,20 @@ func (f *file) open() error {
 		return err
 	}
 	info, err := f.f.Stat()
-	if err != nil || info.Size() < f.size {
+	switch {
+	case err != nil:
 		return err
+	case info.Mode()&fs.ModeNamedPipe != 0:
+		return fmt.Errorf("%s is a pipe, and who reads it might make us wait", f.path)
+	case info.Size() < f.size:
+		return nil
 	}
 	return f.rotate()
 }
 
-// create opens the file, a new one if need be.
+// create opens the file, a new one if need be. It does not wait for the other end of a pipe.
 func (f *file) create() (err error) {
-	f.f, err = os.OpenFile(f.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	f.f, err = os.OpenFile(f.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|unix.O_NONBLOCK, 0o644)
 	return err
 }
 

@@ -177,16 +177,20 @@ func (c *command) del(ctx context.Context) error {
 func connect(conf *netconf.Module, getenv func(string) string) (*store.Client, error) {
 	cfg, err := store.FromEnv(conf.Over(getenv))
 	if err != nil {
-		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: err.Error()}
+		return nil, badSettings(err)
 	}
 	client, err := store.New(cfg)
 	if err != nil {
-		return nil, &attach.Error{
-			Code: attach.CodeBadConfig, Msg: fmt.Sprintf("connect to etcd: %v", err),
-			Details: "the settings are the keys etcd_… of the network configuration, else the variables ETCD_…",
-		}
+		return nil, badSettings(err)
 	}
 	return client, nil
+}
+
+func badSettings(err error) error {
+	return &attach.Error{
+		Code: attach.CodeBadConfig, Msg: fmt.Sprintf("connect to etcd: %v", err),
+		Details: "the settings are the keys etcd_… of the network configuration, else the variables ETCD_…",
+	}
 }
 
 // ipNet is a prefix as the CNI library takes it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -272,6 +273,51 @@ func FuzzParse(f *testing.F) {
 		var told *attach.Error
 		if err != nil && !errors.As(err, &told) {
 			t.Errorf("an error without a code: %v", err)
+		}
+	})
+}
+
+// FuzzRequest checks that arguments of any kind end in a request or in an error with a code.
+func FuzzRequest(f *testing.F) {
+	for _, args := range []string{
+		"", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web", "IgnoreUnknown=1;X=y;IP=10.0.0.1,fd00::1", "CommonArgs=1", "IP=1;IP=2", "=;=", "IgnoreUnknown=perhaps", "K8S_POD_NAME==",
+	} {
+		f.Add(args)
+	}
+	f.Fuzz(func(t *testing.T, args string) {
+		req, err := (&Conf{}).Request(attach.Add, &skel.CmdArgs{ContainerID: "c1", IfName: "eth0", Args: args})
+		var told *attach.Error
+		switch {
+		case err != nil && (!errors.As(err, &told) || told.Code != attach.CodeBadEnv || told.Details == ""):
+			t.Fatalf("%q: %v, want code 4 and a remedy", args, err)
+		case err == nil && (req.HostIf == "" || len(req.HostIf) > 15 || len(req.Wanted) > 2):
+			t.Fatalf("%q: %+v", args, req)
+		}
+	})
+}
+
+// FuzzPrevResult checks that what a runtime passes on ends in a result or in an error with a code.
+func FuzzPrevResult(f *testing.F) {
+	for _, stdin := range []string{
+		`{`, `{}`, `{"prevResult":null}`, `{"cniVersion":"0.4.0","prevResult":{"ips":[{"version":"4","address":"10.0.0.1/32","interface":-1}],"routes":[{"dst":"0.0.0.0/0"}]}}`,
+		`{"cniVersion":"1.1.0","prevResult":{"cniVersion":"1.1.0","interfaces":[null]}}`, `{"cniVersion":"1.1.0","prevResult":{"ips":[null]}}`,
+		`{"cniVersion":"0.4.0","prevResult":{"ips":[null]}}`, `{"cniVersion":"0.3.1","prevResult":{"interfaces":[null]}}`, `{"cniVersion":"1.0.0","prevResult":{"routes":[null]}}`,
+		`{"cniVersion":"1.0.0","prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0"}],"ips":[{"address":"fd00::1/128","interface":7}]},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`,
+		`{"cni.dev/valid-attachments":null}`, `{"cni.dev/valid-attachments":[{}]}`,
+	} {
+		f.Add([]byte(stdin))
+	}
+	f.Fuzz(func(t *testing.T, stdin []byte) {
+		result, err := PrevResult(stdin)
+		if err == nil && (slices.Contains(result.Interfaces, nil) || slices.Contains(result.IPs, nil) || slices.Contains(result.Routes, nil)) {
+			t.Fatalf("%q: %v holds nil", stdin, result)
+		}
+		_, err2 := ValidAttachments(stdin)
+		for _, err := range []error{err, err2} {
+			var told *attach.Error
+			if err != nil && !errors.As(err, &told) {
+				t.Fatalf("%q: %v has no code", stdin, err)
+			}
 		}
 	})
 }

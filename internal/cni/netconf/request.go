@@ -29,12 +29,15 @@ func (c *Conf) Request(verb attach.Verb, cmd *skel.CmdArgs) (attach.Request, err
 	if err != nil {
 		return attach.Request{}, err
 	}
-	req.Annotations = c.Runtime.Annotations
-	req.ReadinessGates = c.ReadinessGates
-	req.Features = attach.Features(c.Features)
 	if c.ForeignIPAM() {
 		req.ForeignIPAM = c.IPAM.Type
 	}
+	if verb != attach.Add {
+		return req, nil // what the pod shall be is no matter any more
+	}
+	req.Annotations = c.Runtime.Annotations
+	req.ReadinessGates = c.ReadinessGates
+	req.Features = attach.Features(c.Features)
 	if len(c.Args.CNI.Labels) > 0 {
 		req.Labels = attach.Strings{}
 	}

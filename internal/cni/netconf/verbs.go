@@ -2,6 +2,9 @@ package netconf
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -13,6 +16,18 @@ import (
 // PrevResult reads the result that CHECK is to hold the container to (CNI specification 1.1, "CHECK"). One that is missing is an
 // error with code 7. Errors are *attach.Error.
 func PrevResult(stdin []byte) (*types100.Result, error) {
+	out, err := Chained(stdin)
+	if out == nil && err == nil {
+		return nil, &attach.Error{
+			Code: attach.CodeBadConfig, Msg: `network configuration: key "prevResult" is missing`,
+			Details: "CHECK needs the result of the container's ADD: the runtime passes it on",
+		}
+	}
+	return out, err
+}
+
+// Chained reads the result of the plugins that the runtime called before ours; nil if there were none. Errors are *attach.Error.
+func Chained(stdin []byte) (*types100.Result, error) {
 	var conf struct {
 		CNIVersion string          `json:"cniVersion"`
 		PrevResult json.RawMessage `json:"prevResult"`
@@ -21,24 +36,36 @@ func PrevResult(stdin []byte) (*types100.Result, error) {
 		return nil, err
 	}
 	if len(conf.PrevResult) == 0 || string(conf.PrevResult) == "null" {
+		return nil, nil
+	}
+	out, err := ReadResult(conf.CNIVersion, conf.PrevResult)
+	if err != nil {
 		return nil, &attach.Error{
-			Code: attach.CodeBadConfig, Msg: `network configuration: key "prevResult" is missing`,
-			Details: "CHECK needs the result of the container's ADD: the runtime passes it on",
+			Code: attach.CodeDecode, Msg: `decode network configuration: key "prevResult": ` + err.Error(),
+			Details: "it is the runtime's copy of the result of the plugins before this one, or of the container's ADD",
 		}
-	}
-	result, err := create.Create(conf.CNIVersion, conf.PrevResult)
-	if err != nil {
-		return nil, badPrevResult(err)
-	}
-	out, err := types100.NewResultFromResult(result)
-	if err != nil {
-		return nil, badPrevResult(err)
 	}
 	return out, nil
 }
 
-func badPrevResult(err error) error {
-	return &attach.Error{Code: attach.CodeDecode, Msg: `decode network configuration: key "prevResult": ` + err.Error(), Details: "it is the runtime's copy of the ADD's result"}
+// ReadResult reads a result of a CNI version, "" for the one that it names itself. No entry of its lists is nil.
+func ReadResult(version string, raw []byte) (*types100.Result, error) {
+	var lists struct{ Interfaces, IPs, Routes []*json.RawMessage }
+	if json.Unmarshal(raw, &lists) == nil && slices.Contains(slices.Concat(lists.Interfaces, lists.IPs, lists.Routes), nil) {
+		return nil, errors.New("read result: an interface, address or route is null") // the CNI library does not look
+	}
+	if version == "" {
+		result, err := create.CreateFromBytes(raw)
+		if err != nil {
+			return nil, fmt.Errorf("read result: %w", err)
+		}
+		return types100.NewResultFromResult(result)
+	}
+	result, err := create.Create(version, raw)
+	if err != nil {
+		return nil, fmt.Errorf("read result: %w", err)
+	}
+	return types100.NewResultFromResult(result)
 }
 
 // ValidAttachments reads which attachments of the network live (CNI specification 1.1, "GC"). An empty list is one; where the key is
