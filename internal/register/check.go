@@ -1,6 +1,7 @@
 package register
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,12 +129,15 @@ func list(addrs []netip.Addr) string {
 func (h *Handler) Ready(ctx context.Context) error {
 	facts, err := ipam.Etcd{Client: h.cfg.Client}.Facts(ctx, h.cfg.Node)
 	if err == nil {
-		err = ipam.Ready(facts.Cluster)
+		err = cmp.Or(ipam.Ready(facts.Cluster), facts.Err)
 	}
 	var refusal *ipam.Refusal
+	var unreadable *store.UnreadableError
 	switch {
 	case errors.As(err, &refusal):
 		return &attach.Error{Code: attach.CodeNotAvailable, Msg: "see whether pods can be attached: " + refusal.Msg, Details: refusal.Remedy}
+	case errors.As(err, &unreadable):
+		return &failed{attach.Error{Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: %v", err), Details: correct(unreadable)}, err}
 	case err != nil:
 		return &failed{attach.Error{
 			Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: %v", err),

@@ -26,7 +26,7 @@ import (
 // which takes the block's revision from under whoever was about to release it. Empty blocks of the node in pools that do not
 // select it any more are given back on the way.
 //
-// The error is a *Refusal, or the Source's.
+// The error is a *Refusal, or the Source's, or Facts.Err.
 func (p *Plan) Assign(ctx context.Context, r Request) (netip.Prefix, error) {
 	if err := p.facts.ready(p.node); err != nil {
 		return netip.Prefix{}, err

@@ -149,7 +149,7 @@ type tunnels struct {
 func readTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (*tunnels, error) {
 	src := Etcd{c}
 	facts, err := src.Facts(ctx, node)
-	if err != nil {
+	if err = errors.Join(err, facts.Err); err != nil {
 		return nil, err
 	}
 	ids := []string{api.WireguardHandle(node, false), api.WireguardHandle(node, true)}
