@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
@@ -384,6 +385,57 @@ func TestManyNodesAtOnceKeepTheBooks(t *testing.T) {
 	all(func(h *register.Handler, id string) error { return h.Del(ctx, request(id)) })
 	if err := errors.Join(c.view().Nothing(), audited(ctx, c.w.c)); err != nil {
 		t.Errorf("after every DEL: %v", err)
+	}
+}
+
+// TestRaceForTheLastBlockHasOneWinner has two nodes claim the only block at the same moment, again and again: one gets it, and the other borrows of
+// it, or is refused where nothing may be borrowed.
+func TestRaceForTheLastBlockHasOneWinner(t *testing.T) {
+	w := newWorld(t)
+	w.pool("pool", "10.0.0.0/31", 31)
+	handlers := []*register.Handler{w.handler("node-0"), w.handler("node-1")}
+	for n := range handlers {
+		w.node(fmt.Sprint("node-", n), nil)
+	}
+	etcd := w.etcd.Etcd()
+	for round := range 1000 {
+		strict := round%2 == 1
+		if _, err := etcd.Put(w.ctx(), api.IPAMConfigKey, fmt.Sprintf(`{"strict_affinity":%t,"auto_allocate_blocks":true}`, strict)); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]netip.Addr, len(handlers))
+		refused := make([]error, len(handlers))
+		var g errgroup.Group
+		for n, h := range handlers {
+			g.Go(func() error {
+				reply, err := h.Add(w.ctx(), request(fmt.Sprint("c", n)))
+				if errors.Is(err, ipam.ErrNoAddress) {
+					refused[n] = err
+					return nil
+				}
+				if err == nil {
+					got[n] = reply.Addrs[0]
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if lost := refused[0] != nil || refused[1] != nil; lost != strict || got[0] == got[1] {
+			t.Fatalf("round %d, strict %v: %v, %v", round, strict, got, refused)
+		}
+		if err := audited(w.ctx(), w.c); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		for n, h := range handlers {
+			w.del(h, request(fmt.Sprint("c", n)))
+		}
+		for _, root := range []string{api.BlocksRoot, api.HostsRoot} {
+			if _, err := etcd.Delete(w.ctx(), root, clientv3.WithPrefix()); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

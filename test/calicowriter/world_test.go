@@ -352,7 +352,7 @@ func (w *world) sound() {
 }
 
 // clear has everything deleted, by Calico what Calico made and by ours everything, and fails the test unless nothing is left, an ADD succeeds on
-// each node, and then nothing is wrong; but a block whose claim was lost waits until its node needs a block.
+// each node, and then nothing is wrong; but a claim that was not finished, or that was lost, waits until its node needs the block.
 func (w *world) clear(byCalico []string) {
 	w.t.Helper()
 	for _, id := range byCalico {
@@ -374,5 +374,5 @@ func (w *world) clear(byCalico []string) {
 	if err := w.view().Nothing(); err != nil {
 		w.t.Errorf("after the last DEL: %v", err)
 	}
-	w.audited(ipam.NoAffinity)
+	w.audited(ipam.NoAffinity, ipam.AffinityUnfinished)
 }
