@@ -110,7 +110,7 @@ func (a *audit) judge(ctx context.Context) error {
 		return err
 	}
 	has := holdingsOf(snap, a.node)
-	err = errors.Join(a.freeOrphans(ctx, has.orphans(links)), a.returnBlocks(ctx, snap, has.blocks))
+	err = errors.Join(a.freeOrphans(ctx, has.orphans(links)), a.returnBlocks(ctx, snap, has.blocks), attachlock.Sweep(a.locks))
 	a.sayUnclaimed(has.unclaimed())
 	return err
 }

@@ -429,3 +429,40 @@ func TestBlockThatStaysEmptyIsGivenBackButForTheLast(t *testing.T) {
 	blocks(1)
 	h.sound()
 }
+
+// TestBlocksOfACrowdAreGivenBackAndNoPodIsHarmed has many pods come and go on a node that has every block, while another node borrows of one.
+func TestBlocksOfACrowdAreGivenBackAndNoPodIsHarmed(t *testing.T) {
+	h := newHost(t)
+	h.put(api.ResourcesRoot+"ippools/pool", `{"kind":"IPPool","metadata":{"name":"pool"},"spec":{"cidr":"10.0.0.0/26","blockSize":30}}`)
+	h.put(api.IPAMConfigKey, `{"strict_affinity":false,"auto_allocate_blocks":true,"maxBlocksPerHost":16}`)
+	const pods = 63 // one less than the pool has addresses
+	for n := range pods {
+		h.add(h.h, fmt.Sprint("p", n))
+	}
+	guests := h.handler("node-2")
+	guest := h.add(guests, "guest")
+	for n := range pods {
+		delete(h.links, fmt.Sprint("calip", n))
+		h.del(fmt.Sprint("p", n))
+	}
+	h.caughtUp()
+	h.look()
+	h.clock = h.clock.Add(emptyGrace)
+	h.look()
+	var left []netip.Prefix
+	for _, b := range h.view().Blocks {
+		left = append(left, b.Value.CIDR)
+	}
+	if len(left) != 1 || !left[0].Contains(guest) {
+		t.Errorf("blocks %v are left, want the one of the guest %v", left, guest)
+	}
+	h.want("guest")
+	h.sound()
+	if again := h.add(h.h, "again"); again == guest {
+		t.Errorf("%v is given twice", again)
+	}
+	if got := h.add(guests, "guest"); got != guest {
+		t.Errorf("the guest has %v, and had %v", got, guest)
+	}
+	h.sound()
+}

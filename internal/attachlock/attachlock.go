@@ -87,6 +87,26 @@ func (l *Lock) Release() {
 	_ = l.file.Close()
 }
 
+// Sweep removes the files of locks that nobody holds: processes that were killed left them. It goes on past what fails.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sweep locks: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		lock, err := try(filepath.Join(dir, e.Name()))
+		if lock != nil {
+			lock.Release()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // try returns the lock, or nil when another process holds it.
 func try(path string) (*Lock, error) {
 	for {

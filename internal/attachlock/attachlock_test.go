@@ -119,3 +119,25 @@ func TestNamesThatAreNoInterfaceAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestSweepRemovesWhatACrashLeftAndNoLock(t *testing.T) {
+	dir := t.TempDir()
+	l := acquire(t, dir)
+	defer l.Release()
+	crashed := filepath.Join(dir, "cali2")
+	if err := os.WriteFile(crashed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(crashed); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file of the crash: %v", err)
+	}
+	if !held(t, dir) {
+		t.Error("the lock is lost")
+	}
+	if err := Sweep(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("a folder that does not exist: %v", err)
+	}
+}

@@ -5,7 +5,9 @@
 //
 //	plugin.add.registered=kill          the process gets SIGKILL
 //	plugin.add.registered=error         At returns ErrInjected
-//	plugin.add.registered=pause:/file   At makes /file.reached and returns once /file is there
+//	plugin.add.registered=pause:/file   At makes /file.reached and goes on once /file is there
+//
+// What is listed for one point happens in turn: a pause may end in a kill.
 //
 // MUSLIN_FAULT=@/file takes the list from a file, anew at every point: for programs that run when the test begins.
 package fault

@@ -37,7 +37,9 @@ func At(p Point) error {
 		case "error":
 			return fmt.Errorf("%s: %w", p, ErrInjected)
 		case "pause":
-			return pause(p, file)
+			if err := pause(p, file); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("%s: %s says %q, want kill, error or pause:file", p, Variable, what)
 		}

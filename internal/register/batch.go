@@ -163,6 +163,7 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 			j.err = j.plan(ctx, trial, j, was[i])
 		}
 		var refusal *ipam.Refusal
+		var unreadable *store.UnreadableError
 		switch {
 		case j.err == nil && i > 0 && trial.Size() > store.MaxKeys:
 			j.err = errFull
@@ -170,7 +171,7 @@ func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
 			plan = trial
 		case known != nil:
 			return fmt.Errorf("%w: %w", store.ErrConflict, j.err)
-		case !errors.As(j.err, &refusal):
+		case !errors.As(j.err, &refusal) && !errors.As(j.err, &unreadable):
 			return j.err
 		}
 	}
@@ -186,6 +187,9 @@ func (h *Handler) may(j *job, facts ipam.Facts, remembered bool) error {
 	}
 	if err := ready(facts.Cluster); err != nil || !j.asHolder {
 		return err
+	}
+	if facts.Err != nil {
+		return facts.Err
 	}
 	return ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine)
 }

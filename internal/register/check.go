@@ -1,6 +1,7 @@
 package register
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -169,16 +170,22 @@ func unregistered(node string) error {
 // machine's. It reads etcd itself. Errors match *attach.Error, with CodeNotAvailable.
 func (h *Handler) Ready(ctx context.Context) error {
 	facts, err := ipam.Etcd{Client: h.cfg.Client}.Facts(ctx, h.cfg.Node)
-	if err != nil {
+	if err == nil {
+		err = cmp.Or(ipam.Ready(facts.Cluster), facts.Err)
+	}
+	var refusal *ipam.Refusal
+	var unreadable *store.UnreadableError
+	switch {
+	case errors.As(err, &refusal):
+		return unavailable(err)
+	case errors.As(err, &unreadable):
+		return &failed{attach.Error{Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: %v", err), Details: correct(unreadable)}, err}
+	case err != nil:
 		return &failed{attach.Error{
 			Code: attach.CodeNotAvailable, Msg: fmt.Sprintf("see whether pods can be attached: %v", err),
 			Details: "see whether etcd runs and can be reached from this host",
 		}, err}
-	}
-	if err := ipam.Ready(facts.Cluster); err != nil {
-		return unavailable(err)
-	}
-	if !facts.Node.Exists() {
+	case !facts.Node.Exists():
 		return unregistered(h.cfg.Node)
 	}
 	return unavailable(ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine))

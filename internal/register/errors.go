@@ -25,6 +25,7 @@ func failure(stage, subject string, err error) error {
 	var out attach.Error
 	out.Msg = fmt.Sprintf("%s %s: %v", stage, subject, err)
 	var refusal *ipam.Refusal
+	var unreadable *store.UnreadableError
 	switch {
 	case errors.As(err, &refusal):
 		out.Code = codeOf(refusal.Reason)
@@ -42,11 +43,19 @@ func failure(stage, subject string, err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		out.Code = attach.CodeTryAgain
 		out.Details = "nothing was changed; try again"
+	case errors.As(err, &unreadable):
+		out.Code = attach.CodeDatastore
+		out.Details = "nothing was changed; " + correct(unreadable)
 	default:
 		out.Code = attach.CodeInternal
 		out.Details = "nothing was changed"
 	}
 	return &failed{out, err}
+}
+
+// correct is the remedy for a value that cannot be read.
+func correct(bad *store.UnreadableError) string {
+	return "correct the value of " + bad.Key + ", or delete the key if it is of no use"
 }
 
 func codeOf(reason error) uint {

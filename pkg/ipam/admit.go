@@ -12,6 +12,9 @@ func (f Facts) ready(node string) error {
 	if err := Ready(f.Cluster); err != nil {
 		return err
 	}
+	if f.Err != nil {
+		return f.Err
+	}
 	if !f.Node.Exists() {
 		return refuse(ErrNoNode, "the agent creates it at start: see whether muslin-node runs on this host and under this name", "node %s is not in the datastore", node)
 	}

@@ -22,11 +22,11 @@ import (
 // address, wherever it is in an enabled pool; neither reservations nor selectors concern it.
 //
 // Of what the node's affinities may say: one whose block belongs to somebody else, or to nobody, is stale and is deleted; one that
-// cannot be read is written over; one without a block gets it; one that is not confirmed is confirmed together with the allocation,
+// cannot be read is written over; one without a block gets it, or is deleted where there can be no such block; one that is not confirmed is confirmed together with the allocation,
 // which takes the block's revision from under whoever was about to release it. Empty blocks of the node in pools that do not
 // select it any more are given back on the way.
 //
-// The error is a *Refusal, or the Source's.
+// The error is a *Refusal, or the Source's, or Facts.Err.
 func (p *Plan) Assign(ctx context.Context, r Request) (netip.Prefix, error) {
 	if err := p.facts.ready(p.node); err != nil {
 		return netip.Prefix{}, err
@@ -82,9 +82,18 @@ func (p *Plan) own(ctx context.Context, s *search) (placed, bool, error) {
 	if err := p.load(ctx, cidrs...); err != nil {
 		return placed{}, false, err
 	}
-	in = slices.DeleteFunc(in, func(o placed) bool { return p.dropStale(o.cidr) })
-	s.owned = len(in)
+	kept := in[:0]
 	for _, o := range in {
+		dropped, err := p.dropVoid(ctx, o)
+		if err != nil {
+			return placed{}, false, err
+		}
+		if !dropped && !p.dropStale(o.cidr) {
+			kept = append(kept, o)
+		}
+	}
+	s.owned = len(kept)
+	for _, o := range kept {
 		if p.room(o.cidr) == 0 {
 			continue
 		}
@@ -104,6 +113,28 @@ func (p *Plan) dropStale(cidr netip.Prefix) bool {
 	p.drop(cidr)
 	p.depend(b.was.Key, b.was.Rev)
 	return true
+}
+
+// dropVoid deletes the node's affinity to a range that has no block and must not become one: it overlaps blocks, or is of another size than
+// those that the pool is divided into, so that two nodes could make overlapping blocks under different keys at the same time.
+func (p *Plan) dropVoid(ctx context.Context, o placed) (bool, error) {
+	c := p.blocks[o.cidr]
+	if c.present() {
+		return false, nil
+	}
+	void := o.cidr.Bits() != o.pool.Value.Spec.BlockSize
+	if !void {
+		other, err := p.overlapping(ctx, o.cidr)
+		if err != nil {
+			return false, err
+		}
+		void = other.IsValid()
+	}
+	if void {
+		p.drop(o.cidr)
+		p.depend(c.was.Key, c.was.Rev)
+	}
+	return void, nil
 }
 
 // fit reports whether addresses may be taken from a block that is loaded: always if it exists, and else if none of its range is in use.

@@ -186,7 +186,7 @@ func (a *audit) claims() {
 		node, cidr, _ := api.ParseAffinityKey(e.Key) // the view holds no others
 		b, exists := a.byCIDR[cidr]
 		ours := exists && ownerOf(b.Value) == api.HostAffinityOf(node)
-		f := Finding{Keys: []string{e.Key, api.BlockKey(cidr)}, Remedy: fmt.Sprintf("the next allocation on node %s puts it right; delete the key if that node is gone", node)}
+		f := Finding{Keys: []string{e.Key, api.BlockKey(cidr)}, Remedy: fmt.Sprintf("node %s puts it right when it next needs a block; delete the key if that node is gone", node)}
 		switch {
 		case !exists && e.Value.Confirmed():
 			f.Kind, f.Text = AffinityWithout, fmt.Sprintf("node %s has an affinity to block %v, which does not exist", node, cidr)

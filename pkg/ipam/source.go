@@ -21,6 +21,7 @@ type Facts struct {
 	Affinities   []store.Entry[api.Affinity]      // the node's own, of both families; one that cannot be read has a Rev and no Value
 	Reservations []store.Entry[api.IPReservation] // all of them
 	Bad          []error                          // why pools and reservations could not be read, which are missing above
+	Err          error                            // why Node, Config or Identity could not be read, without which nothing is given out
 }
 
 // Source supplies what a Plan starts from. What it says may be out of date: the commit finds out. All methods may be
@@ -82,14 +83,14 @@ func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 		return Facts{}, err
 	}
 	var f Facts
-	var errs [4]error
-	f.Node, errs[0] = store.One[api.Node](nodeKey, got[0])
-	f.Cluster, errs[1] = store.One[api.ClusterInformation](clusterKey, got[1])
-	f.Config, errs[2] = store.One[api.IPAMConfig](api.IPAMConfigKey, got[2])
-	f.Identity, errs[3] = store.One[api.NodeIdentity](api.IdentityKey(node), got[6])
-	if err := errors.Join(errs[:]...); err != nil {
+	if f.Cluster, err = one[api.ClusterInformation](clusterKey, got[1]); err != nil {
 		return Facts{}, err
 	}
+	var errs [3]error
+	f.Node, errs[0] = one[api.Node](nodeKey, got[0])
+	f.Config, errs[1] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
+	f.Identity, errs[2] = one[api.NodeIdentity](api.IdentityKey(node), got[6])
+	f.Err = errors.Join(errs[:]...)
 	f.Pools = readable[api.IPPool](got[3], &f.Bad)
 	f.Reservations = readable[api.IPReservation](got[5], &f.Bad)
 	for _, kv := range got[4] {
@@ -211,4 +212,13 @@ func blockOf(kv store.KV) store.Entry[api.Block] {
 		return store.Entry[api.Block]{Key: kv.Key, Rev: kv.Rev}
 	}
 	return e
+}
+
+// one is store.One, but that what cannot be read is as if it did not exist: the caller says so, and a transaction that rests on it conflicts.
+func one[T api.Value](key string, kvs []store.KV) (store.Entry[T], error) {
+	e, err := store.One[T](key, kvs)
+	if err != nil {
+		return store.Entry[T]{Key: key}, err
+	}
+	return e, nil
 }

@@ -45,21 +45,45 @@ func (p *Plan) assignAddr(ctx context.Context, r Request) (netip.Prefix, error) 
 
 // holding finds the block of the address, or the range that becomes one.
 func (p *Plan) holding(ctx context.Context, r Request, bits int) (placed, error) {
-	cidr := netip.PrefixFrom(r.Addr, bits).Masked()
-	if err := p.load(ctx, cidr); err != nil {
+	cidr, err := p.blockAt(ctx, r.Addr, bits)
+	if err != nil {
 		return placed{}, err
 	}
 	if p.blocks[cidr].present() {
 		return p.lawful(placed{cidr: cidr})
 	}
-	all, err := p.picture.all(ctx, r.V6)
-	if err != nil {
-		return placed{}, err
-	}
-	if other := all.holding(r.Addr); other.IsValid() && p.block(other).present() {
-		return p.lawful(placed{cidr: other}) // a block of another size, from before the pool was made anew
-	}
 	return placed{cidr: cidr}, p.free(ctx, r, cidr)
+}
+
+// blockAt finds and loads the block that an address is in: of that size, else of another, from before the pool was made anew. Where there is
+// none, it is the range of that size.
+func (p *Plan) blockAt(ctx context.Context, a netip.Addr, bits int) (netip.Prefix, error) {
+	cidr := netip.PrefixFrom(a, bits).Masked()
+	if err := p.load(ctx, cidr); err != nil || p.blocks[cidr].present() {
+		return cidr, err
+	}
+	all, err := p.picture.all(ctx, a.Is6())
+	if err != nil {
+		return cidr, err
+	}
+	if other := all.holding(a); other.IsValid() && p.block(other).present() {
+		return other, p.load(ctx, other)
+	}
+	return cidr, nil
+}
+
+// overlapping is a block that shares addresses with a range that is none; the zero Prefix if there is none.
+func (p *Plan) overlapping(ctx context.Context, cidr netip.Prefix) (netip.Prefix, error) {
+	every, err := p.every(ctx, cidr.Addr().Is6())
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	for other, c := range every {
+		if c.present() && other.Overlaps(cidr) {
+			return other, nil
+		}
+	}
+	return netip.Prefix{}, nil
 }
 
 // lawful refuses a block that the node may not take the address from.
@@ -81,14 +105,12 @@ func (p *Plan) lawful(o placed) (placed, error) {
 
 // free refuses a range without a block that overlaps other blocks, or in which an address is in use.
 func (p *Plan) free(ctx context.Context, r Request, cidr netip.Prefix) error {
-	every, err := p.every(ctx, r.V6)
+	other, err := p.overlapping(ctx, cidr)
 	if err != nil {
 		return err
 	}
-	for other, c := range every {
-		if c.present() && other.Overlaps(cidr) {
-			return refuse(ErrNoAddress, "name an address of an existing block", "there can be no block %v for %v: it overlaps block %v", cidr, r.Addr, other)
-		}
+	if other.IsValid() {
+		return refuse(ErrNoAddress, "name an address of an existing block", "there can be no block %v for %v: it overlaps block %v", cidr, r.Addr, other)
 	}
 	strays, err := p.strays(ctx, r)
 	if err != nil {

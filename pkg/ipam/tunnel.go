@@ -149,7 +149,7 @@ type tunnels struct {
 func readTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (*tunnels, error) {
 	src := Etcd{c}
 	facts, err := src.Facts(ctx, node)
-	if err != nil {
+	if err = errors.Join(err, facts.Err); err != nil {
 		return nil, err
 	}
 	ids := []string{api.WireguardHandle(node, false), api.WireguardHandle(node, true)}
@@ -228,8 +228,8 @@ func (t *tunnels) recount(ctx context.Context, k tunnelKind, has netip.Addr) err
 	if !ok {
 		return nil
 	}
-	cidr := netip.PrefixFrom(has, pool.Value.Spec.BlockSize).Masked()
-	if err := t.plan.load(ctx, cidr); err != nil {
+	cidr, err := t.plan.blockAt(ctx, has, pool.Value.Spec.BlockSize)
+	if err != nil {
 		return err
 	}
 	t.plan.recount(t.handle(k), cidr)
@@ -281,11 +281,12 @@ func (t *tunnels) keep(ctx context.Context, k tunnelKind, a netip.Addr, pools []
 	if i < 0 {
 		return false, nil
 	}
-	o := placed{cidr: netip.PrefixFrom(a, pools[i].Value.Spec.BlockSize).Masked(), pool: pools[i]}
-	if err := t.plan.load(ctx, o.cidr); err != nil {
+	cidr, err := t.plan.blockAt(ctx, a, pools[i].Value.Spec.BlockSize)
+	if err != nil {
 		return false, err
 	}
-	b := t.plan.blocks[o.cidr].now
+	o := placed{cidr: cidr, pool: pools[i]}
+	b := t.plan.blocks[cidr].now
 	if b == nil {
 		return false, nil
 	}

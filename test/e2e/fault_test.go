@@ -17,7 +17,6 @@ import (
 	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/lab"
-	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // faultyPrograms builds every program with its fault points.
@@ -37,6 +36,7 @@ func TestFaults(t *testing.T) {
 	bin := faultyPrograms(t)
 	t.Run("are in no program that is installed", func(t *testing.T) { faultsAreNotInstalled(t, bin) })
 	t.Run("leak nothing after DEL", func(t *testing.T) { killedAtAnyPointNothingLeaks(t, bin) })
+	t.Run("are cleaned up after by the next agent", func(t *testing.T) { nextAgentCleansUp(t, bin) })
 	t.Run("let no DEL overtake a module", func(t *testing.T) { delWaitsForTheModule(t, bin) })
 }
 
@@ -147,6 +147,37 @@ func killedAtAnyPointNothingLeaks(t *testing.T, bin string) {
 	}
 }
 
+// nextAgentCleansUp where nobody calls DEL: the container's namespace is gone, as after a crash of the runtime, and the next agent that starts
+// finds what is left.
+func nextAgentCleansUp(t *testing.T, bin string) {
+	l := upWith(t, bin, func(o *lab.Options) {
+		o.Nodes, o.Mode, o.AgentEnv = 1, lab.Direct, []string{fault.Variable + "=@" + agentOrders}
+	})
+	r := newRuntime(t, l, "node-1", bin, "faults")
+	warmUp(t, r)
+	before := traceOf(t, l)
+	for _, door := range []string{"agent", "module"} {
+		for i, c := range cuts(door == "module") {
+			t.Run(fmt.Sprintf("%s door, %s killed at %s", door, c.command, c.point), func(t *testing.T) {
+				r := *r
+				r.t = t
+				if door == "module" {
+					r.succeeds("stop the agent", l.StopAgent(t.Context(), "node-1"))
+				}
+				gone := r.container(fmt.Sprintf("%s%d", door, i), fmt.Sprintf("%s-%d", door, i))
+				r.cutOff(c, gone)
+				r.remove(gone)
+				r.succeeds("end the agent", l.KillAgent(t.Context(), "node-1"))
+				r.revive(cut{agents: true})
+				settles(t, l, before)
+				if d := cmp.Diff(map[string]orphan{}, leftOf(t, l, "faults")); d != "" {
+					t.Errorf("left in etcd (-want +got):\n%s", d)
+				}
+			})
+		}
+	}
+}
+
 // delWaitsForTheModule that outlives its plugin: it would commit after the DEL, and nobody would call another one.
 func delWaitsForTheModule(t *testing.T, bin string) {
 	l := upWith(t, bin, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.Direct })
@@ -156,10 +187,13 @@ func delWaitsForTheModule(t *testing.T, bin string) {
 	}
 	c := r.container("c1", "nginx")
 	gate := filepath.Join(t.TempDir(), "gate")
-	if _, err := r.add(c, fmt.Sprintf("%s=%s=kill,%s=pause:%s", fault.Variable, fault.PluginAddLinked, fault.HandlerPlanned, gate)); err == nil {
+	reached := gate + ".reached" // the plugin is killed once its module is at work
+	if _, err := r.add(c, fmt.Sprintf("%s=%s=pause:%s,%s=kill,%s=pause:%s", fault.Variable, fault.PluginAddLinked, reached, fault.PluginAddLinked, fault.HandlerPlanned, gate)); err == nil {
 		t.Fatal("ADD went through")
 	}
-	nettest.Eventually(t, func() error { _, err := os.Stat(gate + ".reached"); return err })
+	if _, err := os.Stat(reached); err != nil {
+		t.Fatal(err)
+	}
 	var held bool
 	err := l.Within("node-1", func() (err error) {
 		held, err = attachlock.Held(attach.LockDir, hostside.InterfaceName("default", "nginx", "c1"))
@@ -234,7 +268,7 @@ func (r *runtime) order(text string) {
 	r.t.Helper()
 	err := r.lab.Within(r.node, func() error {
 		if text == "" {
-			return os.Remove(agentOrders)
+			return os.RemoveAll(agentOrders)
 		}
 		return os.WriteFile(agentOrders, []byte(text), 0o600)
 	})
