@@ -27,7 +27,7 @@ type values[T api.Value] struct {
 }
 
 func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
-	e, err := store.Decode[T](kv)
+	e, err := store.DecodeAfter(kv, t.get(kv.Key))
 	if err != nil {
 		return e, err
 	}
@@ -47,7 +47,12 @@ func (t *values[T]) put(kv store.KV) error {
 	return nil
 }
 
-func (t *values[T]) drop(key string) { t.byKey.Delete(key) }
+// drop leaves the map alone where the key is not in it: to delete is to copy what snapshots share.
+func (t *values[T]) drop(key string) {
+	if t.get(key).Exists() {
+		t.byKey.Delete(key)
+	}
+}
 
 func (t *values[T]) rev(key string) int64 { return t.get(key).Rev }
 
@@ -97,11 +102,15 @@ func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEn
 }
 
 func (t *endpoints) put(kv store.KV) error {
-	t.drop(kv.Key)
-	if err := t.values.put(kv); err != nil {
+	e, err := t.decode(kv)
+	if err != nil {
+		t.drop(kv.Key)
 		return err
 	}
-	e := t.get(kv.Key)
+	if was := t.get(kv.Key); was.Exists() && was.Value.Spec.Node != e.Value.Spec.Node {
+		t.byNode.Delete(was.Value.Spec.Node + "/" + kv.Key)
+	}
+	t.byKey.Set(kv.Key, e)
 	t.byNode.Set(e.Value.Spec.Node+"/"+kv.Key, e)
 	return nil
 }
@@ -109,8 +118,8 @@ func (t *endpoints) put(kv store.KV) error {
 func (t *endpoints) drop(key string) {
 	if e := t.get(key); e.Exists() {
 		t.byNode.Delete(e.Value.Spec.Node + "/" + key)
+		t.byKey.Delete(key)
 	}
-	t.values.drop(key)
 }
 
 func (t *endpoints) copy() table {
