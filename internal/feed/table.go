@@ -20,14 +20,17 @@ type table interface {
 	keys() iter.Seq[string]
 }
 
+// entries holds pointers, since every change copies a part of the tree.
+type entries[T api.Value] = btree.Map[string, *store.Entry[T]]
+
 // values is the table of most kinds.
 type values[T api.Value] struct {
-	byKey btree.Map[string, store.Entry[T]]
+	byKey entries[T]
 	check func(key string, v *T) error // whether the value belongs under the key
 }
 
 func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
-	e, err := store.Decode[T](kv)
+	e, err := store.DecodeAfter(kv, t.get(kv.Key))
 	if err != nil {
 		return e, err
 	}
@@ -43,11 +46,16 @@ func (t *values[T]) put(kv store.KV) error {
 		t.drop(kv.Key)
 		return err
 	}
-	t.byKey.Set(kv.Key, e)
+	t.byKey.Set(kv.Key, &e)
 	return nil
 }
 
-func (t *values[T]) drop(key string) { t.byKey.Delete(key) }
+// drop leaves the map alone where the key is not in it: to delete is to copy what snapshots share.
+func (t *values[T]) drop(key string) {
+	if t.get(key).Exists() {
+		t.byKey.Delete(key)
+	}
+}
 
 func (t *values[T]) rev(key string) int64 { return t.get(key).Rev }
 
@@ -55,7 +63,7 @@ func (t *values[T]) copy() table { return &values[T]{byKey: *t.byKey.Copy(), che
 
 func (t *values[T]) keys() iter.Seq[string] {
 	return func(yield func(string) bool) {
-		t.byKey.Scan(func(key string, _ store.Entry[T]) bool { return yield(key) })
+		t.byKey.Scan(func(key string, _ *store.Entry[T]) bool { return yield(key) })
 	}
 }
 
@@ -65,7 +73,7 @@ func (t *values[T]) get(key string) store.Entry[T] {
 	if !ok {
 		return store.Entry[T]{Key: key}
 	}
-	return e
+	return *e
 }
 
 func (t *values[T]) below(prefix string) iter.Seq2[string, store.Entry[T]] {
@@ -73,16 +81,16 @@ func (t *values[T]) below(prefix string) iter.Seq2[string, store.Entry[T]] {
 }
 
 // below yields what stands under keys with a prefix, in key order.
-func below[V any](m *btree.Map[string, V], prefix string) iter.Seq2[string, V] {
-	return func(yield func(string, V) bool) {
-		m.Ascend(prefix, func(key string, v V) bool { return strings.HasPrefix(key, prefix) && yield(key, v) })
+func below[T api.Value](m *entries[T], prefix string) iter.Seq2[string, store.Entry[T]] {
+	return func(yield func(string, store.Entry[T]) bool) {
+		m.Ascend(prefix, func(key string, e *store.Entry[T]) bool { return strings.HasPrefix(key, prefix) && yield(key, *e) })
 	}
 }
 
 // endpoints is the table of WorkloadEndpoints, with an index by node.
 type endpoints struct {
 	values[api.WorkloadEndpoint]
-	byNode btree.Map[string, store.Entry[api.WorkloadEndpoint]] // by node, a slash, and etcd key
+	byNode entries[api.WorkloadEndpoint] // by node, a slash, and etcd key
 }
 
 // on yields the endpoints of a node with their etcd keys.
@@ -97,20 +105,24 @@ func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEn
 }
 
 func (t *endpoints) put(kv store.KV) error {
-	t.drop(kv.Key)
-	if err := t.values.put(kv); err != nil {
+	e, err := t.decode(kv)
+	if err != nil {
+		t.drop(kv.Key)
 		return err
 	}
-	e := t.get(kv.Key)
-	t.byNode.Set(e.Value.Spec.Node+"/"+kv.Key, e)
+	if was := t.get(kv.Key); was.Exists() && was.Value.Spec.Node != e.Value.Spec.Node {
+		t.byNode.Delete(was.Value.Spec.Node + "/" + kv.Key)
+	}
+	t.byKey.Set(kv.Key, &e)
+	t.byNode.Set(e.Value.Spec.Node+"/"+kv.Key, &e)
 	return nil
 }
 
 func (t *endpoints) drop(key string) {
 	if e := t.get(key); e.Exists() {
 		t.byNode.Delete(e.Value.Spec.Node + "/" + key)
+		t.byKey.Delete(key)
 	}
-	t.values.drop(key)
 }
 
 func (t *endpoints) copy() table {

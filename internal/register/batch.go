@@ -205,16 +205,21 @@ func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
 	if err != nil {
 		return err
 	}
+	h.written.note(changed)
 	h.cfg.Committed(changed)
 	return fault.At(fault.HandlerCommitted)
 }
 
 // priors finds what there was before each job. From memory, an ADD's handle is taken to be absent: the commit finds out. What a
-// DEL removes is always read.
+// DEL removes is read, unless this handler wrote it.
 func (h *Handler) priors(ctx context.Context, batch []*job, known Source) ([]prior, error) {
 	out := make([]prior, len(batch))
 	var read []*job
 	for i, j := range batch {
+		if p, ok := h.recall(j, known); ok {
+			out[i] = p
+			continue
+		}
 		if known == nil || len(j.wants) == 0 {
 			read = append(read, j)
 			continue

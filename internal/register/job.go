@@ -25,6 +25,7 @@ type job struct {
 	wants       []ipam.Request
 	asHolder    bool // only the machine that has the node's name may do it
 	frees       bool // it gives nothing out
+	recalls     bool // it undoes an ADD, and what is remembered of that will do
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.

@@ -7,8 +7,8 @@
 //     what it holds; a DEL touches an endpoint only if it still is the same container's.
 //  3. Many at once cost little more than one: whoever comes while a transaction is under way is carried out together with all
 //     who wait, in the next one.
-//  4. In the steady state nothing is read for an ADD: it is planned on what the agent's feed has in memory. What turns out to
-//     be out of date, or would be refused, is planned again on etcd itself.
+//  4. In the steady state nothing is read: an ADD is planned on what the agent's feed has in memory, and a DEL on that and on what this
+//     handler wrote for the ADD. What turns out to be out of date, or would be refused, is planned again on etcd itself.
 package register
 
 import (
@@ -75,6 +75,7 @@ type Handler struct {
 	gates gates
 
 	turn    chan struct{} // held, by a value in it, while a transaction is under way
+	written written       // belongs to whoever has the turn
 	mu      sync.Mutex
 	waiting []*job // in order of arrival; guarded by mu
 }
@@ -93,7 +94,7 @@ func New(cfg Config) *Handler {
 	if cfg.Committed == nil {
 		cfg.Committed = func([]store.KV) {}
 	}
-	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1)}
+	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1), written: written{}}
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,
@@ -122,7 +123,7 @@ func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 	if err != nil {
 		return err
 	}
-	j.plan, j.frees = h.planUnregister, true
+	j.plan, j.frees, j.recalls = h.planUnregister, true, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("unregister", j.subject(), err)
 	}
@@ -151,7 +152,7 @@ func (h *Handler) Release(ctx context.Context, req attach.Request) error {
 	if err != nil {
 		return err
 	}
-	j.endpointKey, j.plan, j.frees = "", h.planDel, true
+	j.endpointKey, j.plan, j.frees, j.recalls = "", h.planDel, true, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("release", j.subject(), err)
 	}

@@ -12,18 +12,45 @@ import (
 // Decode reads a stored value and applies the defaults of its kind. Unknown fields are ignored: pass the same bytes to
 // Encode to keep them. An empty value is the zero value (old affinities are stored so).
 func Decode[T Value](raw []byte) (*T, error) {
-	v := new(T)
-	if err := decode(v, raw); err != nil {
-		return nil, err
+	v, _, err := DecodeLike[T](raw, nil)
+	return v, err
+}
+
+// DecodeLike is Decode of another version of like, with which the value may share what is behind pointers and in maps; nil: with
+// nothing. whole reports that the value is known to say all that raw says, so that Encode needs no prior.
+func DecodeLike[T Value](raw []byte, like *T) (v *T, whole bool, err error) {
+	v = new(T)
+	if u, ok := any(v).(usual[T]); ok {
+		if like == nil {
+			like = new(T)
+		}
+		if u.readUsual(raw, like) {
+			return v, true, nil
+		}
 	}
-	return v, nil
+	if err := decode(v, raw); err != nil {
+		return nil, false, err
+	}
+	return v, false, nil
 }
 
 // Encode is the stored form of v: compact JSON, fields in the datastore's order, no resourceVersion. prior is what
 // was read before, or nil for a new value: its fields that T does not know are kept.
 func Encode[T Value](v *T, prior []byte) ([]byte, error) {
+	if u, ok := any(v).(usual[T]); ok && len(prior) == 0 {
+		if raw, ok := u.appendUsual(nil); ok {
+			return raw, nil
+		}
+	}
 	out := *v
 	return encode(&out, prior)
+}
+
+// usual is a kind that is stored so often, and mostly in so plain a form, that it has a reader and a writer of its own. Where one of
+// them returns true, the outcome is what encoding/json's would be; and a kind of this sort has neither envelope nor defaults.
+type usual[T any] interface {
+	readUsual(raw []byte, like *T) bool
+	appendUsual(to []byte) ([]byte, bool)
 }
 
 // Text is the JSON of o in its user's form, resourceVersion included, with those fields of stored, the bytes that o was read from, that

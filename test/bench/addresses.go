@@ -35,8 +35,9 @@ const (
 //
 // The subject is the handler of the agent with its feed, called in this process: no plugin, no kernel, no socket. The floor is one client of the
 // same etcd that makes transactions, each of which compares and writes three keys of its own, with values of the sizes of those that the
-// subject writes for the same container: the block that holds as many addresses as it does by then, handle and endpoint. Floor and
-// subject have the same number of callers in flight. The handler carries out together what waits at the same time, and the floor does
+// subject writes for the same container: the block that holds as many addresses as it does by then, handle and endpoint. (An ADD of the
+// subject compares six keys more, on which its choice rests. Neither side reads anything.) Floor and subject have the same number of
+// callers in flight. The handler carries out together what waits at the same time, and the floor does
 // not: with several callers the ratio may be below 1. The agents of several nodes, each of which decodes what all of them write, share
 // this machine's processors with etcd and each other, as they would not in a cluster.
 type addressBench struct {

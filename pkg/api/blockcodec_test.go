@@ -1,0 +1,154 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// fullBlock holds as many addresses as a block of the usual size.
+func fullBlock() *Block {
+	claimed := time.Date(2026, 11, 21, 5, 0, 0, 0, time.UTC)
+	host := HostAffinityOf("node-1")
+	b := &Block{
+		CIDR: netip.MustParsePrefix("10.244.0.64/26"), Affinity: &host, ClaimTime: &claimed, Allocation: []*int{}, Unallocated: []int{},
+		SequenceNumber: 1795238400000000000, SequenceNumberForAllocation: map[string]uint64{},
+	}
+	for i := range 64 {
+		id := fmt.Sprintf("k8s-pod-network.%064d", i)
+		b.Allocation = append(b.Allocation, &i)
+		b.Attributes = append(b.Attributes, Attributes{HandleID: &id, Secondary: map[string]string{
+			AttrNode: "node-1", AttrNamespace: "default", AttrPod: fmt.Sprint("pod-", i), AttrTimestamp: claimed.String(),
+		}})
+		b.SequenceNumberForAllocation[fmt.Sprint(i)] = b.SequenceNumber + uint64(i)
+	}
+	return b
+}
+
+// blockSeeds are blocks in the usual form and in others.
+func blockSeeds(t testing.TB) []string {
+	host, legacy, odd, one := "host:a", "a", "ä<\n", 1
+	claimed := time.Date(2026, 11, 21, 5, 0, 0, 1, time.FixedZone("", 3600))
+	out := []string{
+		``, `{}`, `null`, ` {"cidr":"10.0.0.0/30"}`, `{"cidr":"10.0.0.0/30","affinity":null,"allocations":[01],"unallocated":[]`,
+		`{"cidr":"10.0.0.0/30","affinity":null,"allocations":[null,-1],"unallocated":[0,],"attributes":[],"sequenceNumber":0,"sequenceNumberForAllocation":{},"deleted":false}`,
+		`{"cidr":"10.0.0.0/30","affinity":null,"allocations":[0,99999999999],"unallocated":[0],"attributes":[null],"sequenceNumber":18446744073709551615,"sequenceNumberForAllocation":{"0":1,"0":2},"deleted":false}`,
+		`{"cidr":"10.0.0.0/30","affinity":"host:a","allocations":[0],"unallocated":[1],"attributes":[{"handle_id":"h","secondary":{"b":"1","a":"2"}}],"sequenceNumber":1,"sequenceNumberForAllocation":{"0":1},"deleted":true,"more":1}`,
+	}
+	for _, b := range []*Block{
+		fullBlock(), {}, {CIDR: netip.MustParsePrefix("fd00::/122"), HostAffinity: &legacy},
+		{
+			CIDR: netip.MustParsePrefix("10.0.0.0/30"), Affinity: &host, ClaimTime: &claimed, Allocation: []*int{nil, &one, nil, nil}, Unallocated: []int{0, 2, 3},
+			Attributes:                  []Attributes{{}, {HandleID: &host, Secondary: map[string]string{}, Alternate: map[string]string{"x": "y"}}, {Alternate: map[string]string{"z": ""}}},
+			SequenceNumberForAllocation: map[string]uint64{"1": 7, "": 1, "007": 2, "x": 3}, Deleted: true,
+		},
+		{CIDR: netip.MustParsePrefix("10.0.0.0/30"), Affinity: &odd},
+	} {
+		raw, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, string(raw))
+	}
+	return out
+}
+
+// FuzzBlockCodec holds the blocks' own reader and writer against encoding/json, the reader also where it may share with another block.
+func FuzzBlockCodec(f *testing.F) {
+	seeds := blockSeeds(f)
+	for _, s := range seeds {
+		f.Add([]byte(s), []byte(seeds[len(seeds)-1]))
+		f.Add([]byte(s), []byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw, other []byte) {
+		var like, got, want Block
+		_ = json.Unmarshal(other, &like) // what could not be read is empty
+		usual := got.readUsual(raw, &like)
+		err := json.Unmarshal(raw, &want)
+		if !usual {
+			if diff := cmp.Diff(Block{}, got, sameBlock()...); diff != "" {
+				t.Fatalf("left behind by a reader that gave up:\n%s", diff)
+			}
+		} else if err != nil {
+			t.Fatalf("%s was read, and to encoding/json it is: %v", raw, err)
+		} else if diff := cmp.Diff(want, got, sameBlock()...); diff != "" {
+			t.Fatalf("%s was read differently (-encoding/json +own):\n%s", raw, diff)
+		}
+		if err != nil {
+			return
+		}
+		plain, err := json.Marshal(&want)
+		if own, ok := want.appendUsual(nil); ok && (err != nil || string(own) != string(plain)) {
+			t.Fatalf("written %s, and by encoding/json %s, %v", own, plain, err)
+		}
+	})
+}
+
+// sameBlock compares times by what they are written as.
+func sameBlock() []cmp.Option {
+	return []cmp.Option{
+		cmpopts.EquateComparable(netip.Prefix{}),
+		cmp.Comparer(func(a, b time.Time) bool { return a.Format(time.RFC3339Nano) == b.Format(time.RFC3339Nano) }),
+	}
+}
+
+func TestUsualBlocksTakeTheShortWay(t *testing.T) {
+	raw, ok := fullBlock().appendUsual(nil)
+	if !ok {
+		t.Fatal("a full block is not written by its own writer")
+	}
+	var got Block
+	if !got.readUsual(raw, &Block{}) {
+		t.Fatalf("a full block is not read by its own reader: %s", raw)
+	}
+	if diff := cmp.Diff(fullBlock(), &got, sameBlock()...); diff != "" {
+		t.Errorf("not what was written (-want +got):\n%s", diff)
+	}
+}
+
+func TestVersionsOfABlockShareTheirOwners(t *testing.T) {
+	before := fullBlock()
+	after := fullBlock()
+	after.Attributes = append(after.Attributes[:5:5], after.Attributes[6:]...) // one has left
+	raw, err := Encode(after, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, whole, err := DecodeLike(raw, before)
+	if err != nil || !whole {
+		t.Fatalf("whole: %t, error %v", whole, err)
+	}
+	if diff := cmp.Diff(after, got, sameBlock()...); diff != "" {
+		t.Errorf("not what was written (-want +got):\n%s", diff)
+	}
+	if got.Attributes[0].HandleID != before.Attributes[0].HandleID || got.Attributes[62].HandleID != before.Attributes[63].HandleID {
+		t.Error("the owners before and behind the one that left are not those of the version before")
+	}
+}
+
+func BenchmarkBlock(b *testing.B) {
+	full := fullBlock()
+	raw, err := Encode(full, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, f := range map[string]func() error{
+		"decode":      func() error { _, err := Decode[Block](raw); return err },
+		"decode-like": func() error { _, _, err := DecodeLike(raw, full); return err },
+		"encode":      func() error { _, err := Encode(full, nil); return err },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := f(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
