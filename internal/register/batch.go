@@ -88,20 +88,43 @@ func (h *Handler) next() []*job {
 }
 
 // run carries a batch out and closes its jobs. It does not stop when callers leave: a commit whose outcome nobody waited for
-// could take effect after the DEL that follows.
+// could take effect after the DEL that follows. Where etcd says nothing until its time is up, whoever has waited meanwhile does not wait as
+// long once more.
 func (h *Handler) run(batch []*job) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWork)
 	defer cancel()
-	h.work(ctx, batch)
+	if err := h.work(ctx, batch); silent(err) {
+		h.dismiss()
+	}
 }
 
-func (h *Handler) work(ctx context.Context, batch []*job) {
+// dismiss ends all jobs that nobody has begun.
+func (h *Handler) dismiss() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, j := range h.waiting {
+		j.err = errSilent
+		close(j.done)
+	}
+	h.waiting = nil
+}
+
+// errSilent is the error of a job that was not begun.
+var errSilent = fmt.Errorf("%w: it has not answered the command before this one", store.ErrUnavailable)
+
+// silent reports that etcd did not answer in time.
+func silent(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknown))
+}
+
+// work carries jobs out, together as far as they can be, and returns the last error that was not a single job's.
+func (h *Handler) work(ctx context.Context, batch []*job) error {
 	err := ipam.Retry(ctx, func(attempt int) error { return h.attempt(ctx, batch, attempt > 0) })
 	if err != nil && len(batch) > 1 && !hopeless(err) {
 		for _, j := range batch {
-			h.work(ctx, []*job{j}) // one of them spoils it for all
+			err = h.work(ctx, []*job{j}) // one of them spoils it for all
 		}
-		return
+		return err
 	}
 	var later []*job
 	for _, j := range batch {
@@ -115,8 +138,9 @@ func (h *Handler) work(ctx context.Context, batch []*job) {
 		close(j.done)
 	}
 	if len(later) > 0 {
-		h.work(ctx, later)
+		return h.work(ctx, later)
 	}
+	return err
 }
 
 // hopeless reports an error that each job alone would meet too, or after which none must be tried again.

@@ -894,3 +894,34 @@ func TestDelOfAnotherInterfaceKeepsTheContainersAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoHasWaitedBehindASilentEtcdDoesNotWaitAgain holds two commands against an etcd that takes connections and says nothing.
+func TestWhoHasWaitedBehindASilentEtcdDoesNotWaitAgain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := store.New(store.Config{Endpoints: []string{"http://" + l.Addr().String()}, Timeout: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	h := register.New(register.Config{Client: client, Node: "node-1"})
+	first := make(chan error, 1)
+	go func() { first <- h.Del(t.Context(), request("first")) }()
+	conn, err := l.Accept() // so the first command is under way
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := h.Del(t.Context(), request("second")); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "the command before this one") {
+		t.Errorf("the second: %v", err)
+	}
+	if err := <-first; !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("the first: %v", err)
+	}
+	if err := h.Del(t.Context(), request("third")); !errors.Is(err, store.ErrUnavailable) || strings.Contains(err.Error(), "the command before this one") {
+		t.Errorf("a third, which has not waited: %v", err)
+	}
+}
