@@ -53,7 +53,7 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the ot
 	@failed=(); \
 	while IFS=: read -r file target; do \
 	  echo "== $$target in $$(dirname "$$file")"; \
-	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 1 "./$$(dirname "$$file")" || failed+=("$$file:$$target"); \
+	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 1 "./$$(dirname "$$file")" </dev/null || failed+=("$$file:$$target"); \
 	done < <(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd internal pkg test | sed 's/:func /:/' | sort); \
 	[ $${#failed[@]} -eq 0 ] || { echo "failed: $${failed[*]}" >&2; exit 1; }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,44 @@ func TestObjectsShareTransactions(t *testing.T) {
 		if revs := slices.Compact(revisions(t, c, all...)); len(revs) != 3 {
 			t.Errorf("%s: written at the revisions %v and not at three", verb, revs)
 		}
+	}
+}
+
+// etcd takes requests of 1.5 MB.
+func TestGreatObjectsShareLess(t *testing.T) {
+	c := clientOf(etcdtest.New(t).Store())
+	var all []api.Object
+	for i := range 12 {
+		o := netSet(t, fmt.Sprintf("great-%02d", i), "10.0.0.0/8")
+		o.Meta().Annotations = map[string]string{"note": strings.Repeat("x", 200<<10)}
+		all = append(all, o)
+	}
+	got := outcomes(t, c, objects.VerbApply, all...)
+	if bad := slices.DeleteFunc(got, func(s string) bool { return s == "<nil>" }); len(bad) > 0 {
+		t.Fatal(bad)
+	}
+	if revs := slices.Compact(revisions(t, c, all...)); len(revs) != 6 {
+		t.Errorf("written at the revisions %v and not two by two", revs)
+	}
+}
+
+// A user who may write some of the objects writes these.
+func TestObjectsThatARefusedTransactionHeldAreWrittenAlone(t *testing.T) {
+	etcd := etcdtest.New(t)
+	tiers := (*api.Tier)(nil).KindOf()
+	etcd.EnableAuth("u", "p", (*api.GlobalNetworkSet)(nil).KindOf().Prefix())
+	cfg := etcd.Config()
+	cfg.Username, cfg.Password = "u", "p"
+	s, err := store.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	c := clientOf(s)
+	mine := read(t, `{"apiVersion":"projectcalico.org/v3","kind":"`+tiers.Name+`","metadata":{"name":"mine"},"spec":{"order":5}}`)
+	got := outcomes(t, c, objects.VerbCreate, netSet(t, "a", "10.0.0.0/8"), mine, netSet(t, "z", "10.0.0.0/8"))
+	if len(got) != 3 || got[0] != "<nil>" || !strings.Contains(got[1], store.ErrUnauthorized.Error()) || got[2] != "<nil>" {
+		t.Errorf("got %q", got)
 	}
 }
 
