@@ -21,8 +21,9 @@ PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
 TEST_TIMEOUT ?= 25m
+FUZZTIME     ?= 10m
 
-.PHONY: help build lab test check lint bench golden clean deps need-go need-root need-cc
+.PHONY: help build lab test check fuzz lint bench golden clean deps need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,10 +48,19 @@ check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the
 	$(GO) test -count=1 ./test/arch
 	$(if $(PURE_PRESENT),$(GO) test -race $(PURE_PRESENT:%/=./%))
 
+# One target at a time, each for FUZZTIME; what breaks one is written below its package's testdata/fuzz, to be committed as a regression test.
+fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the other
+	@failed=(); \
+	while IFS=: read -r file target; do \
+	  echo "== $$target in $$(dirname "$$file")"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 1 "./$$(dirname "$$file")" </dev/null || failed+=("$$file:$$target"); \
+	done < <(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd internal pkg test | sed 's/:func /:/' | sort); \
+	[ $${#failed[@]} -eq 0 ] || { echo "failed: $${failed[*]}" >&2; exit 1; }
+
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
-bench: need-root need-go deps build ## Measure ADD and DEL against a floor (root)
+bench: need-root need-go deps build ## Measure ADD, DEL and muslinctl against floors (root)
 	$(GO) run -buildvcs=false ./test/bench
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.

@@ -18,10 +18,28 @@ import (
 type batchVerb struct {
 	verb, past string
 	stops      bool // at the first failure
-	foresees   bool // works on what may be there already
 	// skip tells a failure that counts as success.
 	skip func(error) bool
-	each func(ctx context.Context, c *objects.Client, o api.Object) error
+	// all does it to objects in their order and says of each how it went, until done returns false.
+	all func(ctx context.Context, c *objects.Client, all []api.Object, done func(i int, err error) bool)
+}
+
+// oneByOne does something to each of many objects.
+func oneByOne(each func(context.Context, *objects.Client, api.Object) error) func(context.Context, *objects.Client, []api.Object, func(int, error) bool) {
+	return func(ctx context.Context, c *objects.Client, all []api.Object, done func(int, error) bool) {
+		for i, o := range all {
+			if !done(i, each(ctx, c, o)) {
+				return
+			}
+		}
+	}
+}
+
+// together writes many objects.
+func together(verb objects.Verb) func(context.Context, *objects.Client, []api.Object, func(int, error) bool) {
+	return func(ctx context.Context, c *objects.Client, all []api.Object, done func(int, error) bool) {
+		c.Write(ctx, verb, all, done)
+	}
 }
 
 // fileOptions are those of the verbs that take resources from files.
@@ -63,7 +81,7 @@ func (s *session) createCommand() *cobra.Command {
 	cmd, o := s.fileCommand("create", "Create resources that do not exist yet",
 		"A resource that exists already is an error, and the others are created all the same.",
 		func(o *fileOptions) batchVerb {
-			return batchVerb{verb: "create", past: "created", each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Create(ctx, r) },
+			return batchVerb{verb: "create", past: "created", all: together(objects.VerbCreate),
 				skip: func(err error) bool { _, exists := errors.AsType[*objects.ExistsError](err); return o.skip && exists }}
 		})
 	cmd.Flags().BoolVar(&o.skip, "skip-exists", false, "count resources that exist already as created, and leave them as they are")
@@ -75,7 +93,7 @@ func (s *session) applyCommand() *cobra.Command {
 		`What the file does not say gets its default; labels and annotations are those of the file. A resource with a resourceVersion is
 replaced only if it still has that one. Resources that fail do not stop the others.`,
 		func(*fileOptions) batchVerb {
-			return batchVerb{verb: "apply", past: "applied", foresees: true, each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Apply(ctx, r) }}
+			return batchVerb{verb: "apply", past: "applied", all: together(objects.VerbApply)}
 		})
 	return cmd
 }
@@ -84,8 +102,7 @@ func (s *session) replaceCommand() *cobra.Command {
 	cmd, _ := s.fileCommand("replace", "Replace resources that exist",
 		"As apply, but a resource that does not exist is an error, and the first error ends it.",
 		func(*fileOptions) batchVerb {
-			return batchVerb{verb: "replace", past: "replaced", stops: true, foresees: true,
-				each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Update(ctx, r) }}
+			return batchVerb{verb: "replace", past: "replaced", stops: true, all: together(objects.VerbUpdate)}
 		})
 	return cmd
 }
@@ -111,7 +128,7 @@ run again.`,
 				return err
 			}
 			return s.write(cmd.Context(), o.dryRun, batchVerb{
-				verb: "delete", past: "deleted", each: func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Delete(ctx, r) },
+				verb: "delete", past: "deleted", all: oneByOne(func(ctx context.Context, c *objects.Client, r api.Object) error { return c.Delete(ctx, r) }),
 				skip: func(err error) bool { _, absent := errors.AsType[*objects.NotFoundError](err); return o.skip && absent },
 			}, found)
 		},
@@ -160,11 +177,11 @@ func (s *session) validateCommand() *cobra.Command {
 				return err
 			}
 			return s.report(run(cmd.Context(), nil, batchVerb{verb: "validate", past: "validated",
-				each: func(_ context.Context, _ *objects.Client, o api.Object) error {
+				all: oneByOne(func(_ context.Context, _ *objects.Client, o api.Object) error {
 					o = api.Clone(o)
 					api.SetDefaults(o)
 					return api.Validate(o)
-				}}, found))
+				})}, found))
 		},
 	}
 	in.flags(cmd)
@@ -178,15 +195,6 @@ func (s *session) write(ctx context.Context, dryRun bool, verb batchVerb, found 
 		if verb.verb != "delete" {
 			// It is a service to the cluster; whether the verb itself can be done shows by itself.
 			_ = c.EnsureInitialized(ctx)
-		}
-		if verb.foresees {
-			all := make([]api.Object, len(found))
-			for i, it := range found {
-				all[i] = it.Object
-			}
-			if err := c.Foresee(ctx, all); err != nil {
-				return err
-			}
 		}
 		r := run(ctx, c, verb, found)
 		r.dryRun = dryRun
@@ -207,23 +215,23 @@ type result struct {
 
 func run(ctx context.Context, c *objects.Client, verb batchVerb, found []manifest.Resource) result {
 	r := result{verb: verb, total: len(found), kind: fmt.Sprintf("'%s' ", found[0].Object.KindOf().Name)}
-	for _, it := range found {
+	all := make([]api.Object, len(found))
+	for i, it := range found {
+		all[i] = it.Object
 		if it.Object.KindOf() != found[0].Object.KindOf() {
 			r.kind = ""
 		}
 	}
-	for _, it := range found {
-		err := verb.each(ctx, c, it.Object)
+	verb.all(ctx, c, all, func(i int, err error) bool {
 		if err == nil || verb.skip != nil && verb.skip(err) {
 			r.done++
-			continue
+			return true
 		}
-		r.errs = append(r.errs, locate(it, err))
-		r.kinds = append(r.kinds, it.Object.KindOf().Name)
-		if verb.stops || ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized) {
-			break // the others would fare no better
-		}
-	}
+		r.errs = append(r.errs, locate(found[i], err))
+		r.kinds = append(r.kinds, all[i].KindOf().Name)
+		hopeless := ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized)
+		return !verb.stops && !hopeless // the others would fare no better
+	})
 	return r
 }
 

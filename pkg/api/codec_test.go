@@ -270,8 +270,10 @@ func FuzzDecode(f *testing.F) {
 		}
 	}
 	f.Add([]byte(`{"spec":{"cidr":"::ffff:10.0.0.0/120","bgp":null},"metadata":null}`))
+	f.Add([]byte(`{"machineID":"m","nodeUID":"u","more":[1]}`))
+	identity := codecOf("NodeIdentity", func(*api.NodeIdentity) string { return "" })
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		for _, c := range codecs() {
+		for _, c := range append(codecs(), identity) {
 			over, _, err := c.again(raw, raw)
 			if err != nil {
 				continue

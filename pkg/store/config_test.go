@@ -111,3 +111,29 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 		t.Errorf("printed as %q", text)
 	}
 }
+
+// FuzzParseEndpoints feeds any text to the parser of etcd's endpoints: what it takes, a client can be made of.
+func FuzzParseEndpoints(f *testing.F) {
+	for _, s := range []string{"http://10.0.0.1:2379", " https://a:1,, https://[fd00::1]:2379 ", "http://u:p@h:1", "http://[fe80::1%25eth0]:1", "http://h:99999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, list string) {
+		endpoints, err := store.ParseEndpoints(list)
+		if err != nil {
+			return
+		}
+		again, err := store.ParseEndpoints(strings.Join(endpoints, ","))
+		if diff := cmp.Diff(endpoints, again); err != nil || diff != "" {
+			t.Errorf("%q: %v (-first +again):\n%s", list, err, diff)
+		}
+		for _, e := range endpoints {
+			c, err := store.New(store.Config{Endpoints: []string{e}})
+			if err != nil {
+				t.Fatalf("%q is taken, and then: %v", e, err)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

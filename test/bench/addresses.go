@@ -88,7 +88,7 @@ func (b *addressBench) compare(ctx context.Context, name string, nodes, callers 
 	if err := b.values(ctx); err != nil {
 		return do, undo, err
 	}
-	return alternate(name, rounds, addresses, callers, b.floor(nodes), b.subject(ctx))
+	return alternate(attachTrial(name, addresses, callers), b.floor(nodes), b.subject(ctx))
 }
 
 func newAddressBench(ctx context.Context, dir string) (*addressBench, error) {

@@ -50,12 +50,12 @@ func runInner(ctx context.Context, bin string) error {
 	if err := b.values(ctx); err != nil {
 		return err
 	}
-	floor, subject := pair{b.floorAdd, b.floorDel}, pair{b.muslinAdd, b.muslinDel}
-	add1, del1, err := alternate("one by one", rounds, serialOps, 1, floor, subject)
+	floor, subject := pair{do: b.floorAdd, undo: b.floorDel}, pair{do: b.muslinAdd, undo: b.muslinDel}
+	add1, del1, err := alternate(attachTrial("one by one", serialOps, 1), floor, subject)
 	if err != nil {
 		return err
 	}
-	add16, del16, err := alternate("16 in parallel", rounds, parallelOps, parallelWays, floor, subject)
+	add16, del16, err := alternate(attachTrial("16 in parallel", parallelOps, parallelWays), floor, subject)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,8 @@
 // of three keys with values as large as those of a real ADD. Floor and plugin run in alternation on one lab node with an embedded
 // etcd; the ratio is the median of the rounds' own ratios. Absolute times belong to the machine, ratios are what to keep.
 //
-// What addresses alone cost is measured apart, in this process and against an etcd of its own: see addressBench.
+// What addresses alone cost, and what the operator's command does, are measured apart, each against an etcd of its own: see addressBench
+// and operatorBench.
 package main
 
 import (
@@ -35,20 +36,33 @@ func main() {
 func run(ctx context.Context) error {
 	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
 	bin := flag.String("bin", "bin", "folder of the built programs")
-	only := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
+	addresses := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
+	operator := flag.Bool("operator", false, "measure only the operator's command; needs no root")
 	flag.Parse()
 	if *inner != "" {
 		return runInner(ctx, *inner)
 	}
 	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
-	if !*only {
+	all := !*addresses && !*operator
+	if all {
 		if err := outer(ctx, *bin); err != nil {
 			return err
 		}
 	}
-	cs, err := runAddresses(ctx)
-	if err != nil {
-		return err
+	var cs []comparison
+	if all || *addresses {
+		more, err := runAddresses(ctx)
+		if err != nil {
+			return err
+		}
+		cs = append(cs, more...)
+	}
+	if all || *operator {
+		more, err := runOperator(ctx, *bin)
+		if err != nil {
+			return err
+		}
+		cs = append(cs, more...)
 	}
 	return printTable(os.Stdout, cs)
 }
@@ -93,10 +107,15 @@ func collect(ctx context.Context, bin, work string) error {
 	if err := copyFile(self, filepath.Join(work, "bench")); err != nil {
 		return err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(work, "floor"), "./test/bench/floor")
+	return buildFloor(ctx, work, "floor")
+}
+
+// buildFloor makes one of the programs below this package's folder, as the others are built.
+func buildFloor(ctx context.Context, dir, program string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, program), "./test/bench/"+program)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the floor: %w: %s", err, out)
+		return fmt.Errorf("build %s: %w: %s", program, err, out)
 	}
 	return nil
 }

@@ -36,10 +36,21 @@ func median[T float64 | time.Duration](xs []T) T {
 // side is one way to do a thing n times.
 type side func(round, i int) error
 
-// alternate measures an operation and its inverse, floor and subject by turns, the one that begins changing each round. Each side
-// undoes what it did before the other begins.
-func alternate(name string, rounds, n, parallel int, floor, subject pair) (do, undo comparison, err error) {
-	do, undo = comparison{name: "ADD " + name}, comparison{name: "DEL " + name}
+// trial says how often two operations are done, and what they are called.
+type trial struct {
+	do, undo    string
+	n, parallel int // in a round, and at the same time
+}
+
+// attachTrial is ADD and DEL under some circumstance.
+func attachTrial(name string, n, parallel int) trial {
+	return trial{do: "ADD " + name, undo: "DEL " + name, n: n, parallel: parallel}
+}
+
+// alternate measures two operations, floor and subject by turns, the one that begins changing each round. Each side undoes what it did
+// before the other begins: by its second operation, or by its clean.
+func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
+	do, undo = comparison{name: t.do}, comparison{name: t.undo}
 	for r := range rounds {
 		sides := []struct {
 			pair
@@ -49,13 +60,18 @@ func alternate(name string, rounds, n, parallel int, floor, subject pair) (do, u
 			slices.Reverse(sides)
 		}
 		for _, s := range sides {
-			d, err := timed(r, n, parallel, s.pair.do)
+			d, err := timed(r, t.n, t.parallel, s.pair.do)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", do.name, r, err)
 			}
-			u, err := timed(r, n, parallel, s.pair.undo)
+			u, err := timed(r, t.n, t.parallel, s.pair.undo)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", undo.name, r, err)
+			}
+			if s.clean != nil {
+				if err := s.clean(); err != nil {
+					return do, undo, fmt.Errorf("clean up after round %d: %w", r, err)
+				}
 			}
 			*s.do, *s.undo = append(*s.do, d), append(*s.undo, u)
 		}
@@ -63,8 +79,11 @@ func alternate(name string, rounds, n, parallel int, floor, subject pair) (do, u
 	return do, undo, nil
 }
 
-// pair is an operation and its inverse.
-type pair struct{ do, undo side }
+// pair is an operation and what is done after it: its inverse, or something to what it made.
+type pair struct {
+	do, undo side
+	clean    func() error // after a round, untimed; nil: undo has left nothing
+}
 
 // timed runs f for 0 to n-1 by so many workers and returns the wall time per operation.
 func timed(round, n, workers int, f side) (time.Duration, error) {

@@ -132,12 +132,12 @@ func Decode(file string, data []byte) ([]Resource, error) {
 }
 
 func (d *document) decode() ([]Resource, error) {
-	text, err := yaml.YAMLToJSONStrict(d.text)
-	if json.Valid(d.text) { // tabs are space to JSON only
-		text, err = d.text, nil
-	}
-	if err != nil {
-		return nil, d.badYAML(err)
+	text := d.text
+	if !json.Valid(text) { // tabs are space to JSON only
+		var err error
+		if text, err = yaml.YAMLToJSONStrict(text); err != nil {
+			return nil, d.badYAML(err)
+		}
 	}
 	var probe map[string]any
 	if json.Unmarshal(text, &probe) == nil {

@@ -53,9 +53,7 @@ func (c *Client) Delete(ctx context.Context, target api.Object) error {
 // deleteKey deletes an object that is still as it was read; one that has changed meanwhile is read again, unless the user named a revision.
 func (c *Client) deleteKey(ctx context.Context, old Stored, target api.Object) error {
 	for range tries {
-		var txn store.Txn
-		txn.Delete(old.Key, old.Rev)
-		err := c.commit(ctx, &txn, old.Key, old.Rev)
+		err := c.commit(ctx, write{key: old.Key, rev: old.Rev})
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}

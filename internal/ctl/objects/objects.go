@@ -6,7 +6,8 @@
 //  2. Nobody's change is lost: every write is a transaction at the revision that was read. Without a resourceVersion of the user's it
 //     is tried again on what somebody else wrote meanwhile; with one it is refused.
 //  3. Deleting a pool or a node is a procedure that may be interrupted anywhere and run again.
-//  4. A dry run goes through all checks and commits nothing.
+//  4. Many objects take few requests, and the outcome of each is as if it had been written alone: see Write.
+//  5. A dry run goes through all checks and commits nothing.
 package objects
 
 import (
@@ -32,8 +33,7 @@ type Client struct {
 	DryRun bool              // check everything, write nothing
 	Notice func(text string) // told what a user should know while a procedure goes on; one line, no newline
 
-	found map[string]bool     // keys of referenced objects that were there
-	known map[string]store.KV // what Foresee has read and nobody has used yet
+	found map[string]bool // keys of referenced objects that were there
 }
 
 // Stored is an object as it stands in the datastore, in its user's form with its resourceVersion set.

@@ -128,39 +128,3 @@ func makeBlock(t *testing.T, c *store.Client) {
 		t.Fatal(err)
 	}
 }
-
-// What was foreseen may be out of date when it is used.
-func TestApplyGoesByWhatIsThere(t *testing.T) {
-	etcd := etcdtest.New(t)
-	c, other := clientOf(etcd.Store()), clientOf(etcd.Store())
-	named := func(name, net string) api.Object {
-		return read(t, `{"apiVersion":"projectcalico.org/v3","kind":"GlobalNetworkSet","metadata":{"name":"`+name+`"},"spec":{"nets":["`+net+`"]}}`)
-	}
-	for _, name := range []string{"changed", "deleted"} {
-		if err := other.Create(t.Context(), named(name, "10.0.0.0/8")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Foresee(t.Context(), []api.Object{named("changed", ""), named("deleted", ""), named("made", "")}); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(
-		other.Update(t.Context(), named("changed", "10.1.0.0/16")),
-		other.Delete(t.Context(), named("deleted", "")),
-		other.Create(t.Context(), named("made", "10.1.0.0/16")),
-	); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"changed", "deleted", "made"} {
-		if err := c.Apply(t.Context(), named(name, "10.2.0.0/16")); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		got, err := c.Get(t.Context(), named(name, "").KindOf(), "", name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if set, ok := got.Object.(*api.GlobalNetworkSet); !ok || len(set.Spec.Nets) != 1 || set.Spec.Nets[0] != "10.2.0.0/16" {
-			t.Errorf("%s is %+v", name, got.Object)
-		}
-	}
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -84,33 +83,37 @@ func (c *Client) Create(ctx context.Context, given api.Object) error {
 
 // create returns what is there where the error is an *ExistsError.
 func (c *Client) create(ctx context.Context, op string, given api.Object) (store.KV, error) {
-	o, err := writable(op, given)
+	w, err := c.creation(ctx, op, given)
 	if err != nil {
 		return store.KV{}, err
 	}
+	err = c.commit(ctx, w)
+	if conflict, ok := errors.AsType[*store.ConflictError](err); ok && len(conflict.Current) > 0 {
+		return conflict.Current[0], &ExistsError{Object: api.Identify(given)}
+	}
+	return store.KV{}, err
+}
+
+// creation does everything that makes a new object of the given one, but for writing it.
+func (c *Client) creation(ctx context.Context, op string, given api.Object) (write, error) {
+	o, err := writable(op, given)
+	if err != nil {
+		return write{}, err
+	}
 	if err := api.ValidateCreate(o); err != nil {
-		return store.KV{}, err
+		return write{}, err
 	}
 	if p, ok := o.(*api.IPPool); ok {
 		if err := c.checkNewPool(ctx, p); err != nil {
-			return store.KV{}, err
+			return write{}, err
 		}
 	}
 	if err := c.checkReferences(ctx, o); err != nil {
-		return store.KV{}, err
+		return write{}, err
 	}
 	api.Created(o, c.UUID(), c.Now())
 	raw, err := api.EncodeObject(o, nil)
-	if err != nil {
-		return store.KV{}, err
-	}
-	var txn store.Txn
-	txn.PutRaw(api.KeyOf(o), raw, 0)
-	err = c.commit(ctx, &txn, api.KeyOf(o), 0)
-	if conflict, ok := errors.AsType[*store.ConflictError](err); ok && len(conflict.Current) > 0 {
-		return conflict.Current[0], &ExistsError{Object: api.Identify(o)}
-	}
-	return store.KV{}, err
+	return write{key: api.KeyOf(o), raw: raw}, err
 }
 
 // writable is the part of a user's object that counts, with its defaults.
@@ -125,60 +128,58 @@ func writable(op string, given api.Object) (api.Object, error) {
 	return o, nil
 }
 
-// commit carries a transaction on one key out, or finds out in a dry run whether it would succeed.
-func (c *Client) commit(ctx context.Context, txn *store.Txn, key string, rev int64) error {
-	if !c.DryRun {
-		_, err := c.Store.Commit(ctx, txn)
-		return err
+// write is one change of a key.
+type write struct {
+	key string
+	raw []byte // nil: delete
+	rev int64  // that of what is replaced or deleted; 0: the key is new
+}
+
+// commit carries writes out, all or none, or finds out in a dry run whether they would succeed.
+func (c *Client) commit(ctx context.Context, writes ...write) error {
+	if c.DryRun {
+		return c.rehearse(ctx, writes)
 	}
-	got, _, err := c.Store.Read(ctx, store.Range{Key: key})
+	var txn store.Txn
+	for _, w := range writes {
+		if w.raw == nil {
+			txn.Delete(w.key, w.rev)
+			continue
+		}
+		txn.PutRaw(w.key, w.raw, w.rev)
+	}
+	_, err := c.Store.Commit(ctx, &txn)
+	return err
+}
+
+func (c *Client) rehearse(ctx context.Context, writes []write) error {
+	ranges := make([]store.Range, len(writes))
+	for i, w := range writes {
+		ranges[i].Key = w.key
+	}
+	got, _, err := c.Store.Read(ctx, ranges...)
 	if err != nil {
 		return err
 	}
-	now := store.KV{Key: key}
-	if len(got[0]) > 0 {
-		now = got[0][0]
+	conflict := &store.ConflictError{}
+	for i, w := range writes {
+		now := store.KV{Key: w.key}
+		if len(got[i]) > 0 {
+			now = got[i][0]
+		}
+		if now.Rev != w.rev {
+			conflict.Current = append(conflict.Current, now)
+		}
 	}
-	if now.Rev != rev {
-		return &store.ConflictError{Current: []store.KV{now}}
-	}
-	return nil
-}
-
-// foresight is how many keys Foresee reads at once.
-const foresight = 100
-
-// Foresee reads what is stored of objects that are about to be applied or replaced, which spares each of them a request.
-func (c *Client) Foresee(ctx context.Context, all []api.Object) error {
-	c.known = make(map[string]store.KV, len(all))
-	for some := range slices.Chunk(all, foresight) {
-		ranges := make([]store.Range, len(some))
-		for i, o := range some {
-			ranges[i].Key = api.KeyOf(o)
-		}
-		got, _, err := c.Store.Read(ctx, ranges...)
-		if err != nil {
-			return err
-		}
-		for _, kvs := range got {
-			for _, kv := range kvs {
-				c.known[kv.Key] = kv
-			}
-		}
+	if len(conflict.Current) > 0 {
+		return conflict
 	}
 	return nil
-}
-
-// foreseen is what is known of a key, once; a KV without revision if nothing is.
-func (c *Client) foreseen(key string) store.KV {
-	kv := c.known[key]
-	delete(c.known, key)
-	return kv
 }
 
 // Apply creates an object or, if it is there already, updates it.
 func (c *Client) Apply(ctx context.Context, given api.Object) error {
-	current := c.foreseen(api.KeyOf(given))
+	var current store.KV
 	for range tries {
 		if current.Rev == 0 {
 			var err error
@@ -199,7 +200,7 @@ func (c *Client) Apply(ctx context.Context, given api.Object) error {
 // Update replaces the object of the same name. Labels and annotations are the given ones; uid, creation time and the fields that we do
 // not know stay. If the given object has a resourceVersion, it must be the stored one's, else the error is a *ConflictError.
 func (c *Client) Update(ctx context.Context, given api.Object) error {
-	return c.update(ctx, "replace", given, c.foreseen(api.KeyOf(given)))
+	return c.update(ctx, "replace", given, store.KV{})
 }
 
 // update starts from what is known to be stored; a KV without revision is read.
@@ -238,33 +239,37 @@ func missing(op string, given api.Object) error {
 
 // replace writes the given object over the current one, if that is still there.
 func (c *Client) replace(ctx context.Context, op string, given api.Object, current store.KV) error {
-	o, err := writable(op, given)
+	w, err := c.replacement(ctx, op, given, current)
 	if err != nil {
 		return err
+	}
+	return c.commit(ctx, w)
+}
+
+// replacement does everything that makes the current object the given one, but for writing it.
+func (c *Client) replacement(ctx context.Context, op string, given api.Object, current store.KV) (write, error) {
+	o, err := writable(op, given)
+	if err != nil {
+		return write{}, err
 	}
 	old, err := Decode(o.KindOf(), current)
 	if err != nil {
-		return err
+		return write{}, err
 	}
 	if err := sameRevision(given, old); err != nil {
-		return err
+		return write{}, err
 	}
 	m, was := o.Meta(), old.Object.Meta()
 	m.UID, m.CreationTimestamp, m.DeletionTimestamp, m.ResourceVersion = was.UID, was.CreationTimestamp, was.DeletionTimestamp, was.ResourceVersion
 	api.Created(o, c.UUID(), c.Now()) // where whoever stored it left them out
 	if err := api.ValidateUpdate(o, old.Object); err != nil {
-		return err
+		return write{}, err
 	}
 	if err := c.checkReferences(ctx, o); err != nil {
-		return err
+		return write{}, err
 	}
 	raw, err := api.EncodeObject(o, current.Value)
-	if err != nil {
-		return err
-	}
-	var txn store.Txn
-	txn.PutRaw(current.Key, raw, current.Rev)
-	return c.commit(ctx, &txn, current.Key, current.Rev)
+	return write{key: current.Key, raw: raw, rev: current.Rev}, err
 }
 
 // sameRevision refuses an object that was read at another revision than the stored one.
