@@ -99,7 +99,50 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	for _, verb := range others() {
 		root.AddCommand(verb(s.env()))
 	}
+	root.SetHelpCommand(helpCommand(root))
+	refuseUnknown(root)
 	return root
+}
+
+// refuseUnknown makes the commands that only hold others fail without a verb of theirs, or with a wrong one: a script must not take
+// the help that it did not ask for as success.
+func refuseUnknown(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
+		refuseUnknown(c)
+		if !c.HasSubCommands() || c.Runnable() {
+			continue
+		}
+		c.Args, c.SuggestionsMinimumDistance = cobra.ArbitraryArgs, parent.SuggestionsMinimumDistance
+		c.FParseErrWhitelist = parent.FParseErrWhitelist
+		c.RunE = func(cmd *cobra.Command, args []string) error { return noVerb(cmd.CommandPath())(cmd, args) }
+	}
+}
+
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB...]",
+		Short: "Explain a verb, as its --help does",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return noVerb("")(cmd, rest)
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			for _, c := range cmd.Commands() {
+				if c.IsAvailableCommand() {
+					out = append(out, c.Name())
+				}
+			}
+			return out, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
 }
 
 // others are the verbs that packages of their own make.
