@@ -147,7 +147,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command}
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand}
 }
 
 func (s *session) env() cli.Env {
