@@ -13,6 +13,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/internal/ctl/show"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // getOptions are those of get.
@@ -163,6 +164,9 @@ func (q query) find(ctx context.Context, c *objects.Client) (show.Result, error)
 	for _, t := range q.targets {
 		found, err := named(ctx, c, t)
 		errs = append(errs, err)
+		if errors.Is(err, store.ErrUnavailable) {
+			break // the next would wait as long
+		}
 		for _, stored := range found {
 			errs = append(errs, add(&r, stored))
 		}

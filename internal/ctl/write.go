@@ -177,7 +177,9 @@ func (s *session) write(ctx context.Context, dryRun bool, verb batchVerb, found 
 		c.DryRun = dryRun
 		if verb.verb != "delete" {
 			// It is a service to the cluster; whether the verb itself can be done shows by itself.
-			_ = c.EnsureInitialized(ctx)
+			if err := c.EnsureInitialized(ctx); errors.Is(err, store.ErrUnavailable) {
+				return err
+			}
 		}
 		if verb.foresees {
 			all := make([]api.Object, len(found))
