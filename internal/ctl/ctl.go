@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,6 +82,12 @@ func newCommand(set Settings, args []string) *cobra.Command {
 		RunE:          noVerb(strings.Join(args, " ")),
 		// Options behind a word that is no verb are not what is wrong.
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(levels(), strings.ToLower(s.logLevel)) {
+				return fmt.Errorf("unknown log level '%s': want one of %s", s.logLevel, strings.Join(levels(), ", "))
+			}
+			return nil
+		},
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetIn(set.In)
@@ -90,7 +97,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&s.config, "config", "c", "", "file that says where etcd is (default "+set.Config+" if it exists, else the environment)")
 	f.StringVar(&s.context, "context", "", "accepted for scripts; there is no Kubernetes context to choose")
-	f.StringVarP(&s.logLevel, "log-level", "l", "panic", "accepted for scripts: panic, fatal, error, warn, info or debug; nothing is logged")
+	f.StringVarP(&s.logLevel, "log-level", "l", "panic", "debug tells every request to etcd on standard error; the others are for scripts and tell nothing more: "+strings.Join(levels()[:5], ", "))
 	f.BoolVar(&s.allowMismatch, "allow-version-mismatch", false, "work also on a cluster of another version than "+clientVersion)
 	root.AddCommand(
 		s.getCommand(), s.createCommand(), s.applyCommand(), s.replaceCommand(), s.patchCommand(), s.deleteCommand(),
