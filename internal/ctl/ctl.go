@@ -76,6 +76,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 		Use:           strings.Fields(s.name)[0],
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: s.name},
 		Short:         "Manage the networks of pods: their resources, addresses and nodes",
+		Long:          about(s.name, set.Config),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,
@@ -108,6 +109,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	}
 	root.SetHelpCommand(helpCommand(root))
 	refuseUnknown(root)
+	s.addExamples(root, "")
 	return root
 }
 

@@ -32,7 +32,9 @@ func (s *session) getCommand() *cobra.Command {
 		Short: "Print resources",
 		Long: `Print resources: all of a kind, those that are named, or those that a file names, as they are stored.
 
-Kinds may be given in any case, in the plural, or by their short forms, such as pool for IPPool.`,
+Kinds may be given in any case, in the plural, or by their short forms:
+
+` + kindsTable(),
 		Example: s.examples(
 			`get ippools -o wide`,
 			`get node node-1 node-2 -o yaml`,

@@ -148,9 +148,10 @@ func (s *session) deleteTargets(cmd *cobra.Command, o fileOptions, args []string
 func (s *session) validateCommand() *cobra.Command {
 	var in input
 	cmd := &cobra.Command{
-		Use:   "validate -f FILE",
-		Short: "Check resources in files, without etcd",
-		Long:  "Check resources in files, without etcd. What depends on other resources, as overlapping pools do, shows only when they are created.",
+		Use:     "validate -f FILE",
+		Short:   "Check resources in files, without etcd",
+		Long:    "Check resources in files, without etcd. What depends on other resources, as overlapping pools do, shows only when they are created.",
+		Example: s.examples("validate -f pool.yaml", "validate -f policies/ -R"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if in.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")
