@@ -3,6 +3,7 @@ package ctl_test
 import (
 	"bytes"
 	"strings"
+	"sync"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -84,4 +85,30 @@ func TestEtcdThatIsFullIsNamed(t *testing.T) {
 			t.Errorf("%v: %+v", args, got)
 		}
 	}
+}
+
+// TestEtcdThatIsAwayIsNamedByEveryVerb has a deadline that is the test's: every verb waits for one request at most.
+func TestEtcdThatIsAwayIsNamedByEveryVerb(t *testing.T) {
+	const endpoint = "http://127.0.0.1:1"
+	verbs := append(writes(), [][]string{
+		{"get", "tiers"}, {"get", "tier", "a", "b", "c"}, {"get", "tiers", "-w"}, {"diff", "-f", "-"}, {"delete", "node", "a", "b"}, {"ipam", "show"}, {"ipam", "show", "--ip=10.0.0.1"},
+		{"ipam", "check"}, {"ipam", "release", "--ip=10.0.0.1"}, {"ipam", "split", "2", "--name=a"}, {"datastore", "migrate", "unlock"},
+		{"datastore", "migrate", "export", "--backup"}, {"cluster", "diags"},
+	}...)
+	var all sync.WaitGroup // and no parallel subtests, of which only a few run at a time: they wait and do nothing
+	for _, args := range verbs {
+		for _, more := range [][]string{{"-l", "debug"}, {"-l", "debug", "--allow-version-mismatch"}} {
+			line := append(args[:len(args):len(args)], more...)
+			all.Go(func() {
+				got := muslinctl(t, map[string]string{"ETCD_ENDPOINTS": endpoint}, aTier, line...)
+				if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, "etcd cannot be reached: "+endpoint) {
+					t.Errorf("%v: %+v", line, got)
+				}
+				if n := strings.Count(got.stderr, "etcd: "); n != 1 {
+					t.Errorf("%v: %d requests were waited for:\n%s", line, n, got.stderr)
+				}
+			})
+		}
+	}
+	all.Wait()
 }
