@@ -2,6 +2,7 @@ package ctl_test
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,7 +99,7 @@ func TestEtcdThatIsAwayIsNamedByEveryVerb(t *testing.T) {
 	var all sync.WaitGroup // and no parallel subtests, of which only a few run at a time: they wait and do nothing
 	for _, args := range verbs {
 		for _, more := range [][]string{{"-l", "debug"}, {"-l", "debug", "--allow-version-mismatch"}} {
-			line := append(args[:len(args):len(args)], more...)
+			line := slices.Concat(args, more)
 			all.Go(func() {
 				got := muslinctl(t, map[string]string{"ETCD_ENDPOINTS": endpoint}, aTier, line...)
 				if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, "etcd cannot be reached: "+endpoint) {
