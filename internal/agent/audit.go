@@ -211,7 +211,7 @@ func (a *audit) sayUnclaimed(addrs []netip.Addr) {
 	switch {
 	case len(addrs) > 0 && !a.finding:
 		a.log.Warn("addresses of this node are allocated to containers without an endpoint; they are left alone: right where another main plugin uses muslin-ipam, "+
-			"else see muslinctl ipam check, or calicoctl ipam check", "count", len(addrs), "first", addrs[:min(len(addrs), shown)])
+			"else see muslinctl ipam check", "count", len(addrs), "first", addrs[:min(len(addrs), shown)])
 	case len(addrs) == 0 && a.finding:
 		a.log.Info("every address of this node has an endpoint again")
 	}

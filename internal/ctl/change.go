@@ -165,6 +165,7 @@ func (s *session) diffCommand() *cobra.Command {
 		Short: "Show what apply would change",
 		Long: `Show what apply would change, as a unified diff between what is stored and what the file says with its defaults.
 The exit code is 1 if there is a difference.`,
+		Example: s.examples("diff -f pool.yaml", "diff -f policies/ -R"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if in.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")

@@ -24,7 +24,22 @@ func (s *session) open(timeout time.Duration) (*store.Client, error) {
 		return nil, err
 	}
 	cfg.Timeout = timeout
+	if strings.EqualFold(s.logLevel, "debug") {
+		cfg.Trace = s.trace
+	}
 	return store.New(cfg)
+}
+
+// levels are calicoctl's words. Failures are always told; only debug tells more.
+func levels() []string { return []string{"panic", "fatal", "error", "warn", "info", "debug"} }
+
+// trace tells a request to etcd.
+func (s *session) trace(r store.Request) {
+	outcome := "done"
+	if r.Err != nil {
+		outcome = r.Err.Error()
+	}
+	fmt.Fprintf(s.Err, "etcd: %s: %s (%v)\n", r.What, outcome, r.Took.Round(time.Microsecond))
 }
 
 // connect opens the datastore and refuses a cluster of another version. The caller closes the client.

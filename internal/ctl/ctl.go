@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,12 +76,19 @@ func newCommand(set Settings, args []string) *cobra.Command {
 		Use:           strings.Fields(s.name)[0],
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: s.name},
 		Short:         "Manage the networks of pods: their resources, addresses and nodes",
+		Long:          about(s.name, set.Config),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,
 		RunE:          noVerb(strings.Join(args, " ")),
 		// Options behind a word that is no verb are not what is wrong.
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(levels(), strings.ToLower(s.logLevel)) {
+				return fmt.Errorf("unknown log level '%s': want one of %s", s.logLevel, strings.Join(levels(), ", "))
+			}
+			return nil
+		},
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetIn(set.In)
@@ -90,7 +98,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&s.config, "config", "c", "", "file that says where etcd is (default "+set.Config+" if it exists, else the environment)")
 	f.StringVar(&s.context, "context", "", "accepted for scripts; there is no Kubernetes context to choose")
-	f.StringVarP(&s.logLevel, "log-level", "l", "panic", "accepted for scripts: panic, fatal, error, warn, info or debug; nothing is logged")
+	f.StringVarP(&s.logLevel, "log-level", "l", "panic", "debug tells every request to etcd on standard error; the others are for scripts and tell nothing more: "+strings.Join(levels()[:5], ", "))
 	f.BoolVar(&s.allowMismatch, "allow-version-mismatch", false, "work also on a cluster of another version than "+clientVersion)
 	root.AddCommand(
 		s.getCommand(), s.createCommand(), s.applyCommand(), s.replaceCommand(), s.patchCommand(), s.deleteCommand(),
@@ -99,12 +107,56 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	for _, verb := range others() {
 		root.AddCommand(verb(s.env()))
 	}
+	root.SetHelpCommand(helpCommand(root))
+	refuseUnknown(root)
+	s.addExamples(root, "")
 	return root
+}
+
+// refuseUnknown makes the commands that only hold others fail without a verb of theirs, or with a wrong one: a script must not take
+// the help that it did not ask for as success.
+func refuseUnknown(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
+		refuseUnknown(c)
+		if !c.HasSubCommands() || c.Runnable() {
+			continue
+		}
+		c.Args, c.SuggestionsMinimumDistance = cobra.ArbitraryArgs, parent.SuggestionsMinimumDistance
+		c.FParseErrWhitelist = parent.FParseErrWhitelist
+		c.RunE = func(cmd *cobra.Command, args []string) error { return noVerb(cmd.CommandPath())(cmd, args) }
+	}
+}
+
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB...]",
+		Short: "Explain a verb, as its --help does",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return noVerb("")(cmd, rest)
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			for _, c := range cmd.Commands() {
+				if c.IsAvailableCommand() {
+					out = append(out, c.Name())
+				}
+			}
+			return out, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
 }
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command}
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand}
 }
 
 func (s *session) env() cli.Env {

@@ -13,6 +13,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/internal/ctl/show"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // getOptions are those of get.
@@ -31,13 +32,16 @@ func (s *session) getCommand() *cobra.Command {
 		Short: "Print resources",
 		Long: `Print resources: all of a kind, those that are named, or those that a file names, as they are stored.
 
-Kinds may be given in any case, in the plural, or by their short forms, such as pool for IPPool.`,
+Kinds may be given in any case, in the plural, or by their short forms:
+
+` + kindsTable(),
 		Example: s.examples(
 			`get ippools -o wide`,
 			`get node node-1 node-2 -o yaml`,
 			`get networkpolicies --all-namespaces`,
 			`get ippools -o jsonpath='{.items[*].spec.cidr}'`,
 			`get workloadendpoints -n web --watch`,
+			`get node node-1 -o yaml -w`,
 		),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 0) == (o.file == "") {
@@ -53,7 +57,7 @@ Kinds may be given in any case, in the plural, or by their short forms, such as 
 	f.BoolVarP(&o.all, "all-namespaces", "A", false, "resources of all namespaces")
 	f.BoolVarP(&o.all, "old-all-namespaces", "a", false, "the old form of -A")
 	f.BoolVar(&o.export, "export", false, "leave out what belongs to this cluster: namespace, uid, resourceVersion and times; with names only")
-	f.BoolVarP(&o.watch, "watch", "w", false, "go on printing what changes")
+	f.BoolVarP(&o.watch, "watch", "w", false, "go on printing what changes, until interrupted; those that are named need not exist yet")
 	_ = f.MarkHidden("old-all-namespaces") // there is such an option
 	_ = cmd.RegisterFlagCompletionFunc("output", suggestFormats)
 	return cmd
@@ -78,6 +82,9 @@ func (s *session) get(ctx context.Context, o getOptions, args []string) error {
 	}
 	return s.onObjects(ctx, func(c *objects.Client) error {
 		client = c
+		if o.watch {
+			return s.watch(ctx, c, o, q, printer)
+		}
 		r, err := q.find(ctx, c)
 		if len(r.Items) == 0 && err != nil {
 			return err
@@ -88,9 +95,6 @@ func (s *session) get(ctx context.Context, o getOptions, args []string) error {
 					return err
 				}
 			}
-		}
-		if o.watch {
-			return errors.Join(err, s.watch(ctx, c, q, r, printer))
 		}
 		return errors.Join(printer.Print(s.Out, r), err)
 	})
@@ -162,6 +166,9 @@ func (q query) find(ctx context.Context, c *objects.Client) (show.Result, error)
 	for _, t := range q.targets {
 		found, err := named(ctx, c, t)
 		errs = append(errs, err)
+		if errors.Is(err, store.ErrUnavailable) {
+			break // the next would wait as long
+		}
 		for _, stored := range found {
 			errs = append(errs, add(&r, stored))
 		}
@@ -221,44 +228,38 @@ func (s *session) clusterASN(ctx context.Context, c *objects.Client) string {
 }
 
 // watch prints what there is and then every change, until ctx ends.
-func (s *session) watch(ctx context.Context, c *objects.Client, q query, r show.Result, printer *show.Printer) error {
+func (s *session) watch(ctx context.Context, c *objects.Client, o getOptions, q query, printer *show.Printer) error {
+	var keys map[string]bool
 	if !q.list {
-		return errors.New("--watch wants a kind and no names")
-	}
-	last := map[string]show.Item{}
-	head := true
-	tell := func(event string, it show.Item) error {
-		err := printer.Event(s.Out, event, it, head)
-		head = false
-		return err
-	}
-	for _, it := range r.Items {
-		last[api.KeyOf(it.Object)] = it
-		if err := tell("ADDED", it); err != nil {
-			return err
+		keys = map[string]bool{}
+		for _, t := range q.targets {
+			if t.KindOf() != q.kind {
+				return errors.New("--watch wants resources of one kind")
+			}
+			keys[api.KeyOf(t)] = true
+		}
+		if o.all && q.kind.Namespaced {
+			return errors.New("--watch wants names or --all-namespaces, and not both")
 		}
 	}
-	err := c.Watch(ctx, q.kind, q.namespace, r.Rev, func(change objects.Change) error {
-		old, known := last[change.Key]
-		switch {
-		case change.Err != nil:
+	head := true
+	err := c.Follow(ctx, q.kind, q.namespace, keys, func(change objects.Change) error {
+		if change.Err != nil {
 			fmt.Fprintln(s.Err, change.Err)
 			return nil
-		case change.Object.Object == nil && !known:
-			return nil
-		case change.Object.Object == nil:
-			delete(last, change.Key)
-			return tell("DELETED", old)
 		}
 		var now show.Result
 		if err := add(&now, change.Object); err != nil {
 			return err
 		}
-		last[change.Key] = now.Items[0]
-		if known {
-			return tell("MODIFIED", now.Items[0])
+		if o.export && !q.list {
+			if err := exported(&now.Items[0]); err != nil {
+				return err
+			}
 		}
-		return tell("ADDED", now.Items[0])
+		err := printer.Event(s.Out, change.Event, now.Items[0], head)
+		head = false
+		return err
 	})
 	if ctx.Err() != nil {
 		return nil // the user has seen enough

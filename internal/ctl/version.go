@@ -22,7 +22,8 @@ func (s *session) versionCommand() *cobra.Command {
 		Long: `Print the versions of this program and of the cluster.
 
 The client version is that of the Calico whose resources this program reads and writes, and must be the cluster's.`,
-		Args: cobra.NoArgs,
+		Example: s.examples("version", "version --client"),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintf(s.Out, "Client Version:    %s\nMuslin Version:    %s\n", clientVersion, s.Version)
 			if client {

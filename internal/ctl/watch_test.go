@@ -16,6 +16,22 @@ import (
 
 // TestWatchTellsWhatChangesUntilItIsEnded starts a watch and changes the watched kind by other commands.
 func TestWatchTellsWhatChangesUntilItIsEnded(t *testing.T) {
+	for _, c := range []struct {
+		what, names  string
+		begin, after []string
+	}{
+		{"all", "", []string{"EVENT NAME ORDER", "ADDED first 5", "ADDED kube-admin 1000", "ADDED default 1000000", "ADDED kube-baseline 10000000"},
+			[]string{"ADDED second 5", "MODIFIED first 6", "DELETED second 5"}},
+		{"of names", "first", []string{"EVENT NAME ORDER", "ADDED first 5"}, []string{"MODIFIED first 6"}},
+		{"of one that does not exist yet", "first second", []string{"EVENT NAME ORDER", "ADDED first 5"}, []string{"ADDED second 5", "MODIFIED first 6", "DELETED second 5"}},
+	} {
+		t.Run(c.what, func(t *testing.T) { watch(t, strings.Fields(c.names), c.begin, c.after) })
+	}
+}
+
+// watch starts a watch and wants it to print begin, and after some changes what comes after.
+func watch(t *testing.T, names, begin, after []string) {
+	t.Helper()
 	etcd := etcdtest.New(t)
 	env := func(name string) string { return map[string]string{"ETCD_ENDPOINTS": etcd.Endpoint()}[name] }
 	do := func(stdin string, args ...string) {
@@ -40,7 +56,7 @@ func TestWatchTellsWhatChangesUntilItIsEnded(t *testing.T) {
 	set.Env, set.Out, set.Err = env, w, &stderr
 	code := make(chan int, 1)
 	go func() {
-		code <- ctl.Run(ctx, set, []string{"get", "tiers", "-w"})
+		code <- ctl.Run(ctx, set, append([]string{"get", "tiers", "-w"}, names...))
 		_ = w.Close() // nobody writes any more
 	}()
 	lines := bufio.NewScanner(r)
@@ -54,14 +70,13 @@ func TestWatchTellsWhatChangesUntilItIsEnded(t *testing.T) {
 		}
 		return out
 	}
-	want := []string{"EVENT NAME ORDER", "ADDED first 5", "ADDED kube-admin 1000", "ADDED default 1000000", "ADDED kube-baseline 10000000"}
-	if diff := cmp.Diff(want, next(5)); diff != "" {
+	if diff := cmp.Diff(begin, next(len(begin))); diff != "" {
 		t.Error(diff)
 	}
 	do(object("second"), "create", "-f", "-")
 	do("", "patch", "tier", "first", "-p", `{"spec":{"order":6}}`)
 	do("", "delete", "tier", "second")
-	if diff := cmp.Diff([]string{"ADDED second 5", "MODIFIED first 6", "DELETED second 5"}, next(3)); diff != "" {
+	if diff := cmp.Diff(after, next(len(after))); diff != "" {
 		t.Error(diff)
 	}
 	cancel()

@@ -165,9 +165,10 @@ func (s *session) deleteTargets(cmd *cobra.Command, o fileOptions, args []string
 func (s *session) validateCommand() *cobra.Command {
 	var in input
 	cmd := &cobra.Command{
-		Use:   "validate -f FILE",
-		Short: "Check resources in files, without etcd",
-		Long:  "Check resources in files, without etcd. What depends on other resources, as overlapping pools do, shows only when they are created.",
+		Use:     "validate -f FILE",
+		Short:   "Check resources in files, without etcd",
+		Long:    "Check resources in files, without etcd. What depends on other resources, as overlapping pools do, shows only when they are created.",
+		Example: s.examples("validate -f pool.yaml", "validate -f policies/ -R"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if in.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")
@@ -194,7 +195,9 @@ func (s *session) write(ctx context.Context, dryRun bool, verb batchVerb, found 
 		c.DryRun = dryRun
 		if verb.verb != "delete" {
 			// It is a service to the cluster; whether the verb itself can be done shows by itself.
-			_ = c.EnsureInitialized(ctx)
+			if err := c.EnsureInitialized(ctx); errors.Is(err, store.ErrUnavailable) {
+				return err
+			}
 		}
 		r := run(ctx, c, verb, found)
 		r.dryRun = dryRun

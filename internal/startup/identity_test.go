@@ -63,7 +63,7 @@ func TestSecondMachineOfOneNameIsRefusedAndChangesNothing(t *testing.T) {
 	if !errors.Is(err, ipam.ErrNotHolder) {
 		t.Fatalf("the second machine: %v", err)
 	}
-	for _, part := range []string{machine, otherMachine, "node-1", "calicoctl delete node node-1", "muslinctl node adopt node-1", "NODENAME"} {
+	for _, part := range []string{machine, otherMachine, "node-1", "muslinctl delete node node-1", "muslinctl node adopt node-1", "NODENAME"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the error does not name %s: %v", part, err)
 		}

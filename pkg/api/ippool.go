@@ -168,7 +168,7 @@ func (p *IPPool) validateUpdate(c *checker, stored Object) {
 	if !ok {
 		return
 	}
-	if p.Spec.CIDR != old.Spec.CIDR {
+	if p.Spec.CIDR.IsValid() && p.Spec.CIDR != old.Spec.CIDR {
 		c.add("spec.cidr", p.Spec.CIDR, "IPPool CIDR cannot be modified")
 	}
 	if p.Spec.BlockSize != old.Spec.BlockSize {

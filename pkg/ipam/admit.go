@@ -28,7 +28,7 @@ func Ready(cluster store.Entry[api.ClusterInformation]) error {
 		return refuse(ErrNotReady, "the first agent that starts creates it; start one, then try again", "%s: there is no ClusterInformation", msg)
 	}
 	if !cluster.Value.Ready() {
-		return refuse(ErrNotReady, "it is locked for a migration; try again once it is unlocked (calicoctl datastore migrate unlock)", "%s: datastoreReady is not true", msg)
+		return refuse(ErrNotReady, "it is locked for a migration; try again once it is unlocked (muslinctl datastore migrate unlock)", "%s: datastoreReady is not true", msg)
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func Holds(id store.Entry[api.NodeIdentity], node, machine string) error {
 
 // holderRemedy says what to do where the node's name is another machine's.
 func holderRemedy(node string) string {
-	return "if that machine is gone, delete its Node (calicoctl delete node " + node + ") and restart the agent here, or run muslinctl node adopt " + node +
+	return "if that machine is gone, delete its Node (muslinctl delete node " + node + ") and restart the agent here, or run muslinctl node adopt " + node +
 		" here; if it lives, give this one another name (NODENAME)"
 }
 

@@ -250,16 +250,16 @@ func (a *audit) allocations() {
 		switch {
 		case o.id() == "":
 			a.find(Finding{Kind: NoHandle, Keys: keys, Addrs: []netip.Addr{addr}, Text: fmt.Sprintf("%v is allocated (%s) without a handle", addr, who),
-				Remedy: "release it if nobody uses it (calicoctl ipam release)"})
+				Remedy: "release it if nobody uses it (muslinctl ipam release)"})
 		case !a.handle[o.id()]:
 			a.find(Finding{Kind: NoHandle, Keys: append(keys, api.HandleKey(o.id())), Addrs: []netip.Addr{addr},
 				Text:   fmt.Sprintf("%v is allocated to handle %s (%s), which does not exist", addr, o.id(), who),
-				Remedy: "the container's DEL does not find it: release it once the container is gone (calicoctl ipam release)"})
+				Remedy: "the container's DEL does not find it: release it once the container is gone (muslinctl ipam release)"})
 		}
 		if o.by.Secondary[api.AttrType] == "" && len(a.users[addr]) == 0 {
 			a.find(Finding{Kind: NoEndpoint, Keys: append(keys, api.HandleKey(o.id())), Addrs: []netip.Addr{addr},
 				Text:   fmt.Sprintf("%v is allocated to %s and no endpoint has it", addr, who),
-				Remedy: "right where another main plugin (bridge, macvlan) uses muslin-ipam; else release it once its container is gone (calicoctl ipam release)"})
+				Remedy: "right where another main plugin (bridge, macvlan) uses muslin-ipam; else release it once its container is gone (muslinctl ipam release)"})
 		}
 	}
 }

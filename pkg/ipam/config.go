@@ -40,7 +40,7 @@ func limitOf(s *search) (limit int, remedy string) {
 		return s.MaxBlocks, "raise the limit that the request sets, or " + fewer
 	}
 	if limit > 0 {
-		return limit, "raise it (calicoctl ipam configure --max-blocks-per-host), or " + fewer
+		return limit, "raise it (muslinctl ipam configure --max-blocks-per-host), or " + fewer
 	}
 	return defaultMaxBlocks, "set a higher maxBlocksPerHost, use pools with larger blocks, or " + fewer
 }

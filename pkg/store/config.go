@@ -29,6 +29,7 @@ type Config struct {
 	// TLS is heeded only with https: etcd's own client does so, and hosts have files configured that they do not use.
 	TLS     TLS
 	Timeout time.Duration // of one call; 0: DefaultTimeout
+	Trace   func(Request) `json:"-"` // told of each request, by whichever goroutine makes it; nil: nobody is
 
 	resolver resolver // nil: the system's
 }

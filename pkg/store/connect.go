@@ -134,6 +134,9 @@ func (c *Client) open(ctx context.Context) (*clientv3.Client, error) {
 			grpc.WithTransportCredentials(secure), grpc.WithContextDialer(c.trouble.dialer(secure.scheme)),
 		},
 	}
+	if cfg.Trace != nil {
+		ec.DialOptions = append(ec.DialOptions, traced(cfg.Trace))
+	}
 	if cfg.login() {
 		ec.Username, ec.Password = cfg.Username, string(cfg.Password)
 	}

@@ -56,6 +56,8 @@ func (c *Client) writeError(err error, sent bool) error {
 	switch {
 	case !sent || isUnauthorized(err):
 		return c.readError(err)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("etcd is full: compact and defragment it or raise its --quota-backend-bytes, then disarm its alarm (etcdctl alarm disarm): %w", err)
 	case errors.As(err, &said) && !isAway(err):
 		return err
 	}

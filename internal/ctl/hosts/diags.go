@@ -114,16 +114,20 @@ type archive struct {
 
 // collect writes the archive and returns its path. What cannot be collected is named in it; it stops nothing.
 func (d diags) collect(ctx context.Context) (path string, err error) {
-	now := d.env.Now().UTC()
-	name := "muslin-diags-" + now.Format("20060102-150405")
-	path = filepath.Join(d.dir, name+".tar.gz")
+	return save(d.dir, "muslin-diags-", d.env.Now().UTC(), func(a archive) error { return d.fill(ctx, a) })
+}
+
+// save makes an archive whose name begins so, and returns its path.
+func save(dir, begin string, now time.Time, fill func(archive) error) (path string, err error) {
+	name := begin + now.Format("20060102-150405")
+	path = filepath.Join(dir, name+".tar.gz")
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", fmt.Errorf("write diags: %w", err)
 	}
 	zipped := gzip.NewWriter(f)
 	a := archive{tar.NewWriter(zipped), name, now}
-	err = errors.Join(d.fill(ctx, a), a.w.Close(), zipped.Close(), f.Close())
+	err = errors.Join(fill(a), a.w.Close(), zipped.Close(), f.Close())
 	if err != nil {
 		return "", fmt.Errorf("write diags: %w", errors.Join(err, os.Remove(path)))
 	}

@@ -2,12 +2,16 @@ package manifest
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strconv"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
+	yamlv3 "go.yaml.in/yaml/v3"
+	"sigs.k8s.io/yaml"
 )
 
 // document is one YAML document or JSON value of a file.
@@ -17,17 +21,113 @@ type document struct {
 	number int  // in its file, from 1
 	many   bool // the file has more than one
 	line   int  // of the file, where it begins
+	json   bool // one JSON value and nothing else
+
+	tree *yamlv3.Node // what lineOf has parsed; nil before that
 }
 
-// matters reports whether there is more than comments.
+// matters reports whether there is more than comments and directives, which say to the parser what it knows.
 func (d *document) matters() bool {
 	for line := range bytes.Lines(d.text) {
 		line = bytes.TrimSpace(line)
-		if len(line) > 0 && line[0] != '#' && string(line) != "..." {
+		if len(line) > 0 && line[0] != '#' && line[0] != '%' {
 			return true
 		}
 	}
 	return false
+}
+
+// values are the JSON values of a document, one behind the other, each as a document of its own, numbered from number; the document
+// itself where it is not JSON.
+func (d *document) values(number int) []*document {
+	if !d.isFlow() {
+		return []*document{d}
+	}
+	var out []*document
+	dec := json.NewDecoder(bytes.NewReader(d.text))
+	for {
+		var value json.RawMessage
+		if err := dec.Decode(&value); errors.Is(err, io.EOF) {
+			return out
+		} else if err != nil {
+			return []*document{d}
+		}
+		start := int(dec.InputOffset()) - len(value)
+		out = append(out, &document{file: d.file, text: value, number: number + len(out), json: true,
+			line: d.line + bytes.Count(d.text[:start], []byte("\n"))})
+	}
+}
+
+// isFlow reports whether the document begins as JSON does.
+func (d *document) isFlow() bool {
+	start := bytes.TrimLeft(d.text, " \t\r\n")
+	return len(start) > 0 && (start[0] == '{' || start[0] == '[')
+}
+
+// asJSON is the document's text as JSON, in which no key stands twice.
+func (d *document) asJSON() ([]byte, error) {
+	if len(d.text) > mostDocument {
+		return nil, fmt.Errorf("%s: the document has more than %d MiB: split it", d.place(d.line), mostDocument>>20)
+	}
+	if d.json {
+		dec := json.NewDecoder(bytes.NewReader(d.text))
+		if key := repeated(dec); key != "" {
+			line := d.line + bytes.Count(d.text[:dec.InputOffset()], []byte("\n"))
+			return nil, fmt.Errorf("%s: key %q already set in map", d.place(line), key)
+		}
+		return d.text, nil
+	}
+	if d.isFlow() {
+		if err := d.alone(); err != nil {
+			return nil, d.badYAML(err)
+		}
+	}
+	text, err := yaml.YAMLToJSONStrict(d.text)
+	if err != nil {
+		return nil, d.badYAML(err)
+	}
+	return text, nil
+}
+
+// alone fails where something follows the one value that the parser would read.
+func (d *document) alone() error {
+	dec := yamlv3.NewDecoder(bytes.NewReader(d.text))
+	for range 2 {
+		var n yamlv3.Node
+		if err := dec.Decode(&n); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return errors.New("yaml: there is more than one value")
+}
+
+// repeated is the first key of valid JSON that its object has already, and the decoder stands behind it; "" if there is none.
+func repeated(dec *json.Decoder) string {
+	token, err := dec.Token()
+	delim, ok := token.(json.Delim)
+	if err != nil || !ok {
+		return ""
+	}
+	seen := map[any]bool{}
+	for dec.More() {
+		if delim == '{' {
+			key, err := dec.Token()
+			if err != nil {
+				return ""
+			}
+			if seen[key] {
+				return fmt.Sprint(key)
+			}
+			seen[key] = true
+		}
+		if key := repeated(dec); key != "" {
+			return key
+		}
+	}
+	_, _ = dec.Token() // the closing bracket
+	return ""
 }
 
 // where is a field's place, for people. "" is the document's own.
@@ -53,11 +153,16 @@ func (d *document) badYAML(err error) error {
 
 // lineOf is the line in the document of the field with that path, or of the nearest part of it that is there.
 func (d *document) lineOf(path string) int {
-	var root yaml.Node
-	if yaml.Unmarshal(d.text, &root) != nil || len(root.Content) == 0 {
+	if d.tree == nil {
+		d.tree = &yamlv3.Node{}
+		if yamlv3.Unmarshal(d.text, d.tree) != nil {
+			d.tree = &yamlv3.Node{}
+		}
+	}
+	if len(d.tree.Content) == 0 {
 		return 1
 	}
-	n := root.Content[0]
+	n := d.tree.Content[0]
 	line := n.Line
 	for path != "" {
 		child, at, rest, ok := step(n, path)
@@ -70,18 +175,18 @@ func (d *document) lineOf(path string) int {
 }
 
 // step goes from a node to the part of it that a path begins with. Keys may hold dots: the longest that fits counts.
-func step(n *yaml.Node, path string) (child *yaml.Node, line int, rest string, ok bool) {
+func step(n *yamlv3.Node, path string) (child *yamlv3.Node, line int, rest string, ok bool) {
 	switch n.Kind {
-	case yaml.AliasNode:
+	case yamlv3.AliasNode:
 		return step(n.Alias, path)
-	case yaml.SequenceNode:
+	case yamlv3.SequenceNode:
 		index, rest, closed := strings.Cut(strings.TrimPrefix(path, "["), "]")
 		i, err := strconv.Atoi(index)
 		if !closed || err != nil || i < 0 || i >= len(n.Content) {
 			return nil, 0, "", false
 		}
 		return n.Content[i], n.Content[i].Line, strings.TrimPrefix(rest, "."), true
-	case yaml.MappingNode:
+	case yamlv3.MappingNode:
 		longest := -1
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i]

@@ -16,8 +16,6 @@ import (
 	"slices"
 	"strings"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/muslin-cni/muslin/internal/ctl/legacy"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -53,7 +51,7 @@ func (e *EmptyError) Error() string {
 // are none, else it names file, document, line and field of everything that is wrong.
 func Read(src Source) ([]Resource, error) {
 	if src.Path == "-" {
-		data, err := io.ReadAll(src.Stdin)
+		data, err := readAll(src.Stdin)
 		if err != nil {
 			return nil, fmt.Errorf("read standard input: %w", err)
 		}
@@ -89,11 +87,30 @@ func nonEmpty(empty *EmptyError) func([]Resource, error) ([]Resource, error) {
 }
 
 func readFile(path string) ([]Resource, error) {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, plain(err)
 	}
+	data, err := readAll(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
 	return Decode(path, data)
+}
+
+// What is larger is no manifest, and would take minutes and gigabytes to find that out. 50,000 resources in one list are 6 MB.
+const (
+	mostFile     = 64 << 20
+	mostDocument = 16 << 20
+)
+
+// readAll reads to the end, which a device or a pipe may not have.
+func readAll(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, mostFile+1))
+	if err == nil && len(data) > mostFile {
+		return nil, fmt.Errorf("it has more than %d MiB: split it", mostFile>>20)
+	}
+	return data, err
 }
 
 // plain makes "open x: …" of "stat x: …": how it was looked at is of no interest.
@@ -132,12 +149,9 @@ func Decode(file string, data []byte) ([]Resource, error) {
 }
 
 func (d *document) decode() ([]Resource, error) {
-	text := d.text
-	if !json.Valid(text) { // tabs are space to JSON only
-		var err error
-		if text, err = yaml.YAMLToJSONStrict(text); err != nil {
-			return nil, d.badYAML(err)
-		}
+	text, err := d.asJSON()
+	if err != nil {
+		return nil, err
 	}
 	var probe map[string]any
 	if json.Unmarshal(text, &probe) == nil {
@@ -198,36 +212,39 @@ func (e *Located) Error() string {
 // split cuts a file into its documents. Empty ones, and those of comments only, are left out but counted.
 func split(file string, data []byte) (out []*document) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	if json.Valid(data) {
-		return []*document{{file: file, text: data, number: 1, line: 1}}
-	}
 	at := &document{file: file, number: 1, line: 1}
-	number := 1
-	for i, line := range bytes.SplitAfter(data, []byte("\n")) {
-		if isSeparator(line) {
-			if at.matters() {
-				out = append(out, at)
-				number++
-			}
-			at = &document{file: file, number: number, line: i + 1}
-			line = append([]byte("   "), line[3:]...) // what stands behind the dashes belongs to the document
-			if len(bytes.TrimSpace(line)) == 0 {
-				line = []byte("\n")
-			}
+	end := func() {
+		if at.matters() {
+			out = append(out, at.values(len(out)+1)...)
 		}
-		at.text = append(at.text, line...)
 	}
-	if at.matters() {
-		out = append(out, at)
+	line := 0
+	for text := range bytes.Lines(data) {
+		line++
+		switch {
+		case isMark(text, "---"):
+			end()
+			at = &document{file: file, number: len(out) + 1, line: line}
+			text = append([]byte("   "), text[3:]...) // what stands behind the dashes belongs to the document
+			if len(bytes.TrimSpace(text)) == 0 {
+				text = []byte("\n")
+			}
+		case isMark(text, "..."):
+			end()
+			at = &document{file: file, number: len(out) + 1, line: line}
+			text = []byte("\n")
+		}
+		at.text = append(at.text, text...)
 	}
+	end()
 	for _, d := range out {
 		d.many = len(out) > 1
 	}
 	return out
 }
 
-// isSeparator reports whether a line begins a document (YAML 1.2, section 9.1.2).
-func isSeparator(line []byte) bool {
-	rest, ok := bytes.CutPrefix(line, []byte("---"))
+// isMark reports whether a line begins or ends a document (YAML 1.2, sections 9.1.2 and 9.1.3). No text in a document can look so.
+func isMark(line []byte, mark string) bool {
+	rest, ok := bytes.CutPrefix(line, []byte(mark))
 	return ok && (len(rest) == 0 || bytes.ContainsAny(rest[:1], " \t\r\n"))
 }

@@ -1,6 +1,7 @@
 package manifest_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -55,6 +56,45 @@ func TestYAMLErrorsNameTheFilesLine(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v; want %s", text, err, want)
 		}
+	}
+}
+
+func TestNothingThatAFileSaysIsPassedOver(t *testing.T) {
+	const a, b = `{"apiVersion":"projectcalico.org/v3","kind":"Tier","metadata":{"name":"a"}}`, `{"apiVersion":"projectcalico.org/v3","kind":"Tier","metadata":{"name":"b"}}`
+	for text, want := range map[string]string{
+		a + b:                    "a b",
+		a + "\n" + b + "\n":      "a b",
+		a + "\n---\n" + b:        "a b",
+		a + "\n...\n" + b:        "a b",
+		a + "\n...\n# no more\n": "a",
+		"%YAML 1.2\n---\n" + a:   "a",
+		"\ufeff" + a + "\r\n":    "a",
+		a + "\n{kind: [":         "f, line 1",
+		a + "\n\nkind: Tier\n":   "f, line 2",
+		a + "\n" + `{"a":1,` + "\n" + `"b":[{"c":1},{"c":1}],"a":2}`: `f, document 2, line 3: key "a" already set in map`,
+	} {
+		found, err := manifest.Decode("f", []byte(text))
+		var names []string
+		for _, r := range found {
+			names = append(names, r.Object.Meta().Name)
+		}
+		if err != nil {
+			names = []string{err.Error()}
+		}
+		if got := strings.Join(names, " "); !strings.HasPrefix(got, want) {
+			t.Errorf("%q: %s; want %s", text, got, want)
+		}
+	}
+}
+
+func TestWhatHasNoEndIsRefused(t *testing.T) {
+	_, err := manifest.Read(manifest.Source{Path: "/dev/zero"})
+	if err == nil || err.Error() != "read /dev/zero: it has more than 64 MiB: split it" {
+		t.Errorf("got %v", err)
+	}
+	_, err = manifest.Decode("f", bytes.Repeat([]byte("a: b\n"), 4<<20))
+	if err == nil || err.Error() != "f, line 1: the document has more than 16 MiB: split it" {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -159,13 +159,13 @@ func (c *Client) sayHeld(ctx context.Context, name string, cidr netip.Prefix) er
 		}
 	}
 	if len(pods) > 0 {
-		c.notice("%s: %s; they keep them until they are deleted", name, census(pods, "pods still have addresses of it"))
+		c.notice("%s: %s; they keep them until they are deleted", name, census(pods))
 	}
 	return nil
 }
 
-// census is how many holdings there are, and where.
-func census(held []ipam.Holding, what string) string {
+// census is how many pods have addresses of a pool, and where.
+func census(held []ipam.Holding) string {
 	on := map[string]int{}
 	for _, h := range held {
 		on[h.Attrs[api.AttrNode]]++
@@ -178,7 +178,15 @@ func census(held []ipam.Holding, what string) string {
 		}
 		parts = append(parts, fmt.Sprintf("%d %s", on[node], where))
 	}
-	return fmt.Sprintf("%d %s (%s)", len(held), what, strings.Join(parts, ", "))
+	return fmt.Sprintf("%s addresses of it (%s)", plural(len(held), "pod still has", "pods still have"), strings.Join(parts, ", "))
+}
+
+// plural is a count with its noun and verb.
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func (c *Client) holdings(ctx context.Context, v6 bool) ([]ipam.Holding, error) {
@@ -201,13 +209,21 @@ func (c *Client) notice(format string, args ...any) {
 	}
 }
 
-// deleteNode takes back, in this order, what the node's endpoints hold and the endpoints, its tunnel addresses and blocks, and its
-// settings; the Node goes last, so that an interrupted call finds it again.
+// deleteNode takes back, in this order, what the node's endpoints hold and the endpoints, and its tunnel addresses and blocks; its
+// settings, the record of whose its name is and the Node go last, so that an interrupted call finds the Node again.
 func (c *Client) deleteNode(ctx context.Context, node string) error {
+	endpoints, err := c.endpointsOn(ctx, node)
+	if err != nil {
+		return err
+	}
+	if len(endpoints) > 0 {
+		c.notice("Node(%s): %s recorded on it, whose endpoints and addresses are taken back: they lose their network if that host still runs", node,
+			plural(len(endpoints), "pod is", "pods are"))
+	}
 	if c.DryRun {
 		return nil
 	}
-	if err := c.deleteEndpoints(ctx, node); err != nil {
+	if err := c.deleteEndpoints(ctx, node, endpoints); err != nil {
 		return fmt.Errorf("delete the endpoints of node %s: %w", node, err)
 	}
 	left, err := ipam.ReleaseNode(ctx, c.Store, node, c.Now)
@@ -215,14 +231,19 @@ func (c *Client) deleteNode(ctx context.Context, node string) error {
 		c.notice("Node(%s): the block at %s cannot be read and was left alone", node, key)
 	}
 	if len(left.Held) > 0 {
-		c.notice("Node(%s): %d addresses that no endpoint has stay allocated to it: `ipam check` lists them", node, len(left.Held))
+		c.notice("Node(%s): %s allocated to it that no endpoint has: `muslinctl ipam check` lists them", node,
+			plural(len(left.Held), "address stays", "addresses stay"))
 	}
 	if err != nil {
 		return err
 	}
-	keys := []string{(*api.FelixConfiguration)(nil).KindOf().Key("", "node."+node), (*api.Node)(nil).KindOf().Key("", node)}
+	last := []store.Range{
+		{Key: (*api.FelixConfiguration)(nil).KindOf().Key("", "node."+node)},
+		{Key: api.IdentityKey(node)},
+		{Key: (*api.Node)(nil).KindOf().Key("", node)},
+	}
 	return ipam.Retry(ctx, func(int) error {
-		got, _, err := c.Store.Read(ctx, store.Range{Key: keys[0]}, store.Range{Key: keys[1]})
+		got, _, err := c.Store.Read(ctx, last...)
 		if err != nil {
 			return err
 		}
@@ -240,12 +261,23 @@ func (c *Client) deleteNode(ctx context.Context, node string) error {
 	})
 }
 
-// deleteEndpoints deletes a node's endpoints, each in one transaction with the addresses of its container.
-func (c *Client) deleteEndpoints(ctx context.Context, node string) error {
+// endpointsOn lists a node's endpoints. One that cannot be read may be any node's, and stops nobody.
+func (c *Client) endpointsOn(ctx context.Context, node string) ([]Stored, error) {
 	all, err := c.List(ctx, (*api.WorkloadEndpoint)(nil).KindOf(), "")
-	if err != nil {
-		return err
+	if err != nil && all.Rev == 0 {
+		return nil, err
 	}
+	if err != nil {
+		c.notice("Node(%s): left alone: %v", node, err)
+	}
+	return slices.DeleteFunc(all.Items, func(s Stored) bool {
+		w, ok := s.Object.(*api.WorkloadEndpoint)
+		return !ok || w.Spec.Node != node
+	}), nil
+}
+
+// deleteEndpoints deletes a node's endpoints, each in one transaction with the addresses of its container.
+func (c *Client) deleteEndpoints(ctx context.Context, node string, endpoints []Stored) error {
 	handles := map[netip.Addr]string{}
 	for _, v6 := range []bool{false, true} {
 		held, err := c.holdings(ctx, v6)
@@ -258,9 +290,9 @@ func (c *Client) deleteEndpoints(ctx context.Context, node string) error {
 			}
 		}
 	}
-	for _, s := range all.Items {
+	for _, s := range endpoints {
 		w, ok := s.Object.(*api.WorkloadEndpoint)
-		if !ok || w.Spec.Node != node {
+		if !ok {
 			continue
 		}
 		if err := c.deleteEndpoint(ctx, s.Key, node, handlesOf(w, handles)); err != nil {

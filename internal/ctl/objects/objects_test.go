@@ -128,3 +128,56 @@ func makeBlock(t *testing.T, c *store.Client) {
 		t.Fatal(err)
 	}
 }
+
+// TestFollowListsAnewWhatEtcdHasForgotten compacts the history between the list and the watch.
+func TestFollowListsAnewWhatEtcdHasForgotten(t *testing.T) {
+	etcd := etcdtest.New(t)
+	c, other := clientOf(etcd.Store()), clientOf(etcd.Store())
+	named := func(name, net string) api.Object {
+		return read(t, `{"apiVersion":"projectcalico.org/v3","kind":"GlobalNetworkSet","metadata":{"name":"`+name+`"},"spec":{"nets":["`+net+`"]}}`)
+	}
+	kind := named("a", "").KindOf()
+	for _, name := range []string{"a", "b", "c", "unwanted"} {
+		if err := other.Create(t.Context(), named(name, "10.0.0.0/8")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys := map[string]bool{}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		keys[kind.Key("", name)] = true
+	}
+	enough := errors.New("enough")
+	var got []string
+	err := c.Follow(t.Context(), kind, "", keys, func(change objects.Change) error {
+		got = append(got, change.Event+" "+change.Object.Object.Meta().Name)
+		switch len(got) {
+		case 3: // before the watch
+			if err := errors.Join(
+				other.Update(t.Context(), named("a", "10.1.0.0/16")),
+				other.Update(t.Context(), named("unwanted", "10.1.0.0/16")),
+				other.Delete(t.Context(), named("b", "")),
+				other.Create(t.Context(), named("d", "10.1.0.0/16")),
+			); err != nil {
+				return err
+			}
+			rev, err := other.Store.Revision(t.Context())
+			if err != nil {
+				return err
+			}
+			_, err = etcd.Etcd().Compact(t.Context(), rev)
+			return err
+		case 6: // in the watch
+			return other.Delete(t.Context(), named("c", ""))
+		case 7:
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) {
+		t.Fatal(err)
+	}
+	want := "[ADDED a ADDED b ADDED c MODIFIED a ADDED d DELETED b DELETED c]"
+	if fmt.Sprint(got) != want {
+		t.Errorf("got  %v\nwant %s", got, want)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -66,7 +67,10 @@ func New(format string, set Settings) (*Printer, error) {
 		}
 	}
 	p := &Printer{set: set, after: "\n"}
-	word, arg, _ := strings.Cut(format, "=")
+	word, arg, given := strings.Cut(format, "=")
+	if given && (word == "" || slices.Contains(Formats(), word)) {
+		return nil, fmt.Errorf("unrecognized output format '%s': %s takes nothing behind =", format, word)
+	}
 	var err error
 	switch word {
 	case "", "wide", "ps":
