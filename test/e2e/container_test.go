@@ -14,7 +14,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/lab"
+	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -59,6 +61,19 @@ func (r *runtime) container(id, pod string) container {
 func (r *runtime) remove(c container) {
 	r.t.Helper()
 	run(r.t, r.lab, r.node, "ip", "netns", "del", c.id)
+}
+
+// unplugged waits until the host has lost its end of a container's interface: the kernel takes a namespace down after the command that
+// removed it has ended.
+func (r *runtime) unplugged(c container) {
+	r.t.Helper()
+	dev := hostside.InterfaceName("default", c.pod, c.id)
+	nettest.Eventually(r.t, func() error {
+		if out, err := try(r.t, r.lab, r.node, "ip", "link", "show", "dev", dev); err == nil {
+			return fmt.Errorf("still there: %s", out)
+		}
+		return nil
+	})
 }
 
 // marked is how the runtime starts plugins: with more variables, of which of two the last one counts.

@@ -167,6 +167,7 @@ func nextAgentCleansUp(t *testing.T, bin string) {
 				gone := r.container(fmt.Sprintf("%s%d", door, i), fmt.Sprintf("%s-%d", door, i))
 				r.cutOff(c, gone)
 				r.remove(gone)
+				r.unplugged(gone)
 				r.succeeds("end the agent", l.KillAgent(t.Context(), "node-1"))
 				r.revive(cut{agents: true})
 				settles(t, l, before)
