@@ -90,7 +90,7 @@ deps: ## Install by apt what labs and tests need and this machine lacks (root)
 	apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$${missing[@]}" >/dev/null
 
 need-go:
-	@[ -n "$(GO)" ] || { echo "no go in PATH or /usr/local/go/bin: install Go $(GO_WANTED) or newer, https://go.dev/doc/install" >&2; exit 1; }
+	@[ -n "$(GO)" ] || { echo "no go in PATH or /usr/local/go/bin: install Go $(GO_WANTED) or newer, https://go.dev/doc/install, or name one that is elsewhere: make GO=/opt/go/bin/go" >&2; exit 1; }
 	@have="$$($(GO) env GOVERSION)"; printf 'go%s\n%s\n' '$(GO_WANTED)' "$${have%% *}" | sort -CV || \
 	  { echo "$(GO) is $$have: install Go $(GO_WANTED) or newer, https://go.dev/doc/install, or name another one: make GO=/usr/local/go/bin/go" >&2; exit 1; }
 

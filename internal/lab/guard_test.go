@@ -26,7 +26,7 @@ func TestGuardedLabGoesWithTheProcessThatIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), orphanVar+"="+cfg.Dir)
+	cmd.Env = append(os.Environ(), orphanVar+"="+cfg.Dir, "TMPDIR="+t.TempDir()) // who is killed clears nothing away
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
