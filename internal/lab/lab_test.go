@@ -428,7 +428,13 @@ func TestDownEndsWhatRunsInsideAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	output(t, l, "node-1", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &")
-	if _, others := marked(s.ID, s.Since); len(others) != 2 {
+	var others []process
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := poll(ctx, func() bool { // the shell ends before what it starts has become a sleep
+		_, others = marked(s.ID, s.Since)
+		return len(others) == 2
+	}); err != nil {
 		t.Errorf("%d processes besides the holders, want etcd and a sleep", len(others))
 	}
 	expectDown(t, cfg, s)
