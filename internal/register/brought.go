@@ -27,5 +27,5 @@ func (j *job) annotations(had map[string]string) map[string]string {
 
 // broughtTo reports whether the endpoint is the job's container's and says that its addresses were brought along.
 func (j *job) broughtTo(e store.Entry[api.WorkloadEndpoint]) bool {
-	return e.Exists() && e.Value.Spec.ContainerID == j.req.ContainerID && e.Value.Metadata.Annotations[annotationNetwork] == j.req.Network
+	return belongsTo(e, j.req.ContainerID) && e.Value.Metadata.Annotations[annotationNetwork] == j.req.Network
 }

@@ -219,7 +219,7 @@ func settle(s attach.Stale, was prior, began int64) (_ attach.Stale, ok bool) {
 		return s, false
 	}
 	out := attach.Stale{ContainerID: s.ContainerID, HandleRev: was.handle.Rev}
-	if e := was.endpoint; e.Exists() && e.Value.Spec.ContainerID == s.ContainerID {
+	if e := was.endpoint; belongsTo(e, s.ContainerID) {
 		out.Endpoint, out.EndpointRev, out.HostIf = e.Key, e.Rev, e.Value.Spec.InterfaceName
 	}
 	return out, out.HandleRev != 0 || out.EndpointRev != 0

@@ -43,6 +43,11 @@ type prior struct {
 	profile  store.Entry[api.Profile]
 }
 
+// belongsTo reports whether the endpoint exists and is that container's.
+func belongsTo(e store.Entry[api.WorkloadEndpoint], container string) bool {
+	return e.Exists() && e.Value.Spec.ContainerID == container
+}
+
 // newJob works out whom a request is about.
 func newJob(node string, req attach.Request) (*job, error) {
 	if err := check(req); err != nil {

@@ -2,6 +2,7 @@ package register
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,8 +137,7 @@ func (h *Handler) planProfile(p *ipam.Plan, j *job, was store.Entry[api.Profile]
 
 // planUnregister is planDel, but for the addresses of another interface: a handle is a whole container's.
 func (h *Handler) planUnregister(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
-	own := was.endpoint.Exists() && was.endpoint.Value.Spec.ContainerID == j.req.ContainerID
-	if !own && was.handle.Exists() {
+	if !belongsTo(was.endpoint, j.req.ContainerID) && was.handle.Exists() {
 		shared, err := h.hasOther(ctx, j)
 		if err != nil || shared {
 			return err
@@ -148,10 +148,9 @@ func (h *Handler) planUnregister(ctx context.Context, p *ipam.Plan, j *job, was 
 
 // hasOther reports whether the container has an endpoint under another interface's name. It reads etcd itself.
 func (h *Handler) hasOther(ctx context.Context, j *job) (bool, error) {
-	all := j.endpoint
-	all.Spec.Endpoint = ""
-	all.Metadata.Name = api.WorkloadEndpointName(all.Spec)
-	got, _, err := h.cfg.Client.Read(ctx, store.Range{Key: api.KeyOf(&all), Prefix: true})
+	s := j.endpoint.Spec
+	prefix := api.WorkloadEndpointsPrefix(j.endpoint.Metadata.Namespace, s.Node, s.Orchestrator, cmp.Or(s.Pod, s.ContainerID))
+	got, _, err := h.cfg.Client.Read(ctx, store.Range{Key: prefix, Prefix: true})
 	if err != nil {
 		return false, err
 	}
@@ -171,7 +170,7 @@ func (h *Handler) planDel(ctx context.Context, p *ipam.Plan, j *job, was prior) 
 		return err
 	}
 	j.addrs = freed
-	if w := was.endpoint; w.Exists() && w.Value.Spec.ContainerID == j.req.ContainerID {
+	if w := was.endpoint; belongsTo(w, j.req.ContainerID) {
 		p.Then(j.endpointKey, func(t *store.Txn) { t.Delete(w.Key, w.Rev) })
 	}
 	return nil

@@ -58,5 +58,5 @@ func (h *Handler) recall(j *job, known Source) (prior, bool) {
 		return p, true
 	}
 	p.endpoint = known.Endpoint(j.endpointKey)
-	return p, p.endpoint.Exists() && p.endpoint.Value.Spec.ContainerID == j.req.ContainerID
+	return p, belongsTo(p.endpoint, j.req.ContainerID)
 }
