@@ -1,7 +1,5 @@
 package api
 
-import "net/netip"
-
 // BlockAffinity is how people see a node's claim to a block. etcd holds it as Affinity, under a key of its own.
 type BlockAffinity struct {
 	Header
@@ -20,17 +18,4 @@ type BlockAffinitySpec struct {
 // KindOf describes BlockAffinity.
 func (*BlockAffinity) KindOf() Kind {
 	return Kind{Name: "BlockAffinity", Plural: "blockaffinities", Hidden: true, ReadOnly: true}
-}
-
-// NewBlockAffinity is a node's claim that etcd holds, as people see it.
-func NewBlockAffinity(node string, cidr netip.Prefix, a Affinity) *BlockAffinity {
-	b := &BlockAffinity{Spec: BlockAffinitySpec{State: string(a.State), Node: node, Type: "host", CIDR: cidr.String(), Deleted: "false"}}
-	if a.Confirmed() {
-		b.Spec.State = string(AffinityConfirmed)
-	}
-	if a.Deleted {
-		b.Spec.Deleted = "true"
-	}
-	b.TypeMeta = TypeMeta{Kind: "BlockAffinity", APIVersion: Version}
-	return b
 }

@@ -221,8 +221,3 @@ func (r *run) releaseWhoever(a netip.Addr) error {
 	}
 	return nil
 }
-
-// ReleaseHandle is what an IPAM DEL does: it releases by handle, and finds nothing wrong in there being none.
-func (w Writer) ReleaseHandle(id string) *Sequence {
-	return w.sequence("release "+id, func(r *run) error { return ignore(r.releaseByHandle(id), errMissing) })
-}
