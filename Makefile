@@ -23,7 +23,7 @@ GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
 TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 
-.PHONY: help build lab test check fuzz lint bench golden clean deps need-go need-root need-cc
+.PHONY: help build lab test test-vm vm check fuzz lint bench golden clean deps deps-vm need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,8 +37,14 @@ build: need-go ## Build every program of cmd/ into bin/
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo
 
-test: need-root need-go deps build ## Run every test (root: most of them make network namespaces)
+test: need-root need-go deps deps-vm build ## Run every test (root: most of them make network namespaces)
 	NETTEST=require $(GO) test -count=1 -p 2 -timeout $(TEST_TIMEOUT) ./...
+
+test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual machine, the tests that need its kernel (root)
+	NETTEST=require $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) ./test/vm
+
+vm: need-root need-go deps deps-vm build ## Run a command there: make vm CMD='bin/muslin-lab demo' (root)
+	@$(GO) run -buildvcs=false ./test/vm bash -c "$$CMD"
 
 check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the race detector: before every commit
 	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $(wildcard cmd internal pkg test)); \
@@ -74,8 +80,12 @@ clean: ## Remove what the other targets made in this folder
 # program:package of what the agent, labs and tests call, or file:package. (The certificates are for go, which fetches modules.)
 DEPS := iptables:iptables ip:iproute2 ipset:ipset /etc/ssl/certs/ca-certificates.crt:ca-certificates
 
+# The same for the virtual machine. It fetches its kernel itself, for that must not be installed.
+deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
+
 # Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
-deps: ## Install by apt what labs and tests need and this machine lacks (root)
+deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-vm: the same for test-vm
+deps deps-vm:
 	@missing=(); \
 	for dep in $(DEPS); do \
 	  what=$${dep%%:*}; \
@@ -83,7 +93,7 @@ deps: ## Install by apt what labs and tests need and this machine lacks (root)
 	done; \
 	[ $${#missing[@]} -gt 0 ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "missing: $${missing[*]}; this machine has no apt-get to install them with" >&2; exit 1; }; \
-	[ "$$(id -u)" = 0 ] || { echo "missing: $${missing[*]}; installing them needs root: sudo make deps" >&2; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "missing: $${missing[*]}; installing them needs root: sudo make $@" >&2; exit 1; }; \
 	echo "installing: $${missing[*]}"; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq; \

@@ -96,7 +96,7 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 		return fmt.Errorf("enter %s: %w", n.Name, err)
 	}
 	defer pl.close()
-	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(agentTimeout))
 	defer cancel()
 	if err := removeFile(n.path(attach.Socket)); err != nil { // of one that was killed, which may still accept while its threads end
 		return err

@@ -58,7 +58,7 @@ type Report struct {
 // datagram with DF must pass too. In a dual-stack lab all that holds for each family that both ends have. A way that does not work at first is tried again for five seconds. What fails is in the report;
 // an error means that the check could not be made.
 func (l *Lab) Check(ctx context.Context) (Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(checkTimeout))
 	defer cancel()
 	s, err := l.load()
 	if err != nil {
@@ -120,7 +120,7 @@ func openEndpoints(ctx context.Context, s *state) []*endpoint {
 
 func runCheck(ctx context.Context, s *state, peers []*endpoint) (Report, error) {
 	began := time.Now()
-	c := &checker{state: s, began: began, settled: began.Add(convergeFor), nodes: make(map[nodeKey]*endpoint)}
+	c := &checker{state: s, began: began, settled: began.Add(patient(convergeFor)), nodes: make(map[nodeKey]*endpoint)}
 	report := Report{Mode: s.Options.Mode, OK: true}
 	for _, e := range peers {
 		if e.kind == kindNode {

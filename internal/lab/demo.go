@@ -21,7 +21,7 @@ var ErrUnreachable = errors.New("not every way works")
 // Demo brings up a lab beside the one in dir, attaches two pods to each of three nodes on two subnets, shows on w how they reach each
 // other, and takes everything down again, whatever happens. It fails unless the whole matrix holds.
 func Demo(ctx context.Context, dir, bin string, w io.Writer) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(demoTimeout))
 	defer cancel()
 	began := time.Now()
 	say := func(text string) { fmt.Fprintf(w, "[%5.1fs] %s\n", time.Since(began).Seconds(), text) }

@@ -153,7 +153,7 @@ func (e *endpoint) serve() {
 }
 
 func (e *endpoint) answerTCP(conn net.Conn) error {
-	if err := conn.SetDeadline(time.Now().Add(serveTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patient(serveTimeout))); err != nil {
 		return err
 	}
 	r := bufio.NewReader(conn)
@@ -200,7 +200,7 @@ func addrOf(a net.Addr) netip.Addr {
 
 // dial opens a socket in the endpoint's network namespace, and sets a deadline on it.
 func (e *endpoint) dial(ctx context.Context, to net.Addr) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(attemptTimeout))
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	d := &net.Dialer{}

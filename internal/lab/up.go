@@ -36,7 +36,7 @@ type Config struct {
 // has the same options is returned as it is, with agents and etcd started again where they had died; other options are an error.
 // It needs root, and takes at most three minutes.
 func Up(ctx context.Context, cfg Config) (*Lab, error) {
-	ctx, cancel := context.WithTimeout(ctx, upTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(upTimeout))
 	defer cancel()
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a lab needs root, for it makes network namespaces: use sudo")

@@ -96,7 +96,7 @@ var Layers = []Row{
 	{Level: Test, Path: "test/calicowriter", Sentence: "replays the step sequences of Calico's own writers against ours"},
 	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
 	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},
-	{Level: Test, Path: "test/vm", Sentence: "boots one virtual machine"},
+	{Level: Test, Path: "test/vm", Sentence: "runs a program under a stock kernel, in a virtual machine"},
 }
 
 // Pure lists the packages that compute and do nothing else. The race detector runs over them in `make check`.
@@ -129,6 +129,10 @@ var LinkRules = []LinkRule{{
 	Program: "cmd/muslin",
 	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http"},
 	Why:     "the plugin starts once per pod and must start in a millisecond or two",
+}, {
+	Program: "test/vm",
+	Without: []string{"net", "os/user", "runtime/cgo"},
+	Why:     "it is the first process of a machine that has no C library yet, so it must be static however it is built",
 }}
 
 // find returns the row of the package at path, which is below Module.

@@ -142,7 +142,7 @@ func output(ctx context.Context, dir, name string, args ...string) (string, erro
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("%w: sudo make deps installs it", err)
+		return "", fmt.Errorf("%w: sudo make deps-vm installs it", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))

@@ -24,8 +24,8 @@ const kvmLimit = 20 * time.Second
 
 // Why a machine was ended. Callers tell a program that ran out of time from everything else.
 var (
-	errBootLimit = errors.New("it has not booted in time")
-	errRunLimit  = errors.New("the program ran out of time")
+	errBootLimit = errors.New("it has not booted in time: try again, or give it longer by -boot")
+	errRunLimit  = errors.New("the program ran out of time, which -timeout gives it")
 )
 
 // machine says what to boot and how. Nothing of it outlives run.
@@ -150,7 +150,7 @@ func (m machine) emulate(ctx context.Context, wires []*os.File, initramfs, share
 		"-object", "memory-backend-memfd,id=ram,share=on,size="+memory+"M", // shared, for virtiofsd reads and writes there
 		"-m", memory, "-smp", strconv.Itoa(m.cpus), "-cpu", cpu,
 		"-kernel", m.kernel.image(), "-initrd", "/dev/fd/"+pass(initramfs),
-		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off", // a panic ends the machine too
+		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off rcupdate.rcu_expedited=1", // a panic ends the machine too
 		"-chardev", "socket,id=root,fd="+pass(share), "-device", "vhost-user-fs-pci,chardev=root,tag="+rootTag,
 		"-chardev", "socket,id=console,fd="+pass(wires[0]), "-serial", "chardev:console",
 		// Ports, because a serial line alters bytes, and the device that gives QEMU a status cuts it to seven bits.

@@ -85,8 +85,9 @@ func run(ctx context.Context, args []string) (int, error) {
 	if err != nil {
 		return statusFailed, fmt.Errorf("find the folder to run in: %w", err)
 	}
-	// NETTEST tells tests where they are, see internal/nettest.
-	status, err := m.run(ctx, job{Args: flags.Args(), Env: append(os.Environ(), "NETTEST=vm"), Dir: dir})
+	// Tests learn where they are, see internal/nettest, and they and labs that an emulated CPU takes its time.
+	env := append(os.Environ(), "NETTEST=vm", "MUSLIN_PATIENCE=10")
+	status, err := m.run(ctx, job{Args: flags.Args(), Env: env, Dir: dir})
 	switch {
 	case errors.Is(err, errRunLimit):
 		return statusTimeout, err
@@ -105,7 +106,7 @@ func (m *machine) prepare(ctx context.Context, accel string) error {
 		return errors.New("run this as root: it shares the machine's files with the guest")
 	}
 	if _, err := exec.LookPath(qemu); err != nil {
-		return fmt.Errorf("%w: sudo make deps installs it", err)
+		return fmt.Errorf("%w: sudo make deps-vm installs it", err)
 	}
 	caches, err := os.UserCacheDir()
 	if err != nil {

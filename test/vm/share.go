@@ -20,7 +20,7 @@ const (
 // startShare starts a process that shares this machine's files, until ctx ends or the one user of the returned socket closes it.
 func startShare(ctx context.Context) (*exec.Cmd, *os.File, error) {
 	if _, err := os.Stat(virtiofsd); err != nil {
-		return nil, nil, fmt.Errorf("share files: %w: sudo make deps installs it", err)
+		return nil, nil, fmt.Errorf("share files: %w: sudo make deps-vm installs it", err)
 	}
 	listener, socket, err := listenAndDial()
 	if err != nil {
