@@ -3,8 +3,10 @@ package nettest
 import (
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,5 +72,58 @@ func TestNeedSkipsOrFails(t *testing.T) {
 	}
 	if err := lacking("sh"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// tester is a test under a name of our choice that keeps what Need does with it.
+type tester struct {
+	testing.TB
+	name string
+	did  string
+}
+
+func (r *tester) Helper()      {}
+func (r *tester) Name() string { return r.name }
+func (r *tester) Fatalf(string, ...any) {
+	r.did = "failed"
+	runtime.Goexit()
+}
+func (r *tester) Skipf(string, ...any) {
+	r.did = "skipped"
+	runtime.Goexit()
+}
+
+func TestNeedSkipsNothingEverywhere(t *testing.T) {
+	for _, tc := range []struct{ nettest, test, name, want string }{
+		{"", "TestA", "no-such-program", "skipped"},
+		{"require", "TestA", "no-such-program", "failed"},
+		{"vm", "TestVMA", "no-such-program", "failed"},
+		{"", "TestVMA", "vm", "skipped"},
+		{"require", "TestVMA", "vm", "skipped"},
+		{"vm", "TestVMA", "vm", "goes on"},
+		{"vm", "TestVMA/part", "vm", "goes on"},
+		{"", "TestA", "vm", "failed"}, // test/vm would not find it
+		{"require", "TestA", "dummy", "failed"},
+	} {
+		t.Setenv("NETTEST", tc.nettest)
+		r := &tester{name: tc.test, did: "goes on"}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			Need(r, tc.name)
+		}()
+		<-done
+		if r.did != tc.want {
+			t.Errorf("NETTEST=%s: %s, which needs %s: %s, want %s", tc.nettest, tc.test, tc.name, r.did, tc.want)
+		}
+	}
+}
+
+func TestPatienceStretchesDeadlines(t *testing.T) {
+	for value, want := range map[string]time.Duration{"": 1, "10": 10, "0": 1, "x": 1} {
+		t.Setenv("MUSLIN_PATIENCE", value)
+		if got := Patience(1); got != want {
+			t.Errorf("MUSLIN_PATIENCE=%q: %d, want %d", value, got, want)
+		}
 	}
 }

@@ -80,7 +80,9 @@ func TestVMRunsALabInWhichAllPodsMeet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.Down(context.Background()); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(time.Minute))
+		defer cancel()
+		if err := l.Down(ctx); err != nil {
 			t.Error(err)
 		}
 	})

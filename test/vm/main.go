@@ -10,8 +10,8 @@
 //     environment. (By virtiofs, for Debian's cloud kernel has no other file system that a host can share.)
 //  2. Nothing that it does reaches this machine: the share is read-only at its source, and a tmpfs above it takes what the guest writes.
 //     The guest has no network device but those that it makes.
-//  3. Nothing is left behind, even if this process is killed: its children die with it, and all that they share with it are memory and sockets
-//     without a name. The one thing that stays is the kernel, in the user's cache folder.
+//  3. Nothing is left behind, even if this process is killed: its children die with it, as it does with its own parent, and all that they share are
+//     memory and sockets without a name. The one thing that stays is the kernel, in the user's cache folder.
 //  4. It ends: booting and running have a deadline each. A failure names its stage, shows what the guest last said, and how to go on.
 //
 // The status is the program's own; 124 if it ran out of time, 125 if there was no machine to run it in, as for timeout(1). Standard output and
@@ -49,17 +49,40 @@ func main() {
 		fmt.Fprintln(os.Stderr, share())
 		os.Exit(statusFailed)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	status, err := run(ctx, os.Args[1:])
+	status, err := run(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 	}
 	os.Exit(status)
 }
 
+// errOrphaned is why a machine ends that nobody waits for.
+var errOrphaned = errors.New("the process that started this one is gone")
+
+// untilOrphaned returns a context that ends with the process that started this one too: with `go run` or a test's timer between, that is who gets
+// killed. (The kernel could tell us by a signal, but it does that when a mere thread of the parent ends, which in Go means nothing.)
+func untilOrphaned(ctx context.Context) context.Context {
+	parent, err := unix.PidfdOpen(os.Getppid(), 0)
+	if err != nil { // it is gone already, or cannot be seen from here
+		return ctx
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(parent), Events: unix.POLLIN}}, -1)
+			if n == 1 && err == nil {
+				cancel(errOrphaned)
+				return
+			}
+		}
+	}()
+	return ctx
+}
+
 // run does what the command line says and returns the status to leave with.
-func run(ctx context.Context, args []string) (int, error) {
+func run(args []string) (int, error) {
+	ctx, stop := signal.NotifyContext(untilOrphaned(context.Background()), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
 	m := machine{stdout: os.Stdout, stderr: os.Stderr}
 	flags := flag.NewFlagSet("vm", flag.ExitOnError)
 	flags.DurationVar(&m.runLimit, "timeout", 5*time.Minute, "how long the program may run")

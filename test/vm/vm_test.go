@@ -45,13 +45,6 @@ func goCommand(t *testing.T, args ...string) {
 	}
 }
 
-// command runs program, which ends with this process.
-func command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	return cmd
-}
-
 // Every boot costs as much as a test, so there is one, in which each test of the whole source tree that is for the machine must pass: none
 // is skipped in there, none is forgotten.
 func TestOneBootRunsAllThatIsForTheVM(t *testing.T) {
@@ -59,7 +52,7 @@ func TestOneBootRunsAllThatIsForTheVM(t *testing.T) {
 	packages := findForVM(t)
 	script := guestScript(t, packages)
 	var stdout, stderr bytes.Buffer
-	cmd := command(t.Context(), vm, "-timeout", bootsWithin.String(), "sh", "-c", script)
+	cmd := exec.CommandContext(t.Context(), vm, "-timeout", bootsWithin.String(), "sh", "-c", script)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if testing.Verbose() { // to be followed while it runs
 		cmd.Stdout = io.MultiWriter(&stdout, os.Stderr)
@@ -145,41 +138,64 @@ func TestVerdictOfATestThatDidNotPassIsSeen(t *testing.T) {
 	}
 }
 
-func TestNothingIsLeftWhenTheRunnerIsKilled(t *testing.T) {
+func TestNothingIsLeftWhenTheRunnerOrItsParentIsKilled(t *testing.T) {
 	vm := program(t)
-	temporary := t.TempDir()
-	cmd := command(t.Context(), vm, "-accel", "tcg", "sleep", "1000")
-	cmd.Env = append(os.Environ(), "TMPDIR="+temporary)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	command := []string{vm, "-accel", "tcg", "sleep", "1000"}
+	for _, tc := range []struct {
+		name string
+		args []string
+	}{
+		{"runner", command},
+		{"parent", append([]string{"sh", "-c", `"$@"; exit 1`, "sh"}, command...)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			temporary := t.TempDir()
+			cmd := exec.CommandContext(t.Context(), tc.args[0], tc.args[1:]...)
+			cmd.Env = append(os.Environ(), "TMPDIR="+temporary)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = cmd.Wait() }) // it was killed
+			below := processesBelow(t, cmd.Process.Pid)
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			for name, fd := range below {
+				nettest.Eventually(t, func() error {
+					if ended, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil || ended == 0 {
+						return fmt.Errorf("%s lives on (%v)", name, err)
+					}
+					return unix.Close(fd)
+				})
+			}
+			left, err := os.ReadDir(temporary)
+			if err != nil || len(left) > 0 {
+				t.Errorf("temporary files are left: %v %v", left, err)
+			}
+		})
 	}
-	t.Cleanup(func() { _ = cmd.Wait() }) // killed
-	children := make(map[string]int)     // pidfd of each, which tells it from a later process of its number
+}
+
+// processesBelow waits until a process has the emulator and the share among its descendants, and returns pidfds of all of them by name: other than
+// numbers, they do not come to mean somebody else.
+func processesBelow(t *testing.T, root int) map[string]int {
+	t.Helper()
+	below := make(map[string]int)
 	nettest.Eventually(t, func() error {
-		for name, pid := range childrenOf(t, cmd.Process.Pid) {
-			if fd, err := unix.PidfdOpen(pid, 0); err == nil && children[name] == 0 {
-				children[name] = fd
+		for family := []int{root}; len(family) > 0; family = family[1:] {
+			for name, pid := range childrenOf(t, family[0]) {
+				family = append(family, pid)
+				if fd, err := unix.PidfdOpen(pid, 0); err == nil && below[name] == 0 {
+					below[name] = fd
+				}
 			}
 		}
-		if children["qemu-system-x86"] == 0 || children["virtiofsd"] == 0 {
-			return fmt.Errorf("the runner has only the children %v", children)
+		if below["qemu-system-x86"] == 0 || below["virtiofsd"] == 0 {
+			return fmt.Errorf("the runner has only %v below it", below)
 		}
 		return nil
 	})
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	for name, fd := range children {
-		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
-		if err != nil || ready == 0 {
-			t.Errorf("%s lives on: %v", name, err)
-		}
-		_ = unix.Close(fd)
-	}
-	left, err := os.ReadDir(temporary)
-	if err != nil || len(left) > 0 {
-		t.Errorf("temporary files are left: %v %v", left, err)
-	}
+	return below
 }
 
 // childrenOf returns the processes that have that parent, by name.
@@ -209,7 +225,7 @@ func childrenOf(t *testing.T, parent int) map[string]int {
 }
 
 func TestBootThatTakesTooLongEndsWithTheStageAndTheRemedyInItsError(t *testing.T) {
-	cmd := command(t.Context(), program(t), "-accel", "tcg", "-boot", "200ms", "true")
+	cmd := exec.CommandContext(t.Context(), program(t), "-accel", "tcg", "-boot", "200ms", "true")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != statusFailed {
@@ -225,20 +241,14 @@ func TestBootThatTakesTooLongEndsWithTheStageAndTheRemedyInItsError(t *testing.T
 // follow is where the clocks are, so a machine is not needed to see them run out.
 func TestProgramThatTakesTooLongIsTold(t *testing.T) {
 	for _, tc := range []struct {
-		says string
-		want error
+		limits machine
+		says   string
+		want   error
 	}{
-		{"", errBootLimit},
-		{reportBooted + "\n", errRunLimit},
-		{reportBooted + "\n7\n", nil},
+		{machine{bootLimit: 1, runLimit: time.Minute}, "", errBootLimit},
+		{machine{bootLimit: time.Minute, runLimit: 1}, reportBooted + "\n", errRunLimit},
+		{machine{bootLimit: time.Minute, runLimit: time.Minute}, reportBooted + "\n7\n", nil},
 	} {
-		m := machine{bootLimit: time.Minute, runLimit: time.Minute}
-		if tc.want == errBootLimit {
-			m.bootLimit = time.Millisecond
-		}
-		if tc.want == errRunLimit {
-			m.runLimit = time.Millisecond
-		}
 		ctx, stop := context.WithCancelCause(t.Context())
 		here, there := io.Pipe()
 		context.AfterFunc(ctx, func() { _ = there.Close() }) // as the emulator's end would
@@ -249,7 +259,7 @@ func TestProgramThatTakesTooLongIsTold(t *testing.T) {
 				_ = there.Close()
 			}
 		}()
-		m.follow(here, stop, status)
+		tc.limits.follow(here, stop, status)
 		if got := context.Cause(ctx); !errors.Is(got, tc.want) {
 			t.Errorf("a guest that says %q: %v, want %v", tc.says, got, tc.want)
 		}
