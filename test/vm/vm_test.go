@@ -162,8 +162,12 @@ func TestNothingIsLeftWhenTheRunnerOrItsParentIsKilled(t *testing.T) {
 			}
 			for name, fd := range below {
 				nettest.Eventually(t, func() error {
-					if ended, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil || ended == 0 {
-						return fmt.Errorf("%s lives on (%v)", name, err)
+					ended, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+					if err != nil {
+						return fmt.Errorf("wait for %s: %w", name, err)
+					}
+					if ended == 0 {
+						return fmt.Errorf("%s lives on", name)
 					}
 					return unix.Close(fd)
 				})
