@@ -129,8 +129,11 @@ type fan struct {
 	to [3]slog.Handler // by the order of sinks
 }
 
-// Enabled tells whether a sink takes the level.
+// Enabled tells whether a sink takes the level, or it is to be counted.
 func (f fan) Enabled(ctx context.Context, level slog.Level) bool {
+	if level >= slog.LevelError {
+		return true
+	}
 	for _, h := range f.to {
 		if h.Enabled(ctx, level) {
 			return true
