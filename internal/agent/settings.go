@@ -34,8 +34,8 @@ type heeded struct {
 
 // heed takes over what the snapshot says of the settings, before anything is listed or planned by them.
 func (a *Agent) heed(snap feed.Snapshot) {
-	node, global := snap.FelixConfig("node."+a.node).Value, snap.FelixConfig("default").Value
 	s := &a.settled
+	node, global := stored(snap, "node."+a.node, s.node), stored(snap, "default", s.global)
 	if !s.known || s.node != node || s.global != global {
 		s.node, s.global, s.known = node, global, true
 		s.Dataplane, s.problems = config.Effective(config.Sources{Env: a.env, File: a.file, Node: node, Global: global})
@@ -49,6 +49,15 @@ func (a *Agent) heed(snap feed.Snapshot) {
 		}
 		a.kernel.MarkDirty(reconcile.Chains, reconcile.Chains6)
 	}
+}
+
+// stored is the configuration of a name. One that cannot be read counts as it did before: what it says is not known, and the defaults
+// would be a change.
+func stored(snap feed.Snapshot, name string, before *api.FelixConfiguration) *api.FelixConfiguration {
+	if _, bad := snap.BadAt(before.KindOf().Key("", name)); bad {
+		return before
+	}
+	return snap.FelixConfig(name).Value
 }
 
 // serve opens and closes the ports for monitoring.
@@ -70,7 +79,11 @@ func address(on bool, host string, port int) string {
 // written down, because settings change over a restart more often than not.
 func (a *Agent) own() {
 	s := &a.settled
-	now := kernel.Ownership{Protocol: s.RouteProtocol, Prefixes: s.InterfacePrefixes, External: s.RemoveExternalRoutes}
+	prefixes := s.InterfacePrefixes
+	if !slices.Contains(prefixes, kernel.WorkloadPrefix) {
+		prefixes = append(slices.Clone(prefixes), kernel.WorkloadPrefix) // which the plugin's devices have in any case
+	}
+	now := kernel.Ownership{Protocol: s.RouteProtocol, Prefixes: prefixes, External: s.RemoveExternalRoutes}
 	for _, p := range append(slices.Clone(s.ours.Former), s.ours.Protocol) {
 		if p != 0 && !now.HasProtocol(p) {
 			now.Former = append(now.Former, p)
@@ -101,19 +114,19 @@ func (a *Agent) settle() {
 }
 
 // protocolsFile holds, until the host starts anew and its routes are gone, the protocols that routes of ours may have.
-var protocolsFile = filepath.Join(filepath.Dir(attach.Socket), "route-protocols")
+func protocolsFile() string { return filepath.Join(filepath.Dir(attach.Socket), "route-protocols") }
 
 func (a *Agent) writeProtocols(protocols []int) error {
 	words := make([]string, len(protocols))
 	for i, p := range protocols {
 		words[i] = strconv.Itoa(p)
 	}
-	return startup.WriteFile(protocolsFile, strings.Join(words, " "))
+	return startup.WriteFile(protocolsFile(), strings.Join(words, " "))
 }
 
 // readProtocols returns what writeProtocols has written, perhaps nothing.
 func readProtocols() ([]int, error) {
-	text, err := os.ReadFile(protocolsFile)
+	text, err := os.ReadFile(protocolsFile())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -124,7 +137,7 @@ func readProtocols() ([]int, error) {
 	for _, w := range strings.Fields(string(text)) {
 		p, err := strconv.Atoi(w)
 		if err != nil || p <= 0 || p > 255 {
-			return nil, fmt.Errorf("read the protocols of our routes: %s: %q is none; remove the file", protocolsFile, w)
+			return nil, fmt.Errorf("read the protocols of our routes: %s: %q is none; remove the file", protocolsFile(), w)
 		}
 		out = append(out, p)
 	}

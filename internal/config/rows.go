@@ -67,7 +67,7 @@ func workloadRows() []row {
 		standIn("EtcdCertFile", "ETCD_CERT_FILE", "our certificate for etcd"),
 		standIn("EtcdKeyFile", "ETCD_KEY_FILE", "the key of that certificate"),
 		in("Ipv6Support", "true", "do IPv6 where pools ask for it", parseBool, func(d *Dataplane) *bool { return &d.IPv6Support }),
-		must(in("InterfacePrefix", "cali", "how names of workloads' devices begin, with commas between several; the plugin makes cali…", prefixes,
+		must(in("InterfacePrefix", "cali", "how names of workloads' devices begin, with commas between several; cali, as the plugin names them, always counts too", prefixes,
 			func(d *Dataplane) *[]string { return &d.InterfacePrefixes })),
 		must(in("DefaultEndpointToHostAction", "DROP", "packets from pods to their host: DROP, ACCEPT, or RETURN to the host's own rules; at start the agent writes "+
 			"Return for its node", oneOf("DROP", "RETURN", "ACCEPT"), func(d *Dataplane) *string { return &d.EndpointToHost })),

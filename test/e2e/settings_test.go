@@ -116,10 +116,15 @@ func TestPodsReachTheirHostAsSet(t *testing.T) {
 	asHost := func(c lab.Command) error { return l.Exec(t.Context(), "node-1", c) }
 
 	for _, c := range []struct {
-		action string
+		action string // "": what is stored cannot be read, and the one before goes on
 		reach  bool
-	}{{"Return", true}, {"Drop", false}, {"Accept", true}} {
-		setFelix(t, l, `"defaultEndpointToHostAction": "`+c.action+`"`)
+	}{{"Return", true}, {"Drop", false}, {"Accept", true}, {"", true}} {
+		if c.action != "" {
+			setFelix(t, l, `"defaultEndpointToHostAction": "`+c.action+`"`)
+		} else {
+			put(t, l, api.ResourcesRoot+"felixconfigurations/node.node-1", "{")
+			nettest.Eventually(t, func() error { return has("felixconfigurations/node.node-1")(agentLog(t, l, "node-1")) })
+		}
 		for _, to := range host {
 			if strings.HasPrefix(to, "fe80") {
 				continue
