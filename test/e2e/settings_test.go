@@ -124,6 +124,8 @@ func TestPodsReachTheirHostAsSet(t *testing.T) {
 		} else {
 			put(t, l, api.ResourcesRoot+"felixconfigurations/node.node-1", "{")
 			nettest.Eventually(t, func() error { return has("felixconfigurations/node.node-1")(agentLog(t, l, "node-1")) })
+			run(t, l, "node-1", "ip", "route", "flush", "proto", "80")
+			eventually(t, l, has("proto 80"), "ip", "route") // so a whole round has followed
 		}
 		for _, to := range host {
 			if strings.HasPrefix(to, "fe80") {
