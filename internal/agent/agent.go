@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,22 +19,25 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/health"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // Agent is one node's agent.
 type Agent struct {
-	cfg   config.Node
-	etcd  store.Config
-	env   config.Env
-	log   *slog.Logger
-	level *slog.LevelVar
-	node  string
+	cfg  config.Node
+	etcd store.Config
+	env  config.Env
+	file config.File
+	log  *slog.Logger
+	logs *logs
+	node string
 
 	machine string // the id of this machine: the node's name is its
 
@@ -47,11 +51,21 @@ type Agent struct {
 	tunnels    *tunnels
 	handler    *register.Handler
 	programmed *programmed
+	chains     []*xtables.Chains // of both families, or one
+
+	pulse       *health.Pulse
+	metrics     *health.Metrics
+	healthPort  *health.Port
+	metricsPort *health.Port
+	planned     atomic.Pointer[health.Planned]
+	problems    atomic.Int64 // that are said and still there
+	began       time.Time
 
 	first sync.Once     // the first complete apply
 	isUp  chan struct{} // closed by it
 
 	// Owned by the loop.
+	settled heeded
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
@@ -59,18 +73,38 @@ type Agent struct {
 
 // Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
 func Main(ctx context.Context, env config.Env, out *os.File) error {
-	level := &slog.LevelVar{}
-	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
-	cfg, err := config.FromEnv(env)
-	if err != nil {
-		return fmt.Errorf("read the environment: %w", err)
+	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), pulse: newPulse(), began: time.Now()}
+	a.log = a.logs.logger()
+	if err := a.read(env); err != nil {
+		return err
 	}
-	etcd, err := store.FromEnv(env)
-	if err != nil {
-		return fmt.Errorf("read the environment: %w", err)
-	}
-	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
+	a.metrics = health.NewMetrics(a.node, a.facts)
+	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
+	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
 	return a.run(ctx)
+}
+
+// read reads what the host says: the environment and the settings file. What they say of logs and ports counts at once, and until etcd
+// has been read.
+func (a *Agent) read(env config.Env) (err error) {
+	if a.file, err = config.ReadFile(env); err != nil {
+		return err
+	}
+	if err := config.CheckLocal(env, a.file); err != nil {
+		return err
+	}
+	a.env = config.Local(env, a.file)
+	if a.cfg, err = config.FromEnv(a.env); err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	if a.etcd, err = store.FromEnv(a.env); err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
+		return err
+	}
+	a.settled.ours.Former, err = readProtocols()
+	return err
 }
 
 func (a *Agent) run(ctx context.Context) error {
@@ -84,6 +118,11 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	defer a.close()
 	g, ctx := errgroup.WithContext(ctx)
+	d, _ := config.Effective(config.Sources{Env: a.env, File: a.file}) // problems are said by the loop
+	a.logs.set(d)
+	a.serve(d)
+	g.Go(func() error { return a.healthPort.Run(ctx) })
+	g.Go(func() error { return a.metricsPort.Run(ctx) })
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.work(ctx, g) })
 	err = g.Wait()
@@ -113,9 +152,6 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 
 // open connects to etcd and the kernel.
 func (a *Agent) open(ctx context.Context) (err error) {
-	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
-		return err
-	}
 	if err := a.identify(); err != nil {
 		return err
 	}
@@ -166,7 +202,13 @@ func (a *Agent) close() {
 }
 
 // ready is called once every table has been listed and gone through.
-func (a *Agent) ready() { a.first.Do(func() { close(a.isUp) }) }
+func (a *Agent) ready() {
+	a.first.Do(func() {
+		close(a.isUp)
+		a.pulse.Ready(dataplanePart)
+		a.metrics.FirstResync(time.Since(a.began))
+	})
+}
 
 // servePlugins opens the socket once the kernel has been brought up to date, so that whoever can connect will be served.
 func (a *Agent) servePlugins(ctx context.Context) error {
@@ -180,6 +222,6 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	s := &server{handler: a.handler, programmed: a.programmed, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
 	return s.serve(ctx, l)
 }

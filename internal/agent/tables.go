@@ -22,7 +22,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, _ := config.Effective(a.env, global, node) // problems are said by the loop
+	d, _ := config.Effective(config.Sources{Env: a.env, File: a.file, Node: node, Global: global}) // problems are said by the loop
 	a.backend = d.IptablesBackend
 	sysctls, err := sysctl.Open("/proc/sys")
 	if err != nil {
@@ -36,6 +36,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.chains = append(a.chains, chains)
 	tables := reconcile.Tables{
 		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
 		Sets: sets, Routes: a.rtnl.Routes(), Chains: chains,
@@ -46,6 +47,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 			a.noIPv6 = err.Error()
 		} else {
 			tables.Chains6 = chains6
+			a.chains = append(a.chains, chains6)
 		}
 	}
 	a.kernel = reconcile.New(tables, a.log)

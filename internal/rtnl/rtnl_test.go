@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -308,6 +309,36 @@ func TestRoutesListOnlyOurs(t *testing.T) {
 	}
 	if h.Exec("ip", "route", "show", "table", "77") == "" {
 		t.Error("the route of another table is gone")
+	}
+}
+
+func TestSettingsSayWhoseRoutesAre(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		own  kernel.Ownership
+		want []string
+	}{
+		{"usual", kernel.Ownership{}, []string{"10.0.0.1/32", "10.0.0.80/32"}},
+		{"all on workloads' devices", kernel.Ownership{External: true}, []string{"10.0.0.1/32", "10.0.0.2/32", "10.0.0.80/32"}},
+		{"a protocol of their own", kernel.Ownership{Protocol: 90}, []string{"10.0.0.80/32", "10.0.0.90/32"}},
+		{"a former protocol", kernel.Ownership{Former: []int{90}}, []string{"10.0.0.1/32", "10.0.0.80/32", "10.0.0.90/32"}},
+		{"other prefixes", kernel.Ownership{External: true, Prefixes: []string{"tap", "eth"}}, []string{"10.0.0.3/32", "10.0.0.80/32", "10.0.0.90/32"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			for _, r := range []string{"10.0.0.1 dev cali0", "10.0.0.2 dev cali0 proto static", "10.0.0.3 dev eth0 proto static", "10.0.0.80 dev cali0 proto 80", "10.0.0.90 dev eth0 proto 90"} {
+				h.Exec(append([]string{"ip", "route", "add"}, strings.Fields(r)...)...)
+			}
+			h.Own(c.own)
+			var got []string
+			for k := range mustList(t, h.Routes()) {
+				got = append(got, k.Dst.String())
+			}
+			slices.Sort(got)
+			if d := cmp.Diff(c.want, got); d != "" {
+				t.Errorf("ours (-want +got):\n%s", d)
+			}
+		})
 	}
 }
 

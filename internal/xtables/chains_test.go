@@ -221,6 +221,36 @@ func TestOurRulesReturnToTheTop(t *testing.T) {
 	}
 }
 
+func TestOurRulesStandLastIfAsked(t *testing.T) {
+	for _, b := range []Backend{NFT, Legacy} {
+		t.Run(string(b), func(t *testing.T) {
+			f := newFirewall(t, b)
+			program := "iptables-" + string(b)
+			want := rules()
+			k := kernel.ChainKey{Table: "filter", Chain: "FORWARD"}
+			f.Exec(program, "-A", "FORWARD", "-s", "192.0.2.1/32", "-j", "DROP")
+			f.become(want) // first, and so in the wrong place from here on
+			f.Append(true)
+			want[k] = kernel.Chain{Rules: want[k].Rules + "\n-s 198.51.100.0/24 -j ACCEPT"}
+			f.become(want)
+			last := []string{"-s 192.0.2.1/32 -j DROP", "-j cali-FORWARD", "-s 198.51.100.0/24 -j ACCEPT"}
+			if diff := cmp.Diff(last, f.text("filter", "FORWARD")); diff != "" {
+				t.Errorf("after the change (-want +got):\n%s", diff)
+			}
+			f.Exec(program, "-A", "FORWARD", "-s", "192.0.2.2/32", "-j", "DROP")
+			f.become(want)
+			last = append([]string{last[0], "-s 192.0.2.2/32 -j DROP"}, last[1:]...)
+			if diff := cmp.Diff(last, f.text("filter", "FORWARD")); diff != "" {
+				t.Errorf("after a foreign rule (-want +got):\n%s", diff)
+			}
+			f.become(chainMap{})
+			if diff := cmp.Diff(last[:2], f.text("filter", "FORWARD")); diff != "" {
+				t.Errorf("without our rules (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestSpoiledChainsAreRepaired(t *testing.T) {
 	for _, b := range []Backend{NFT, Legacy} {
 		t.Run(string(b), func(t *testing.T) {

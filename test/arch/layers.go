@@ -63,7 +63,7 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/ctl/manifest", Sentence: "reads resources from files, folders and standard input, and says where in them a field stands"},
 	{Level: 2, Path: "internal/ctl/show", Sentence: "prints resources as tables, YAML, JSON and by templates"},
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
-	{Level: 2, Path: "internal/health", Sentence: "readiness and metrics"},
+	{Level: 2, Path: "internal/health", Sentence: "tells monitoring systems whether the node is ready and lives, and how it fares in numbers"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
 	{Level: 2, Path: "internal/machineid", Sentence: "names the machine that this is"},
 	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, neighbours and the FDB, and to their events"},
