@@ -88,7 +88,8 @@ func TestEveryKindIsWrittenAndPrintedByEveryVerbUnderEachOfItsNames(t *testing.T
 			}
 		}
 		do(all[kind], "apply", "-f", "-")
-		for _, format := range []string{"", "wide", "yaml", "json", "name", "custom-columns=NAME", "jsonpath={.metadata}", "jsonpath={.items[*].spec}", "go-template={{range .}}{{.Kind}}{{end}}"} {
+		for _, format := range []string{"", "wide", "yaml", "json", "name", "custom-columns=NAME", "jsonpath={.metadata}", "jsonpath={.items[*].spec}", "go-template={{range .}}{{.Kind}} {{.}}{{end}}",
+			"go-template={{range .}}{{with .Items}}{{range .}}{{.Spec}} {{.ObjectMeta}} {{printf \"%v\" .Spec}}{{end}}{{end}}{{end}}"} {
 			do("", on("get", kind, "-o", format)...)
 			do("", on("get", kind, name, "-o", format, "--export")...)
 		}
