@@ -109,6 +109,7 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	}
 	root.SetHelpCommand(helpCommand(root))
 	refuseUnknown(root)
+	s.suggestBelow(root)
 	s.addExamples(root, "")
 	return root
 }

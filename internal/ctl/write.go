@@ -232,7 +232,7 @@ func run(ctx context.Context, c *objects.Client, verb batchVerb, found []manifes
 		}
 		r.errs = append(r.errs, locate(found[i], err))
 		r.kinds = append(r.kinds, all[i].KindOf().Name)
-		hopeless := ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized)
+		hopeless := ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized) || errors.Is(err, store.ErrFull)
 		return !verb.stops && !hopeless // the others would fare no better
 	})
 	return r

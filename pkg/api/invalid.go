@@ -16,7 +16,7 @@ type FieldError struct {
 // Error renders path, value and reason, leaving out the latter two where they are empty.
 func (f FieldError) Error() string {
 	var b strings.Builder
-	b.WriteString(f.Path)
+	b.WriteString(clip(f.Path))
 	if f.Value != "" {
 		fmt.Fprintf(&b, " = '%s'", f.Value)
 	}

@@ -21,9 +21,15 @@ type UnknownKindError struct {
 }
 
 func (e *UnknownKindError) Error() string {
-	text := fmt.Sprintf("unknown resource type (%s) and/or version (%s)", e.Kind, e.APIVersion)
-	if e.Suggestion != "" {
+	text := fmt.Sprintf("unknown resource type (%s) and/or version (%s)", clip(e.Kind), clip(e.APIVersion))
+	_, known := kindNamed(e.Kind)
+	switch {
+	case e.Suggestion != "":
 		text += "; did you mean " + e.Suggestion + "?"
+	case e.Kind == "":
+		text += ": it says no kind"
+	case known && e.APIVersion != Version:
+		text += ": want apiVersion " + Version
 	}
 	return text
 }
@@ -62,10 +68,21 @@ func readItems(path string, v any) (out []Item) {
 	}
 	kind, _ := m["kind"].(string)
 	if _, isKind := kindNamed(kind); !isKind && strings.HasSuffix(kind, "List") {
-		return readItems(join(path, "items"), m["items"])
+		return readList(join(path, "items"), m["items"])
 	}
 	o, err := readObject(m, kind)
 	return []Item{{Path: path, Object: o, Err: err}}
+}
+
+// readList reads what a list has under items, which may be nothing.
+func readList(path string, items any) []Item {
+	switch items.(type) {
+	case nil:
+		return nil
+	case []any:
+		return readItems(path, items)
+	}
+	return []Item{{Path: path, Err: fmt.Errorf("read %s: want a list and not %s", path, describe(items))}}
 }
 
 func kindNamed(name string) (Kind, bool) {
