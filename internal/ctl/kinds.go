@@ -68,8 +68,39 @@ func (in *input) namespaceFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&in.namespace, "namespace", "n", "", `namespace of namespaced resources (default "default")`)
 }
 
-// resources reads the files, with the namespaces filled in.
+// resources reads the files, with the namespaces filled in. Every field must be known.
 func (s *session) resources(in input) ([]manifest.Resource, error) {
+	found, err := s.draft(in)
+	if unknown := manifest.Strict(found); unknown != nil {
+		return nil, fmt.Errorf("failed to execute command: %w", errors.Join(unknown, err))
+	}
+	return found, err
+}
+
+// recognize refuses fields that nobody knows before anything is done with any of the resources. What is stored may have fields of a newer
+// writer; get prints them, and a file that has them as they are stored is right.
+func recognize(ctx context.Context, c *objects.Client, found []manifest.Resource) error {
+	var errs []error
+	for _, r := range found {
+		if r.Unknown == nil {
+			continue
+		}
+		err := c.Recognize(ctx, r.Object, r.Unknown)
+		if _, invalid := errors.AsType[*api.InvalidError](err); err != nil && !invalid {
+			return err
+		}
+		if err != nil {
+			errs = append(errs, r.Locate(err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("failed to execute command: %w", err)
+	}
+	return nil
+}
+
+// draft is resources with fields that a kind does not have, for recognize.
+func (s *session) draft(in input) ([]manifest.Resource, error) {
 	found, err := manifest.Read(manifest.Source{Path: in.file, Recursive: in.recursive, Stdin: s.In})
 	if empty, ok := errors.AsType[*manifest.EmptyError](err); ok {
 		if in.skipEmpty {
@@ -79,7 +110,7 @@ func (s *session) resources(in input) ([]manifest.Resource, error) {
 		return nil, empty
 	}
 	if err != nil {
-		return nil, fmt.Errorf("failed to execute command: %w", err)
+		return nil, fmt.Errorf("failed to execute command: %w", errors.Join(err, manifest.Strict(found)))
 	}
 	var errs []error
 	for _, r := range found {

@@ -57,7 +57,8 @@ func (e *UnsupportedError) Error() string {
 
 // checker collects what is wrong with one object.
 type checker struct {
-	fields []FieldError
+	fields   []FieldError
+	unknowns []unknownField // those of fields that are so
 }
 
 // add notes a bad field. A nil value is none; pointers are followed.

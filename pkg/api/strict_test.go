@@ -28,7 +28,8 @@ func TestDocumentsHoldObjectsListsAndArrays(t *testing.T) {
 		{`{"kind":"List","items":[` + bad + `,` + node + `,7]}`, []string{
 			`items[0]: error with field sepc (field in document is not recognized or is in the wrong location; did you mean "spec"?)`, "items[1]: Node(n)",
 			"items[2]: read object: want a JSON object and not a number"}},
-		{`{"kind":"IPPoolList"}`, []string{"items: read object: want a JSON object and not null"}},
+		{`{"kind":"IPPoolList"}`, nil},
+		{`{"kind":"IPPoolList","items":5}`, []string{"items: read items: want a list and not a number"}},
 		{`{"kind":"Foo","apiVersion":"projectcalico.org/v3"}`, []string{": unknown resource type (Foo) and/or version (projectcalico.org/v3)"}},
 		{`{"kind":"Pod","apiVersion":"v1"}`, []string{": unknown resource type (Pod) and/or version (v1)"}},
 		{`{"kind":"IPPol","apiVersion":"projectcalico.org/v3"}`, []string{": unknown resource type (IPPol) and/or version (projectcalico.org/v3); did you mean IPPool?"}},

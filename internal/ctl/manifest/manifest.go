@@ -29,7 +29,9 @@ type Source struct {
 
 // Resource is an object and where it was read.
 type Resource struct {
-	Object api.Object
+	Object  api.Object
+	Unknown *api.UnknownFieldsError // fields beside it that its kind does not have; nil: none. Whether that is wrong is for the reader to say
+
 	doc    *document
 	path   string // in the document
 }
@@ -45,6 +47,17 @@ func (e *EmptyError) Error() string {
 		return "no resources specified in directory " + e.Path
 	}
 	return "no resources specified in file " + e.Path
+}
+
+// Strict is an error for every resource that has fields which its kind does not have.
+func Strict(found []Resource) error {
+	var errs []error
+	for _, r := range found {
+		if r.Unknown != nil {
+			errs = append(errs, r.Locate(r.Unknown))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Read reads all resources of a source, those of a folder by the names of its .json, .yaml and .yml files. The error is an *EmptyError if there
@@ -181,6 +194,9 @@ func (d *document) decode() ([]Resource, error) {
 		r := Resource{Object: item.Object, doc: d, path: item.Path}
 		if item.Err == nil && item.Object.KindOf().Hidden {
 			item.Err = &api.UnknownKindError{Kind: item.Object.KindOf().Name, APIVersion: api.Version}
+		}
+		if unknown, ok := errors.AsType[*api.UnknownFieldsError](item.Err); ok {
+			r.Unknown, item.Err = unknown, nil
 		}
 		if item.Err != nil {
 			errs = append(errs, r.Locate(item.Err))

@@ -241,6 +241,17 @@ func (c *Client) update(ctx context.Context, op string, given api.Object, curren
 	return fmt.Errorf("write %s: %w %d times in a row", api.Identify(given), store.ErrConflict, tries)
 }
 
+// Recognize is nil if what is stored of an object has the fields that its kind does not have just as the given one has them: a write keeps
+// them. Else it is an *api.InvalidError with those of which that is not so.
+func (c *Client) Recognize(ctx context.Context, o api.Object, unknown *api.UnknownFieldsError) error {
+	m := o.Meta()
+	old, err := c.Get(ctx, o.KindOf(), m.Namespace, m.Name)
+	if _, absent := errors.AsType[*NotFoundError](err); err != nil && !absent {
+		return err
+	}
+	return unknown.Beyond(o, old.raw)
+}
+
 // missing says that there is nothing to update, or rather what is wrong with the wish.
 func missing(op string, given api.Object) error {
 	if _, err := writable(op, given); err != nil {
