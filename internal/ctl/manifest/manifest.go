@@ -32,8 +32,8 @@ type Resource struct {
 	Object  api.Object
 	Unknown *api.UnknownFieldsError // fields beside it that its kind does not have; nil: none. Whether that is wrong is for the reader to say
 
-	doc    *document
-	path   string // in the document
+	doc  *document
+	path string // in the document
 }
 
 // EmptyError says that there was nothing to read.

@@ -60,9 +60,20 @@ func functions(set Settings) template.FuncMap {
 			}
 			return set.ASN()
 		},
-		"print":   func(args ...any) string { return fmt.Sprint(printable(args)...) },
-		"println": func(args ...any) string { return fmt.Sprintln(printable(args)...) },
-		"printf":  func(format string, args ...any) string { return fmt.Sprintf(format, printable(args)...) },
+		"print":   readable(fmt.Sprint),
+		"println": readable(fmt.Sprintln),
+		"printf": func(format string, args ...any) string {
+			args = printable(args)
+			return fmt.Sprintf(format, args...)
+		},
+	}
+}
+
+// readable is a function of fmt's on what is printable.
+func readable(of func(...any) string) func(...any) string {
+	return func(args ...any) string {
+		args = printable(args)
+		return of(args...)
 	}
 }
 
