@@ -170,11 +170,14 @@ The exit code is 1 if there is a difference.`,
 			if in.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")
 			}
-			found, err := s.resources(in)
+			found, err := s.draft(in)
 			if err != nil || len(found) == 0 {
 				return err
 			}
 			return s.onObjects(cmd.Context(), func(c *objects.Client) error {
+				if err := recognize(cmd.Context(), c, found); err != nil {
+					return err
+				}
 				differs := false
 				var errs []error
 				for _, it := range found {

@@ -109,15 +109,24 @@ func newCommand(set Settings, args []string) *cobra.Command {
 	}
 	root.SetHelpCommand(helpCommand(root))
 	refuseUnknown(root)
+	s.suggestBelow(root)
 	s.addExamples(root, "")
 	return root
 }
 
 // refuseUnknown makes the commands that only hold others fail without a verb of theirs, or with a wrong one: a script must not take
-// the help that it did not ask for as success.
+// the help that it did not ask for as success. The others fail with their usage where they have too few arguments or too many.
 func refuseUnknown(parent *cobra.Command) {
 	for _, c := range parent.Commands() {
 		refuseUnknown(c)
+		if wanted := c.Args; wanted != nil {
+			c.Args = func(cmd *cobra.Command, args []string) error {
+				if err := wanted(cmd, args); err != nil {
+					return misused(cmd, args, err.Error())
+				}
+				return nil
+			}
+		}
 		if !c.HasSubCommands() || c.Runnable() {
 			continue
 		}

@@ -1,15 +1,19 @@
 package ctl_test
 
 import (
+	"encoding/json"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/muslin-cni/muslin/internal/ctl/manifest"
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // unmeasured are kinds of which layout.md has no case.
@@ -88,7 +92,8 @@ func TestEveryKindIsWrittenAndPrintedByEveryVerbUnderEachOfItsNames(t *testing.T
 			}
 		}
 		do(all[kind], "apply", "-f", "-")
-		for _, format := range []string{"", "wide", "yaml", "json", "name", "custom-columns=NAME", "jsonpath={.metadata}", "jsonpath={.items[*].spec}", "go-template={{range .}}{{.Kind}}{{end}}"} {
+		for _, format := range []string{"", "wide", "yaml", "json", "name", "custom-columns=NAME", "jsonpath={.metadata}", "jsonpath={.items[*].spec}", "go-template={{range .}}{{.Kind}} {{.}}{{end}}",
+			"go-template={{range .}}{{with .Items}}{{range .}}{{.Spec}} {{.ObjectMeta}} {{printf \"%v\" .Spec}}{{end}}{{end}}{{end}}"} {
 			do("", on("get", kind, "-o", format)...)
 			do("", on("get", kind, name, "-o", format, "--export")...)
 		}
@@ -105,5 +110,119 @@ func TestEveryKindIsWrittenAndPrintedByEveryVerbUnderEachOfItsNames(t *testing.T
 				t.Errorf("%s is %s after replace, and was %s", kind, after, before)
 			}
 		}
+	}
+}
+
+// strew puts a field that nobody knows into every object of a JSON tree, but for those whose keys are their user's, and counts them.
+func strew(v any, n *int) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			strew(e, n)
+		}
+	case map[string]any:
+		for key, e := range v {
+			if !slices.Contains([]string{"labels", "annotations", "matchLabels", "labelsToApply"}, key) {
+				strew(e, n)
+			}
+		}
+		*n++
+		v["fromTheFuture"] = map[string]any{"number": *n, "list": []any{"a", 2.5}}
+	}
+}
+
+// future is a strewn field as it is stored.
+var future = regexp.MustCompile(`"fromTheFuture":\{"list":\["a",2\.5\],"number":\d+\}`)
+
+func TestFieldsOfANewerWriterSurviveEveryVerbAtEveryDepth(t *testing.T) {
+	etcd := etcdtest.New(t)
+	env := map[string]string{"ETCD_ENDPOINTS": etcd.Endpoint()}
+	all := samples(t)
+	do := func(stdin string, args ...string) string {
+		t.Helper()
+		got := muslinctl(t, env, stdin, args...)
+		if got.code != 0 {
+			t.Errorf("%v: %+v", args, got)
+		}
+		return got.stdout
+	}
+	do(all["Tier"], "apply", "-f", "-") // policies name it
+	client := etcd.Store()
+	for _, kind := range slices.Sorted(maps.Keys(all)) {
+		found, err := manifest.Decode(kind, []byte(all[kind]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := found[0].Object.Meta()
+		on := func(args ...string) []string {
+			if m.Namespace != "" {
+				return append(args, "-n", m.Namespace)
+			}
+			return args
+		}
+		do(all[kind], "apply", "-f", "-")
+		if found[0].Object.KindOf().Namespaced && m.Namespace == "" {
+			m.Namespace = "default"
+		}
+		key := api.KeyOf(found[0].Object)
+		stored := func() store.KV {
+			t.Helper()
+			got, _, err := client.Read(t.Context(), store.Range{Key: key})
+			if err != nil || len(got[0]) == 0 {
+				t.Fatalf("%s: %v", key, err)
+			}
+			return got[0][0]
+		}
+		kv := stored()
+		var tree any
+		if err := json.Unmarshal(kv.Value, &tree); err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		strew(tree, &n)
+		raw, err := json.Marshal(tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var txn store.Txn
+		txn.PutRaw(key, raw, kv.Rev)
+		if _, err := client.Commit(t.Context(), &txn); err != nil {
+			t.Fatal(err)
+		}
+		want := future.FindAllString(string(raw), -1)
+		slices.Sort(want)
+		if len(want) != n || n < 3 {
+			t.Fatalf("%s: %d of %d fields were strewn", kind, len(want), n)
+		}
+		check := func(after string) {
+			t.Helper()
+			got := future.FindAllString(string(stored().Value), -1)
+			slices.Sort(got)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s after %s (-stored +left):\n%s", kind, after, diff)
+			}
+		}
+		for _, format := range []string{"yaml", "json"} {
+			text := do("", on("get", kind, m.Name, "-o", format)...)
+			if got := strings.Count(text, "fromTheFuture"); got != n {
+				t.Errorf("get %s -o %s prints %d of %d fields", kind, format, got, n)
+			}
+			do(text, "diff", "-f", "-")
+			do(text, "apply", "-f", "-")
+			check("apply of " + format)
+			do(do("", on("get", kind, m.Name, "-o", format)...), "replace", "-f", "-")
+			check("replace of " + format)
+		}
+		do("", on("label", kind, m.Name, "example.com/k=v", "--overwrite")...)
+		check("label")
+		do("", on("patch", kind, m.Name, "-p", `{"metadata":{"annotations":{"example.com/a":"b"}}}`)...)
+		check("patch")
+
+		// What is not stored so is no field of the future but a mistake.
+		text := strings.Replace(do("", on("get", kind, m.Name, "-o", "yaml")...), "number: 1\n", "number: 1000\n", 1)
+		if got := muslinctl(t, env, text, "apply", "-f", "-"); got.code != 1 || !strings.Contains(got.stderr, "fromTheFuture (field in document is not recognized") {
+			t.Errorf("%s with another value: %+v", kind, got)
+		}
+		check("a refused apply")
 	}
 }

@@ -110,7 +110,7 @@ type query struct {
 
 func (s *session) query(o getOptions, args []string) (query, error) {
 	if o.file != "" {
-		found, err := s.resources(o.input)
+		found, err := s.draft(o.input)
 		if err != nil || len(found) == 0 {
 			return query{}, err
 		}

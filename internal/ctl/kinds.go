@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,18 +45,62 @@ type input struct {
 
 func (in *input) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVarP(&in.file, "filename", "f", "", "file or folder with resources in YAML or JSON; - is standard input")
+	f.VarP((*once)(&in.file), "filename", "f", "file or folder with resources in YAML or JSON; - is standard input")
 	f.BoolVarP(&in.recursive, "recursive", "R", false, "with a folder: its folders too")
 	f.BoolVar(&in.skipEmpty, "skip-empty", false, "do not fail if there are no resources in it")
 	in.namespaceFlag(cmd)
+}
+
+// once is an option that is given once: of two files, one would not be read.
+type once string
+
+func (o *once) String() string { return string(*o) }
+func (o *once) Type() string   { return "string" }
+func (o *once) Set(value string) error {
+	if *o != "" {
+		return errors.New("it is given twice: name a folder, or join the files by a line with ---")
+	}
+	*o = once(value)
+	return nil
 }
 
 func (in *input) namespaceFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&in.namespace, "namespace", "n", "", `namespace of namespaced resources (default "default")`)
 }
 
-// resources reads the files, with the namespaces filled in.
+// resources reads the files, with the namespaces filled in. Every field must be known.
 func (s *session) resources(in input) ([]manifest.Resource, error) {
+	found, err := s.draft(in)
+	if unknown := manifest.Strict(found); unknown != nil {
+		return nil, fmt.Errorf("failed to execute command: %w", errors.Join(unknown, err))
+	}
+	return found, err
+}
+
+// recognize refuses fields that nobody knows before anything is done with any of the resources. What is stored may have fields of a newer
+// writer; get prints them, and a file that has them as they are stored is right.
+func recognize(ctx context.Context, c *objects.Client, found []manifest.Resource) error {
+	var errs []error
+	for _, r := range found {
+		if r.Unknown == nil {
+			continue
+		}
+		err := c.Recognize(ctx, r.Object, r.Unknown)
+		if _, invalid := errors.AsType[*api.InvalidError](err); err != nil && !invalid {
+			return err
+		}
+		if err != nil {
+			errs = append(errs, r.Locate(err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("failed to execute command: %w", err)
+	}
+	return nil
+}
+
+// draft is resources with fields that a kind does not have, for recognize.
+func (s *session) draft(in input) ([]manifest.Resource, error) {
 	found, err := manifest.Read(manifest.Source{Path: in.file, Recursive: in.recursive, Stdin: s.In})
 	if empty, ok := errors.AsType[*manifest.EmptyError](err); ok {
 		if in.skipEmpty {
@@ -65,7 +110,7 @@ func (s *session) resources(in input) ([]manifest.Resource, error) {
 		return nil, empty
 	}
 	if err != nil {
-		return nil, fmt.Errorf("failed to execute command: %w", err)
+		return nil, fmt.Errorf("failed to execute command: %w", errors.Join(err, manifest.Strict(found)))
 	}
 	var errs []error
 	for _, r := range found {
@@ -104,12 +149,11 @@ func (in *input) named(k api.Kind, name string) (api.Object, error) {
 
 // suggestKinds completes kinds, and names of what is in etcd behind a kind.
 func (s *session) suggestKinds(in *input, most int) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, begun string) (out []string, _ cobra.ShellCompDirective) {
 		if len(args) == 0 {
-			var out []string
 			for _, k := range api.Kinds() {
-				if !k.Hidden {
-					out = append(out, strings.ToLower(k.Name))
+				if word := strings.ToLower(k.Name); !k.Hidden && strings.HasPrefix(word, strings.ToLower(begun)) {
+					out = append(out, word)
 				}
 			}
 			return out, cobra.ShellCompDirectiveNoFileComp
@@ -117,12 +161,40 @@ func (s *session) suggestKinds(in *input, most int) func(*cobra.Command, []strin
 		if most > 0 && len(args) > most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return s.namesOf(cmd.Context(), in, args[0]), cobra.ShellCompDirectiveNoFileComp
+		namespace := in.namespace
+		if all, err := cmd.Flags().GetBool("all-namespaces"); namespace == "" && (err != nil || !all) {
+			namespace = defaultNamespace
+		}
+		for _, name := range s.namesOf(cmd.Context(), args[0], namespace) {
+			if strings.HasPrefix(name, begun) && !slices.Contains(args[1:], name) && !slices.Contains(out, name) {
+				out = append(out, name)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-// namesOf are the names of a kind's objects; none if etcd does not say within a second.
-func (s *session) namesOf(ctx context.Context, in *input, word string) (out []string) {
+// suggestBelow completes what commands of other packages take, and the root's options.
+func (s *session) suggestBelow(root *cobra.Command) {
+	of := func(word string) cobra.CompletionFunc {
+		return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 && word == "node" {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return s.namesOf(cmd.Context(), word, ""), cobra.ShellCompDirectiveNoFileComp
+		}
+	}
+	if adopt, _, err := root.Find([]string{"node", "adopt"}); err == nil {
+		adopt.ValidArgsFunction = of("node")
+	}
+	if split, _, err := root.Find([]string{"ipam", "split"}); err == nil {
+		_ = split.RegisterFlagCompletionFunc("name", of("ippool")) // there is such an option
+	}
+	_ = root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions(levels(), cobra.ShellCompDirectiveNoFileComp)) // likewise
+}
+
+// namesOf are the names of a kind's objects, of one namespace or ("") of all; none if etcd does not say within a second.
+func (s *session) namesOf(ctx context.Context, word, namespace string) (out []string) {
 	k, err := kindNamed(word)
 	if err != nil {
 		return nil
@@ -134,10 +206,6 @@ func (s *session) namesOf(ctx context.Context, in *input, word string) (out []st
 		return nil
 	}
 	defer func() { _ = c.Close() }() // there is nobody to tell
-	namespace := in.namespace
-	if namespace == "" {
-		namespace = defaultNamespace
-	}
 	all, _ := (&objects.Client{Store: c}).List(ctx, k, namespace)
 	for _, it := range all.Items {
 		out = append(out, it.Object.Meta().Name)

@@ -86,6 +86,13 @@ func TestEtcdThatIsFullIsNamed(t *testing.T) {
 			t.Errorf("%v: %+v", args, got)
 		}
 	}
+	many := "[" + strings.TrimSuffix(strings.Repeat(aTier+",", 300), ",") + "]"
+	for _, verb := range []string{"apply", "replace"} {
+		got := muslinctl(t, env, many, verb, "-f", "-")
+		if n := strings.Count(got.stderr, "\n"); got.code != 1 || n != 1 {
+			t.Errorf("%s of many: %d lines: %s", verb, n, got.stderr)
+		}
+	}
 }
 
 // TestEtcdThatIsAwayIsNamedByEveryVerb has a deadline that is the test's: every verb waits for one request at most.

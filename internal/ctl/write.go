@@ -61,7 +61,7 @@ func (s *session) fileCommand(verb, short, long string, of func(o *fileOptions) 
 			if o.file == "" || len(args) > 0 {
 				return misused(cmd, args, "want -f FILE and nothing else")
 			}
-			found, err := s.resources(o.input)
+			found, err := s.draft(o.input)
 			if err != nil || len(found) == 0 {
 				return err
 			}
@@ -142,7 +142,7 @@ run again.`,
 
 func (s *session) deleteTargets(cmd *cobra.Command, o fileOptions, args []string) ([]manifest.Resource, error) {
 	if o.file != "" && len(args) == 0 {
-		return s.resources(o.input)
+		return s.draft(o.input)
 	}
 	if o.file != "" || len(args) < 2 {
 		return nil, misused(cmd, args, "want a kind and names, or -f FILE")
@@ -193,6 +193,9 @@ func (s *session) validateCommand() *cobra.Command {
 func (s *session) write(ctx context.Context, dryRun bool, verb batchVerb, found []manifest.Resource) error {
 	return s.onObjects(ctx, func(c *objects.Client) error {
 		c.DryRun = dryRun
+		if err := recognize(ctx, c, found); err != nil {
+			return err
+		}
 		if verb.verb != "delete" {
 			// It is a service to the cluster; whether the verb itself can be done shows by itself.
 			if err := c.EnsureInitialized(ctx); errors.Is(err, store.ErrUnavailable) {
@@ -232,7 +235,7 @@ func run(ctx context.Context, c *objects.Client, verb batchVerb, found []manifes
 		}
 		r.errs = append(r.errs, locate(found[i], err))
 		r.kinds = append(r.kinds, all[i].KindOf().Name)
-		hopeless := ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized)
+		hopeless := ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnauthorized) || errors.Is(err, store.ErrFull)
 		return !verb.stops && !hopeless // the others would fare no better
 	})
 	return r

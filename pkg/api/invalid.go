@@ -16,7 +16,7 @@ type FieldError struct {
 // Error renders path, value and reason, leaving out the latter two where they are empty.
 func (f FieldError) Error() string {
 	var b strings.Builder
-	b.WriteString(f.Path)
+	b.WriteString(clip(f.Path))
 	if f.Value != "" {
 		fmt.Fprintf(&b, " = '%s'", f.Value)
 	}
@@ -57,7 +57,8 @@ func (e *UnsupportedError) Error() string {
 
 // checker collects what is wrong with one object.
 type checker struct {
-	fields []FieldError
+	fields   []FieldError
+	unknowns []unknownField // those of fields that are so
 }
 
 // add notes a bad field. A nil value is none; pointers are followed.

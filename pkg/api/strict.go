@@ -21,9 +21,15 @@ type UnknownKindError struct {
 }
 
 func (e *UnknownKindError) Error() string {
-	text := fmt.Sprintf("unknown resource type (%s) and/or version (%s)", e.Kind, e.APIVersion)
-	if e.Suggestion != "" {
+	text := fmt.Sprintf("unknown resource type (%s) and/or version (%s)", clip(e.Kind), clip(e.APIVersion))
+	_, known := kindNamed(e.Kind)
+	switch {
+	case e.Suggestion != "":
 		text += "; did you mean " + e.Suggestion + "?"
+	case e.Kind == "":
+		text += ": it says no kind"
+	case known && e.APIVersion != Version:
+		text += ": want apiVersion " + Version
 	}
 	return text
 }
@@ -31,8 +37,65 @@ func (e *UnknownKindError) Error() string {
 // Item is one object of a document.
 type Item struct {
 	Path   string // where in the document it stands: items[3]; "" for the document itself
-	Object Object // nil if Err is set
-	Err    error  // *InvalidError with paths below the object, *UnknownKindError, or what is wrong with the JSON
+	Object Object // nil if Err is set, but for an *UnknownFieldsError: then it is the object without these fields
+	Err    error  // *InvalidError with paths below the object, *UnknownFieldsError, *UnknownKindError, or what is wrong with the JSON
+}
+
+// UnknownFieldsError says that nothing is wrong with an object but that it has fields that its kind does not have, maybe because a newer
+// writer stored them, and they were printed.
+type UnknownFieldsError struct {
+	*InvalidError
+	fields   []unknownField
+	document any
+}
+
+// unknownField is a field that a kind does not have.
+type unknownField struct{ parent, key string }
+
+// Unwrap is the fields as what they are to whoever takes none.
+func (e *UnknownFieldsError) Unwrap() error { return e.InvalidError }
+
+// Beyond is nil if the object o, which the error came with, has these fields just as stored has them, the bytes of the same object in the
+// datastore: writing o over it keeps them. Else it is an *InvalidError with those of which that is not so.
+func (e *UnknownFieldsError) Beyond(o Object, stored []byte) error {
+	text, err := Text(o, stored)
+	if err != nil {
+		return err
+	}
+	kept, err := parse(text)
+	if err != nil {
+		return err
+	}
+	left := &checker{}
+	for i, f := range e.fields {
+		mine, _ := fieldAt(e.document, f.parent, f.key)
+		theirs, there := fieldAt(kept, f.parent, f.key)
+		if !there || !reflect.DeepEqual(mine, theirs) {
+			left.fields = append(left.fields, e.Fields[i])
+		}
+	}
+	return left.err()
+}
+
+// fieldAt finds a field of the object that stands at a path, such as spec.ingress[0], in a JSON tree.
+func fieldAt(tree any, parent, key string) (any, bool) {
+	for step := range strings.FieldsFuncSeq(parent, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+		switch at := tree.(type) {
+		case map[string]any:
+			tree = at[step]
+		case []any:
+			i, err := strconv.Atoi(step)
+			if err != nil || i < 0 || i >= len(at) {
+				return nil, false
+			}
+			tree = at[i]
+		default:
+			return nil, false
+		}
+	}
+	m, _ := tree.(map[string]any)
+	v, ok := m[key]
+	return v, ok
 }
 
 // Read reads a document that people wrote, in JSON: an object, a list of a kind (as IPPoolList, or List), or an array. It is
@@ -62,10 +125,21 @@ func readItems(path string, v any) (out []Item) {
 	}
 	kind, _ := m["kind"].(string)
 	if _, isKind := kindNamed(kind); !isKind && strings.HasSuffix(kind, "List") {
-		return readItems(join(path, "items"), m["items"])
+		return readList(join(path, "items"), m["items"])
 	}
 	o, err := readObject(m, kind)
 	return []Item{{Path: path, Object: o, Err: err}}
+}
+
+// readList reads what a list has under items, which may be nothing.
+func readList(path string, items any) []Item {
+	switch items.(type) {
+	case nil:
+		return nil
+	case []any:
+		return readItems(path, items)
+	}
+	return []Item{{Path: path, Err: fmt.Errorf("read %s: want a list and not %s", path, describe(items))}}
 }
 
 func kindNamed(name string) (Kind, bool) {
@@ -100,8 +174,8 @@ func readObject(m map[string]any, kind string) (Object, error) {
 	o := k.New()
 	c := &checker{}
 	c.strict("", m, reflect.TypeOf(o).Elem())
-	if err := c.err(); err != nil {
-		return nil, err
+	if len(c.fields) > len(c.unknowns) {
+		return nil, c.err()
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {
@@ -109,6 +183,9 @@ func readObject(m map[string]any, kind string) (Object, error) {
 	}
 	if err := json.Unmarshal(raw, o); err != nil {
 		return nil, fmt.Errorf("read %s: %w", kind, err)
+	}
+	if len(c.unknowns) > 0 {
+		return o, &UnknownFieldsError{InvalidError: &InvalidError{Fields: c.fields}, fields: c.unknowns, document: m}
 	}
 	return o, nil
 }
@@ -203,7 +280,7 @@ func (c *checker) strictStruct(path string, v any, t reflect.Type) {
 			c.strict(join(path, key), object[key], f.Type)
 		case t == reflect.TypeFor[ObjectMeta]() && contains(passed(), key, false):
 		default:
-			c.unknown(join(path, key), key, slices.Collect(maps.Keys(known)))
+			c.unknown(path, key, slices.Collect(maps.Keys(known)))
 		}
 	}
 }
@@ -217,13 +294,14 @@ func (c *checker) strictWith(path string, v any, t reflect.Type, reason string) 
 	}
 }
 
-func (c *checker) unknown(path, key string, known []string) {
+func (c *checker) unknown(parent, key string, known []string) {
 	slices.Sort(known)
+	c.unknowns = append(c.unknowns, unknownField{parent, key})
 	hint := ""
 	if near := nearest(key, known); near != "" {
 		hint = fmt.Sprintf("; did you mean %q?", near)
 	}
-	c.add(path, nil, "field in document is not recognized or is in the wrong location%s", hint)
+	c.add(join(parent, key), nil, "field in document is not recognized or is in the wrong location%s", hint)
 }
 
 func (c *checker) wrongType(path string, v any, want string) {

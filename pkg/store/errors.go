@@ -57,7 +57,7 @@ func (c *Client) writeError(err error, sent bool) error {
 	case !sent || isUnauthorized(err):
 		return c.readError(err)
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("etcd is full: compact and defragment it or raise its --quota-backend-bytes, then disarm its alarm (etcdctl alarm disarm): %w", err)
+		return fmt.Errorf("%w: compact and defragment it or raise its --quota-backend-bytes, then disarm its alarm (etcdctl alarm disarm): %w", ErrFull, err)
 	case errors.As(err, &said) && !isAway(err):
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -30,6 +31,7 @@ var (
 	ErrUnknown      = errors.New("etcd did not say whether it did it") // the commit may or may not have happened: read again
 	ErrUnauthorized = errors.New("etcd refused our credentials")
 	ErrHandshake    = errors.New("TLS failed")         // an ErrUnavailable that certificates, ours or etcd's, are the reason of
+	ErrFull         = errors.New("etcd is full")       // nothing was changed; what is deleted still can be
 	ErrCompacted    = errors.New("revision compacted") // list again
 )
 
@@ -226,6 +228,7 @@ const MaxKeys = 128
 // Txn collects the compares and writes of one transaction. The zero value is empty and ready. Each key may be written once.
 type Txn struct {
 	expect map[string]int64
+	below  map[string]int64 // prefixes, and the revision up to which what they hold was seen
 	writes []write
 	err    error
 }
@@ -244,6 +247,18 @@ func (t *Txn) Expect(key string, rev int64) {
 		t.fail(fmt.Errorf("%s is expected at revision %d and at %d", key, old, rev))
 	}
 	t.expect[key] = rev
+}
+
+// ExpectBelow makes the transaction depend on no key with that prefix having been written after a revision, at which all of them were read.
+// Keys that were deleted since do not count. Where it fails, the ConflictError names what was written.
+func (t *Txn) ExpectBelow(prefix string, rev int64) {
+	if t.below == nil {
+		t.below = map[string]int64{}
+	}
+	if old, ok := t.below[prefix]; ok {
+		rev = min(rev, old)
+	}
+	t.below[prefix] = rev
 }
 
 // Delete removes the key, which must be at that ModRevision.
@@ -318,24 +333,8 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	if t.err != nil {
 		return nil, fmt.Errorf("build transaction: %w", t.err)
 	}
-	keys := make([]string, 0, len(t.expect))
-	for k := range t.expect {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	var cmps []clientv3.Cmp
-	var then, orElse []clientv3.Op
-	for _, k := range keys {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), "=", t.expect[k]))
-		orElse = append(orElse, clientv3.OpGet(k))
-	}
-	for _, w := range t.writes {
-		if w.value == nil {
-			then = append(then, clientv3.OpDelete(w.key))
-			continue
-		}
-		then = append(then, clientv3.OpPut(w.key, string(w.value)))
-	}
+	keys := slices.Sorted(maps.Keys(t.expect))
+	cmps, then, orElse := t.operations(keys)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	etcd, err := c.etcd(ctx)
@@ -357,9 +356,34 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	return out, nil
 }
 
+// operations are what the transaction compares, what it does, and what it reads if a compare fails: the keys in their order, and then what
+// was written below the prefixes.
+func (t *Txn) operations(keys []string) (cmps []clientv3.Cmp, then, orElse []clientv3.Op) {
+	for _, k := range keys {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), "=", t.expect[k]))
+		orElse = append(orElse, clientv3.OpGet(k))
+	}
+	for _, p := range slices.Sorted(maps.Keys(t.below)) {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(p), "<", t.below[p]+1).WithPrefix())
+		orElse = append(orElse, clientv3.OpGet(p, clientv3.WithPrefix(), clientv3.WithMinModRev(t.below[p]+1)))
+	}
+	for _, w := range t.writes {
+		if w.value == nil {
+			then = append(then, clientv3.OpDelete(w.key))
+			continue
+		}
+		then = append(then, clientv3.OpPut(w.key, string(w.value)))
+	}
+	return cmps, then, orElse
+}
+
 func conflict(keys []string, expect map[string]int64, res *clientv3.TxnResponse) error {
 	e := &ConflictError{}
 	for i, r := range res.Responses {
+		if i >= len(keys) {
+			e.Current = append(e.Current, fromEtcd(r.GetResponseRange().Kvs)...)
+			continue
+		}
 		now := KV{Key: keys[i]}
 		if kvs := fromEtcd(r.GetResponseRange().Kvs); len(kvs) > 0 {
 			now = kvs[0]

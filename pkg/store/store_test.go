@@ -380,3 +380,40 @@ func (p *proxy) copy(dst, src net.Conn, answers bool) {
 		}
 	}
 }
+
+func TestTransactionFailsOnWhatWasWrittenBelowAPrefixItExpects(t *testing.T) {
+	c := etcdtest.New(t).Store()
+	put := func(key string, rev int64) int64 {
+		t.Helper()
+		var txn store.Txn
+		txn.PutRaw(key, []byte("v"), rev)
+		done, err := c.Commit(t.Context(), &txn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return done[0].Rev
+	}
+	trial := func(key string, seen int64) error {
+		var txn store.Txn
+		txn.PutRaw(key, []byte("v"), 0)
+		txn.ExpectBelow("/a/", seen)
+		_, err := c.Commit(t.Context(), &txn)
+		return err
+	}
+	if err := trial("/b/1", 1); err != nil {
+		t.Errorf("nothing is below it: %v", err)
+	}
+	rev := put("/a/1", 0)
+	put("/ab", 0)
+	if err := trial("/b/2", rev); err != nil {
+		t.Errorf("all below it was seen: %v", err)
+	}
+	newer := put("/a/2", 0)
+	var conflict *store.ConflictError
+	if err := trial("/b/3", rev); !errors.As(err, &conflict) || len(conflict.Current) != 1 || conflict.Current[0].Key != "/a/2" || conflict.Current[0].Rev != newer {
+		t.Errorf("one below it was not seen: %v", err)
+	}
+	if err := trial("/b/3", newer); err != nil {
+		t.Errorf("after it was seen, and the refused one has changed nothing: %v", err)
+	}
+}

@@ -10,7 +10,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Request is one request to etcd that was answered or given up. Watches are streams and no requests.
+// Request is one request to etcd that was answered or given up. Of a watch, the asking for it is one, and so is each wait for its next
+// message.
 type Request struct {
 	What string // the operations with their keys, and no values
 	Took time.Duration
@@ -25,6 +26,13 @@ func traced(tell func(Request)) grpc.DialOption {
 		tell(Request{What: what(method, req), Took: time.Since(began), Err: err})
 		return err
 	})
+}
+
+// tell tells a request that began then, to whoever wants to know.
+func (c *Client) tell(what string, began time.Time, err error) {
+	if c.cfg.Trace != nil {
+		c.cfg.Trace(Request{What: what, Took: time.Since(began), Err: err})
+	}
 }
 
 // what describes a request.

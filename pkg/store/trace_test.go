@@ -32,9 +32,17 @@ func TestTraceNamesKeysAndNoValues(t *testing.T) {
 	if _, _, err := c.Read(t.Context(), store.Range{Key: "/a"}); err != nil {
 		t.Fatal(err)
 	}
+	w, err := c.Watch(t.Context(), "/a", "/b", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.Next(); err != nil {
+		t.Fatal(err)
+	}
 	mu.Lock()
 	defer mu.Unlock()
-	for _, want := range []string{"if /a at 0, put /a (6 bytes)", "get /a"} {
+	for _, want := range []string{"if /a at 0, put /a (6 bytes)", "get /a", "watch /a… after 1", "watch /a…: 1 changes up to 2"} {
 		if !slices.Contains(told, want) {
 			t.Errorf("%q was not told: %q", want, told)
 		}

@@ -38,6 +38,7 @@ type Batch struct {
 // as long as it is not told to fragment. That Rev is never ahead of the events needs etcd 3.4.25 or 3.5.8, or later.
 type Watcher struct {
 	client  *Client
+	what    string // the range, as traces name it
 	stream  pb.Watch_WatchClient
 	cancel  context.CancelCauseFunc
 	cause   func() error // why the watch was ended from this side; nil while it was not
@@ -50,11 +51,14 @@ type Watcher struct {
 // ErrUnavailable within the client's timeout; that the revision is compacted is for Next to say. The watch ends with ctx too. The
 // caller calls Close.
 func (c *Client) Watch(ctx context.Context, from, end string, after int64) (*Watcher, error) {
+	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(c.timeout, func() { cancel(errSilent) })
 	defer late.Stop()
-	w := &Watcher{client: c, cancel: cancel, cause: func() error { return context.Cause(ctx) }, timeout: c.timeout, rev: after}
-	if err := w.create(ctx, from, end); err != nil {
+	w := &Watcher{client: c, what: "watch " + keys([]byte(from), []byte(end)), cancel: cancel, cause: func() error { return context.Cause(ctx) }, timeout: c.timeout, rev: after}
+	err := w.create(ctx, from, end)
+	c.tell(fmt.Sprintf("%s after %d", w.what, after), began, err)
+	if err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -85,12 +89,14 @@ func (w *Watcher) create(ctx context.Context, from, end string) error {
 // Errors end the watch: ErrCompacted if etcd no longer has what follows the last batch, ErrUnavailable if the connection is lost or
 // silent for three timeouts. One caller at a time.
 func (w *Watcher) Next() (Batch, error) {
+	began := time.Now()
 	ask := time.AfterFunc(w.timeout, w.RequestProgress)
 	defer ask.Stop()
 	silent := time.AfterFunc(silences*w.timeout, func() { w.cancel(errSilent) })
 	defer silent.Stop()
 	res, err := w.receive()
 	if err != nil {
+		w.client.tell(w.what, began, err)
 		return Batch{}, err
 	}
 	b := Batch{}
@@ -105,6 +111,7 @@ func (w *Watcher) Next() (Batch, error) {
 		b.Changes = append(b.Changes, kv)
 	}
 	b.Rev = w.advance(res)
+	w.client.tell(fmt.Sprintf("%s: %d changes up to %d", w.what, len(b.Changes), b.Rev), began, nil)
 	return b, nil
 }
 

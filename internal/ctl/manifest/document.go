@@ -77,7 +77,7 @@ func (d *document) asJSON() ([]byte, error) {
 		}
 		return d.text, nil
 	}
-	if d.isFlow() {
+	if d.isFlow() || bytes.Contains(d.text, []byte("---")) || bytes.Contains(d.text, []byte("...")) {
 		if err := d.alone(); err != nil {
 			return nil, d.badYAML(err)
 		}
@@ -89,7 +89,8 @@ func (d *document) asJSON() ([]byte, error) {
 	return text, nil
 }
 
-// alone fails where something follows the one value that the parser would read.
+// alone fails where something follows the one value that the parser would read: behind a value in brackets, or where a mark stands on a line
+// that ends as split does not know, as with a carriage return alone.
 func (d *document) alone() error {
 	dec := yamlv3.NewDecoder(bytes.NewReader(d.text))
 	for range 2 {
@@ -143,6 +144,9 @@ func (d *document) place(line int) string {
 // badYAML turns the lines that the parser names into the file's.
 func (d *document) badYAML(err error) error {
 	text := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
+	if strings.Contains(text, "invalid map key") { // what follows is Go
+		return fmt.Errorf("%s: a key is a list or an object, and must be a text", d.place(d.line))
+	}
 	m := regexp.MustCompile(`^yaml: (?:unmarshal errors:\s+)?line (\d+): `).FindStringSubmatch(text)
 	if m == nil {
 		return fmt.Errorf("%s: %s", d.place(d.line), text)

@@ -29,9 +29,11 @@ type Source struct {
 
 // Resource is an object and where it was read.
 type Resource struct {
-	Object api.Object
-	doc    *document
-	path   string // in the document
+	Object  api.Object
+	Unknown *api.UnknownFieldsError // fields beside it that its kind does not have; nil: none. Whether that is wrong is for the reader to say
+
+	doc  *document
+	path string // in the document
 }
 
 // EmptyError says that there was nothing to read.
@@ -47,6 +49,17 @@ func (e *EmptyError) Error() string {
 	return "no resources specified in file " + e.Path
 }
 
+// Strict is an error for every resource that has fields which its kind does not have.
+func Strict(found []Resource) error {
+	var errs []error
+	for _, r := range found {
+		if r.Unknown != nil {
+			errs = append(errs, r.Locate(r.Unknown))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Read reads all resources of a source, those of a folder by the names of its .json, .yaml and .yml files. The error is an *EmptyError if there
 // are none, else it names file, document, line and field of everything that is wrong.
 func Read(src Source) ([]Resource, error) {
@@ -56,6 +69,9 @@ func Read(src Source) ([]Resource, error) {
 			return nil, fmt.Errorf("read standard input: %w", err)
 		}
 		return nonEmpty(&EmptyError{Path: "-"})(Decode("standard input", data))
+	}
+	if strings.HasPrefix(src.Path, "http://") || strings.HasPrefix(src.Path, "https://") {
+		return nil, fmt.Errorf("open %s: it is a URL: fetch it with another program, and give that one's output to -f -", src.Path)
 	}
 	info, err := os.Stat(src.Path)
 	if err != nil {
@@ -121,23 +137,36 @@ func plain(err error) error {
 	return err
 }
 
+// list finds the files of a folder, which a link may lead to. Links in it are followed to files, as a mounted ConfigMap has them, and
+// not to folders, where they might go round in circles.
 func list(root string, recursive bool) (out []string, err error) {
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	top := root + string(filepath.Separator) // follows the link
+	err = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && path != root && !recursive:
+		case d.IsDir() && path != top && !recursive:
 			return filepath.SkipDir
-		case !d.IsDir() && slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(path)):
-			out = append(out, path)
+		case !d.IsDir() && slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(path)) && holdsText(path):
+			out = append(out, filepath.Clean(path))
 		}
 		return nil
 	})
 	return out, plain(err)
 }
 
+// holdsText reports whether it is a file or a link to one: reading a pipe or a socket, which nobody named, would wait for ever. A link that
+// leads nowhere counts, so that opening it says so.
+func holdsText(path string) bool {
+	info, err := os.Stat(path)
+	return err != nil || info.Mode().IsRegular()
+}
+
 // Decode reads the resources of one file's content. The error names everything that is wrong; what is right comes beside it.
 func Decode(file string, data []byte) ([]Resource, error) {
+	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) {
+		return nil, fmt.Errorf("%s: it is UTF-16: save it as UTF-8", file)
+	}
 	docs := split(file, data)
 	var out []Resource
 	var errs []error
@@ -165,6 +194,9 @@ func (d *document) decode() ([]Resource, error) {
 		r := Resource{Object: item.Object, doc: d, path: item.Path}
 		if item.Err == nil && item.Object.KindOf().Hidden {
 			item.Err = &api.UnknownKindError{Kind: item.Object.KindOf().Name, APIVersion: api.Version}
+		}
+		if unknown, ok := errors.AsType[*api.UnknownFieldsError](item.Err); ok {
+			r.Unknown, item.Err = unknown, nil
 		}
 		if item.Err != nil {
 			errs = append(errs, r.Locate(item.Err))

@@ -2,8 +2,14 @@ package manifest_test
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/ctl/manifest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -120,4 +126,62 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestWhatCannotBeReadIsSaidInWords(t *testing.T) {
+	const set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: a}\n"
+	for _, c := range []struct{ what, text, want string }{
+		{"two documents between carriage returns", strings.ReplaceAll(set+"---\n"+set, "\n", "\r"), "f, line 1: yaml: there is more than one value"},
+		{"two documents between line separators", set + "\u2028---\u2028" + set, "f, line 1: yaml: there is more than one value"},
+		{"UTF-16", "\xff\xfea\x00:\x00 \x00b\x00", "f: it is UTF-16: save it as UTF-8"},
+		{"a list as key", "{[a]: b}", "f, line 1: a key is a list or an object, and must be a text"},
+		{"no kind", "apiVersion: projectcalico.org/v3\n", "f, line 1: unknown resource type () and/or version (projectcalico.org/v3): it says no kind"},
+		{"another version", strings.Replace(set, "v3", "v4", 1), "f, line 1: unknown resource type (GlobalNetworkSet) and/or version (projectcalico.org/v4): want apiVersion projectcalico.org/v3"},
+		{"a list of something else", "kind: List\nitems: {a: b}\n", "f, line 2: read items: want a list and not an object"},
+		{"much in one place", "kind: " + strings.Repeat("k", 1<<20), "f, line 1: unknown resource type (" + strings.Repeat("k", 200) + "…) and/or version ()"},
+	} {
+		found, err := manifest.Decode("f", []byte(c.text))
+		if err == nil || err.Error() != c.want || len(found) > 0 {
+			t.Errorf("%s: %d resources and %v; want %s", c.what, len(found), err, c.want)
+		}
+	}
+	for _, text := range []string{"", "---\n", "---\n---\n...\n", "null", "kind: List\nitems:\n", "kind: GlobalNetworkSetList\n"} {
+		if found, err := manifest.Decode("f", []byte(text)); err != nil || len(found) > 0 {
+			t.Errorf("%q: %d resources and %v; want none", text, len(found), err)
+		}
+	}
+	dashes := set + "# --- and ...\n"
+	if found, err := manifest.Decode("f", []byte(dashes)); err != nil || len(found) != 1 {
+		t.Errorf("%q: %d resources and %v", dashes, len(found), err)
+	}
+}
+
+func TestFolderIsReadThroughLinksAndWithoutPipes(t *testing.T) {
+	top := t.TempDir()
+	folder := filepath.Join(top, "folder")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: a}\n"
+	file := filepath.Join(top, "outside")
+	if err := errors.Join(
+		os.WriteFile(file, []byte(set), 0o600),
+		os.Symlink(file, filepath.Join(folder, "linked.yaml")),
+		os.Symlink(folder, filepath.Join(folder, "round.yaml")),
+		os.Symlink(folder, filepath.Join(top, "link")),
+		unix.Mkfifo(filepath.Join(folder, "pipe.yaml"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{folder, filepath.Join(top, "link")} {
+		if found, err := manifest.Read(manifest.Source{Path: path, Recursive: true}); err != nil || len(found) != 1 {
+			t.Errorf("%s: %d resources and %v", path, len(found), err)
+		}
+	}
+	if err := os.Symlink(filepath.Join(top, "absent"), filepath.Join(folder, "dangling.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manifest.Read(manifest.Source{Path: folder}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a link that leads nowhere: %v", err)
+	}
 }

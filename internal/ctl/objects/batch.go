@@ -29,7 +29,7 @@ const (
 //
 // Objects share transactions. One that refers to another, or stands for the same key, waits until that is committed; a pool, which is
 // held against all others, is written alone. Where a shared transaction is refused, which changes nothing, its objects are written one by
-// one; only if its outcome is unknown, or etcd away, that is the outcome of each.
+// one; only if its outcome is unknown, or etcd away or full, that is the outcome of each.
 func (c *Client) Write(ctx context.Context, verb Verb, all []api.Object, done func(i int, err error) bool) {
 	b := &batch{c: c, verb: verb, all: all, done: done}
 	for from := 0; from < len(all); from += batchKeys {
@@ -147,7 +147,8 @@ func (b *batch) flush(ctx context.Context) bool {
 		return true
 	}
 	err := b.c.commit(ctx, writes...)
-	shared := err == nil || ctx.Err() != nil || errors.Is(err, store.ErrUnknown) || errors.Is(err, store.ErrUnavailable)
+	shared := err == nil || ctx.Err() != nil || errors.Is(err, store.ErrUnknown) || errors.Is(err, store.ErrUnavailable) ||
+		errors.Is(err, store.ErrFull)
 	for i := first; i < first+len(writes); i++ {
 		if !shared {
 			err = b.alone(ctx, b.all[i])

@@ -181,3 +181,45 @@ func TestFollowListsAnewWhatEtcdHasForgotten(t *testing.T) {
 		t.Errorf("got  %v\nwant %s", got, want)
 	}
 }
+
+// TestOverlappingPoolsMadeAtOnceDoNotBothComeToBe has each writer hold its pool against the others before any of them is stored.
+func TestOverlappingPoolsMadeAtOnceDoNotBothComeToBe(t *testing.T) {
+	etcd := etcdtest.New(t)
+	pool := func(name, cidr string) api.Object {
+		return read(t, `{"apiVersion":"projectcalico.org/v3","kind":"IPPool","metadata":{"name":"`+name+`"},"spec":{"cidr":"`+cidr+`"}}`)
+	}
+	create := func(pools []api.Object) []error {
+		errs := make([]error, len(pools))
+		clients := make([]*objects.Client, len(pools))
+		for i := range pools {
+			clients[i] = clientOf(etcd.Store())
+		}
+		var all sync.WaitGroup
+		for i, p := range pools {
+			all.Go(func() { errs[i] = clients[i].Create(t.Context(), p) })
+		}
+		all.Wait()
+		return errs
+	}
+	for round := range 10 {
+		var overlapping []api.Object
+		for i := range 6 {
+			overlapping = append(overlapping, pool(fmt.Sprintf("r%d-%d", round, i), fmt.Sprintf("10.%d.0.0/16", round)))
+		}
+		made := 0
+		for _, err := range create(overlapping) {
+			if err == nil {
+				made++
+			} else if !strings.Contains(err.Error(), "overlaps") {
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+		if made != 1 {
+			t.Errorf("round %d: %d pools of one range were made", round, made)
+		}
+	}
+	apart := []api.Object{pool("a", "10.100.0.0/16"), pool("b", "10.101.0.0/16"), pool("c", "10.102.0.0/16"), pool("d", "10.103.0.0/16")}
+	if err := errors.Join(create(apart)...); err != nil {
+		t.Errorf("pools that do not overlap: %v", err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -83,15 +84,23 @@ func (c *Client) Create(ctx context.Context, given api.Object) error {
 
 // create returns what is there where the error is an *ExistsError.
 func (c *Client) create(ctx context.Context, op string, given api.Object) (store.KV, error) {
-	w, err := c.creation(ctx, op, given)
-	if err != nil {
-		return store.KV{}, err
+	for range tries {
+		w, err := c.creation(ctx, op, given)
+		if err != nil {
+			return store.KV{}, err
+		}
+		err = c.commit(ctx, w)
+		conflict, ok := errors.AsType[*store.ConflictError](err)
+		if !ok {
+			return store.KV{}, err
+		}
+		own := slices.IndexFunc(conflict.Current, func(kv store.KV) bool { return kv.Key == w.key })
+		if own >= 0 {
+			return conflict.Current[own], &ExistsError{Object: api.Identify(given)}
+		}
+		// Another pool was written since this one was held against them all.
 	}
-	err = c.commit(ctx, w)
-	if conflict, ok := errors.AsType[*store.ConflictError](err); ok && len(conflict.Current) > 0 {
-		return conflict.Current[0], &ExistsError{Object: api.Identify(given)}
-	}
-	return store.KV{}, err
+	return store.KV{}, fmt.Errorf("%s %s: %w %d times in a row", op, api.Identify(given), store.ErrConflict, tries)
 }
 
 // creation does everything that makes a new object of the given one, but for writing it.
@@ -103,8 +112,9 @@ func (c *Client) creation(ctx context.Context, op string, given api.Object) (wri
 	if err := api.ValidateCreate(o); err != nil {
 		return write{}, err
 	}
+	w := write{key: api.KeyOf(o)}
 	if p, ok := o.(*api.IPPool); ok {
-		if err := c.checkNewPool(ctx, p); err != nil {
+		if w.pools, err = c.checkNewPool(ctx, p); err != nil {
 			return write{}, err
 		}
 	}
@@ -112,8 +122,8 @@ func (c *Client) creation(ctx context.Context, op string, given api.Object) (wri
 		return write{}, err
 	}
 	api.Created(o, c.UUID(), c.Now())
-	raw, err := api.EncodeObject(o, nil)
-	return write{key: api.KeyOf(o), raw: raw}, err
+	w.raw, err = api.EncodeObject(o, nil)
+	return w, err
 }
 
 // writable is the part of a user's object that counts, with its defaults.
@@ -133,6 +143,8 @@ type write struct {
 	key string
 	raw []byte // nil: delete
 	rev int64  // that of what is replaced or deleted; 0: the key is new
+	// pools is the revision since which no pool may have been written; 0: they do not matter.
+	pools int64
 }
 
 // commit carries writes out, all or none, or finds out in a dry run whether they would succeed.
@@ -147,6 +159,9 @@ func (c *Client) commit(ctx context.Context, writes ...write) error {
 			continue
 		}
 		txn.PutRaw(w.key, w.raw, w.rev)
+		if w.pools > 0 {
+			txn.ExpectBelow((*api.IPPool)(nil).KindOf().Prefix(), w.pools)
+		}
 	}
 	_, err := c.Store.Commit(ctx, &txn)
 	return err
@@ -224,6 +239,17 @@ func (c *Client) update(ctx context.Context, op string, given api.Object, curren
 		current = conflict.Current[0] // deleted: Rev 0, and the next read says so
 	}
 	return fmt.Errorf("write %s: %w %d times in a row", api.Identify(given), store.ErrConflict, tries)
+}
+
+// Recognize is nil if what is stored of an object has the fields that its kind does not have just as the given one has them: a write keeps
+// them. Else it is an *api.InvalidError with those of which that is not so.
+func (c *Client) Recognize(ctx context.Context, o api.Object, unknown *api.UnknownFieldsError) error {
+	m := o.Meta()
+	old, err := c.Get(ctx, o.KindOf(), m.Namespace, m.Name)
+	if _, absent := errors.AsType[*NotFoundError](err); err != nil && !absent {
+		return err
+	}
+	return unknown.Beyond(o, old.raw)
 }
 
 // missing says that there is nothing to update, or rather what is wrong with the wish.
@@ -308,11 +334,12 @@ func (c *Client) checkReferences(ctx context.Context, o api.Object) error {
 	return errors.Join(errs...)
 }
 
-// checkNewPool holds a pool against the other pools and against the blocks that its range holds already.
-func (c *Client) checkNewPool(ctx context.Context, p *api.IPPool) error {
+// checkNewPool holds a pool against the other pools and against the blocks that its range holds already. It returns the revision at which it
+// saw the other pools.
+func (c *Client) checkNewPool(ctx context.Context, p *api.IPPool) (rev int64, err error) {
 	all, err := c.List(ctx, p.KindOf(), "")
 	if err != nil && all.Rev == 0 {
-		return err // pools that cannot be read do not stop a new one
+		return 0, err // pools that cannot be read do not stop a new one
 	}
 	others := make([]*api.IPPool, 0, len(all.Items))
 	for _, s := range all.Items {
@@ -323,20 +350,20 @@ func (c *Client) checkNewPool(ctx context.Context, p *api.IPPool) error {
 		others = append(others, other)
 	}
 	if err := p.Overlapping(others); err != nil {
-		return err
+		return 0, err
 	}
 	if len(others) < len(all.Items) {
-		return nil // it is there: its blocks are its own, and the commit says so
+		return all.Rev, nil // it is there: its blocks are its own, and the commit says so
 	}
 	blocks, err := ipam.Etcd{Client: c.Store}.AllBlocks(ctx, p.Spec.CIDR.Addr().Is6())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, b := range blocks {
 		if b.Value != nil && p.Spec.CIDR.Overlaps(b.Value.CIDR) && b.Value.CIDR.Bits() != p.Spec.BlockSize {
-			return &api.InvalidError{Fields: []api.FieldError{{Path: "spec.blockSize", Value: strconv.Itoa(p.Spec.BlockSize),
+			return 0, &api.InvalidError{Fields: []api.FieldError{{Path: "spec.blockSize", Value: strconv.Itoa(p.Spec.BlockSize),
 				Reason: fmt.Sprintf("IPPool blocksSize conflicts with existing allocations that use a different blockSize: block %v exists", b.Value.CIDR)}}}
 		}
 	}
-	return nil
+	return all.Rev, nil
 }

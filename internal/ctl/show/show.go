@@ -11,12 +11,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"text/template"
 
 	"sigs.k8s.io/yaml"
 
@@ -310,82 +308,6 @@ func printNames(w io.Writer, r Result) error {
 		fmt.Fprintf(w, "%s/%s\n", strings.ToLower(it.Object.KindOf().Name), it.Object.Meta().Name)
 	}
 	return nil
-}
-
-// goTemplate prints by a text/template. Its data is a slice: of one list with Items, or of the objects. An object has calicoctl's names
-// (.ObjectMeta.Name, .Spec.CIDR) and those of its JSON (.metadata.name, .spec.cidr).
-func goTemplate(text string, set Settings) (func(io.Writer, Result) error, error) {
-	asn := func() string {
-		if set.ASN == nil {
-			return "64512"
-		}
-		return set.ASN()
-	}
-	t, err := template.New("go-template").Funcs(template.FuncMap{
-		"join": func(v any, sep string) string { return strings.Join(texts(v), sep) },
-		"joinAndTruncate": func(v any, sep string, most int) string {
-			return truncate(strings.Join(texts(v), sep), most)
-		},
-		"config": func(key string) string {
-			if strings.EqualFold(key, "asnumber") {
-				return asn()
-			}
-			return ""
-		},
-	}).Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("read template: %w", err)
-	}
-	return func(w io.Writer, r Result) error {
-		data := make([]any, len(r.Items))
-		for i, it := range r.Items {
-			if data[i], err = view(it); err != nil {
-				return err
-			}
-		}
-		if r.List {
-			data = []any{map[string]any{"Kind": r.Kind.List(), "APIVersion": api.Version, "Items": data, "items": data}}
-		}
-		return t.Execute(w, data)
-	}, nil
-}
-
-// view is an object as templates see it.
-func view(it Item) (map[string]any, error) {
-	tree, err := treeOf(it.Text)
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]any{}
-	if m, ok := tree.(map[string]any); ok {
-		for k, v := range m {
-			out[k] = v
-		}
-	}
-	m := *it.Object.Meta()
-	out["ObjectMeta"], out["Kind"], out["APIVersion"] = m, it.Object.KindOf().Name, api.Version
-	out["Name"], out["Namespace"], out["UID"], out["ResourceVersion"] = m.Name, m.Namespace, m.UID, m.ResourceVersion
-	out["Labels"], out["Annotations"] = m.Labels, m.Annotations
-	v := reflect.ValueOf(it.Object).Elem()
-	for _, name := range []string{"Spec", "Status"} {
-		if f := v.FieldByName(name); f.IsValid() {
-			out[name] = f.Interface()
-		}
-	}
-	return out, nil
-}
-
-// texts are the elements of a list as text.
-func texts(v any) []string {
-	r := reflect.ValueOf(v)
-	if r.Kind() != reflect.Slice && r.Kind() != reflect.Array {
-		return []string{fmt.Sprint(v)}
-	}
-	out := make([]string, r.Len())
-	for i := range out {
-		out[i] = fmt.Sprint(r.Index(i).Interface())
-	}
-	return out
 }
 
 func truncate(s string, most int) string {
