@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -43,8 +44,11 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	backend    string // of iptables, as set when the agent started
+	kube       startup.Kubernetes
+	kernelIPv6 bool
 	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
+	addresses  *addresses
 	handler    *register.Handler
 	programmed *programmed
 
@@ -57,10 +61,9 @@ type Agent struct {
 	mtu     int                 // as published; 0: not yet
 }
 
-// Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
-func Main(ctx context.Context, env config.Env, out *os.File) error {
-	level := &slog.LevelVar{}
-	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+// Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
+func Run(ctx context.Context, environ []string, out io.Writer) error {
+	env := lookup(environ)
 	cfg, err := config.FromEnv(env)
 	if err != nil {
 		return fmt.Errorf("read the environment: %w", err)
@@ -69,8 +72,17 @@ func Main(ctx context.Context, env config.Env, out *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read the environment: %w", err)
 	}
-	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, programmed: newProgrammed(), isUp: make(chan struct{})}
-	return a.run(ctx)
+	level := &slog.LevelVar{}
+	level.Set(cfg.LogLevel)
+	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, kube: kubernetes(cfg, env), programmed: newProgrammed(), isUp: make(chan struct{})}
+	a.addresses = newAddresses(cfg.PollInterval, a.readdress, log)
+	a.introduce(environ)
+	err = a.run(ctx)
+	if ctx.Err() != nil { // asked to end
+		err = errors.Join(err, startup.SayDown(cfg.ShutdownFile, time.Now()))
+	}
+	return err
 }
 
 func (a *Agent) run(ctx context.Context) error {
@@ -105,6 +117,9 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
+	if a.cfg.Looks() {
+		g.Go(func() error { return a.addresses.run(ctx) })
+	}
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
@@ -128,7 +143,8 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	if a.kernelIPv6 = err == nil; !a.kernelIPv6 {
 		a.noIPv6 = "the kernel has no IPv6"
 	}
 	a.feed = feed.New(a.store, a.log)
@@ -166,7 +182,14 @@ func (a *Agent) close() {
 }
 
 // ready is called once every table has been listed and gone through.
-func (a *Agent) ready() { a.first.Do(func() { close(a.isUp) }) }
+func (a *Agent) ready() {
+	a.first.Do(func() {
+		if err := startup.SayUp(a.cfg.ShutdownFile); err != nil {
+			a.log.Warn("say that the agent is up", "error", err)
+		}
+		close(a.isUp)
+	})
+}
 
 // servePlugins opens the socket once the kernel has been brought up to date, so that whoever can connect will be served.
 func (a *Agent) servePlugins(ctx context.Context) error {

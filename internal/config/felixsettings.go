@@ -1,0 +1,4 @@
+package config
+
+// FelixSettings are the fields of FelixConfiguration that are heeded.
+func FelixSettings() []Setting { return nil }
