@@ -177,8 +177,8 @@ const catchUpTimeout = 5 * time.Second
 
 // settings are the effective dataplane settings as the snapshot and the environment say.
 func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
-	d, problems := config.Effective(a.env, snap.FelixConfig("default").Value, snap.FelixConfig("node."+a.node).Value)
-	a.level.Set(logLevel(d.LogLevel))
+	d, problems := config.Effective(config.Sources{Env: a.env, Node: snap.FelixConfig("node." + a.node).Value, Global: snap.FelixConfig("default").Value})
+	a.level.Set(slog.Level(d.LogScreen))
 	if d.IptablesBackend != a.backend {
 		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
 	}
@@ -186,18 +186,6 @@ func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
 		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",
 	}, problems
-}
-
-func logLevel(name string) slog.Level {
-	switch name {
-	case "TRACE", "DEBUG":
-		return slog.LevelDebug
-	case "WARNING", "WARN":
-		return slog.LevelWarn
-	case "ERROR", "FATAL", "NONE":
-		return slog.LevelError
-	}
-	return slog.LevelInfo
 }
 
 // model is the part of a snapshot that the plan of this node is computed from.

@@ -22,7 +22,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, _ := config.Effective(a.env, global, node) // problems are said by the loop
+	d, _ := config.Effective(config.Sources{Env: a.env, Node: node, Global: global}) // problems are said by the loop
 	a.backend = d.IptablesBackend
 	sysctls, err := sysctl.Open("/proc/sys")
 	if err != nil {

@@ -17,3 +17,10 @@ func isFalse(s string) bool {
 	}
 	return false
 }
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

@@ -22,32 +22,6 @@ func env(pairs ...string) Env {
 	}
 }
 
-func TestEnvironmentBeatsNodeBeatsDefault(t *testing.T) {
-	n, g := 4790, 4791
-	node := &api.FelixConfiguration{Spec: api.FelixConfigurationSpec{VXLANPort: &n}}
-	global := &api.FelixConfiguration{Spec: api.FelixConfigurationSpec{VXLANPort: &g, VXLANVNI: &g}}
-	for _, c := range []struct {
-		name      string
-		env       Env
-		port, vni int
-	}{
-		{"environment", env("FELIX_VXLANPORT=4800"), 4800, 4791},
-		{"node", env(), 4790, 4791},
-		{"bad environment falls through", env("FELIX_VXLANPORT=many"), 4790, 4791},
-	} {
-		d, problems := Effective(c.env, global, node)
-		if d.VXLANPort != c.port || d.VXLANVNI != c.vni {
-			t.Errorf("%s: port %d vni %d, want %d %d", c.name, d.VXLANPort, d.VXLANVNI, c.port, c.vni)
-		}
-		if bad := strings.HasPrefix(c.name, "bad"); bad != (len(problems) == 1) {
-			t.Errorf("%s: problems %q", c.name, problems)
-		}
-	}
-	if d, _ := Effective(env(), nil, nil); d.VXLANPort != 4789 || d.VXLANVNI != 4096 || d.VXLANEnabled != nil || !d.IPv6Support {
-		t.Errorf("defaults: %+v", d)
-	}
-}
-
 func TestBadSettingsNameTheVariable(t *testing.T) {
 	for _, c := range []struct{ set, want string }{
 		{"CALICO_IPV4POOL_CIDR=10.0.0.0", "CALICO_IPV4POOL_CIDR"},
@@ -109,12 +83,5 @@ func TestModeWordsOfOldManifestsAreUnderstood(t *testing.T) {
 		if d := cmp.Diff(want, n.Pool.VXLAN); d != "" {
 			t.Errorf("%q: %s", word, d)
 		}
-	}
-}
-
-func TestMTUThatNoLinkCanHaveIsNamed(t *testing.T) {
-	d, problems := Effective(func(name string) string { return map[string]string{"FELIX_VXLANMTU": "10"}[name] }, nil, nil)
-	if d.VXLANMTU != 0 || len(problems) != 1 {
-		t.Errorf("MTU %d, problems %v", d.VXLANMTU, problems)
 	}
 }

@@ -2,162 +2,216 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
+	"reflect"
 	"regexp"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// Dataplane is the effective dataplane settings.
+// Dataplane is the effective settings of FelixConfiguration. felixRows has a row for each field, which says where it comes from.
 type Dataplane struct {
-	IPv6Support          bool
-	LogLevel             string
+	IPv6Support       bool
+	InterfacePrefixes []string // names of workloads' devices on the host begin with one of them
+	EndpointToHost    string   // what becomes of packets from pods to the host: ACCEPT, DROP or RETURN
+	ChainInsertMode   string   // where our rules stand in the kernel's own chains: insert (first) or append (last)
+	MarkMask          uint32   // the bits of packet marks that are ours
+	IptablesBackend   string   // auto, nft or legacy
+	NATExclusions     string   // ippoolsonly or ippoolsandhostips
+	NATAddress        netip.Addr
+	NATPorts          string // 32768-65000; "": the kernel chooses
+
+	IPIPEnabled          *bool // nil: when a pool uses IP-in-IP
+	IPIPMTU              int   // 0: from the host's devices
 	VXLANEnabled         *bool // nil: when a pool uses VXLAN
 	VXLANPort, VXLANVNI  int
-	VXLANMTU, VXLANMTUV6 int // 0: from the host's devices
-	MTUIface             *regexp.Regexp
-	IptablesBackend      string // auto, nft or legacy
-	NATExclusions        string // IPPoolsOnly or IPPoolsAndHostIPs
+	VXLANMTU, VXLANMTUV6 int            // 0: from the host's devices
+	MTUIface             *regexp.Regexp // never nil
+	TunnelPeers          []netip.Prefix // whose VXLAN packets are taken though they are no nodes
+
+	RouteProtocol          int        // rtm_protocol of our routes
+	RouteSource            netip.Addr // preferred source of IPv4 routes to pods; zero: the kernel chooses
+	RouteSource6           netip.Addr
+	RemoveExternalRoutes   bool // routes of others on workloads' devices go
+	ClusterRoutes          bool
+	IPForwarding           bool // switch the host's forwarding on
+	PodMetric4, PodMetric6 int  // of the routes to local pods
+
+	Refresh Refresh
+
+	HealthEnabled  bool
+	HealthHost     string
+	HealthPort     int
+	Watchdog       time.Duration // after so long in one round the agent counts as stuck; 0: never
+	MetricsEnabled bool
+	MetricsHost    string // "": every address
+	MetricsPort    int
+	GoMetrics      bool
+	ProcessMetrics bool
+	ReportInterval time.Duration
+	ReportTTL      time.Duration
+
+	LogScreen, LogFile, LogSyslog Level
+	LogFilePath                   string
 }
 
-// defaultMTUIface matches the usual names of physical devices.
-var defaultMTUIface = regexp.MustCompile(`^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`)
+// Refresh says how often kinds of kernel objects are listed without a reason. 0 is never.
+type Refresh struct{ Chains, Sets, Routes, Interfaces time.Duration }
 
-// Effective combines the sources. Either configuration may be nil. What could not be read comes back as texts.
-func Effective(env Env, global, node *api.FelixConfiguration) (Dataplane, []string) {
-	r := &resolver{env: env}
-	for _, f := range []struct {
-		name string
-		conf *api.FelixConfiguration
-	}{{"FelixConfiguration(node)", node}, {"FelixConfiguration(default)", global}} {
-		if f.conf != nil {
-			r.layers = append(r.layers, layer{f.name, fromSpec(f.conf.Spec)})
+// Level is the least severity that a sink of the log takes, as slog counts it.
+type Level int
+
+// Off is the level of a sink that takes nothing.
+const Off Level = 1 << 10
+
+// Sources are the places where settings come from, the strongest first. What is nil says nothing.
+type Sources struct {
+	Env          Env
+	File         File
+	Node, Global *api.FelixConfiguration
+}
+
+// Effective combines the sources. What could not be read comes back as texts, each with its source, what is wanted there and what
+// counts instead: the next source that can be read. The Dataplane is complete in any case.
+func Effective(s Sources) (Dataplane, []string) {
+	layers := s.layers()
+	var d Dataplane
+	var problems []string
+	for _, r := range felixRows() {
+		if r.set != nil {
+			problems = append(problems, r.resolve(&d, layers)...)
 		}
 	}
-	d := Dataplane{
-		IPv6Support:     resolve(r, "IPV6SUPPORT", true, parseBool),
-		LogLevel:        strings.ToUpper(resolve(r, "LOGSEVERITYSCREEN", "INFO", parseLevel)),
-		VXLANEnabled:    resolve(r, "VXLANENABLED", nil, parseOptionalBool),
-		VXLANPort:       resolve(r, "VXLANPORT", 4789, within(1, 65535)),
-		VXLANVNI:        resolve(r, "VXLANVNI", 4096, within(0, 1<<24-1)),
-		VXLANMTU:        resolve(r, "VXLANMTU", 0, parseMTU),
-		VXLANMTUV6:      resolve(r, "VXLANMTUV6", 0, parseMTU),
-		MTUIface:        resolve(r, "MTUIFACEPATTERN", defaultMTUIface, regexp.Compile),
-		IptablesBackend: resolve(r, "IPTABLESBACKEND", "auto", oneOf("auto", "nft", "legacy")),
-		NATExclusions:   resolve(r, "NATOUTGOINGEXCLUSIONS", "ippoolsonly", oneOf("ippoolsonly", "ippoolsandhostips")),
-	}
-	return d, r.problems
+	return d, append(problems, s.File.unknown()...)
 }
 
-// layer is one source of settings: texts by upper-case name.
-type layer struct {
-	name   string
-	values map[string]string
-}
-
-type resolver struct {
-	env      Env
-	layers   []layer // after the environment, strongest first
-	problems []string
-}
-
-// resolve returns the setting from the strongest source that has a readable value.
-func resolve[T any](r *resolver, name string, fallback T, parse func(string) (T, error)) T {
-	try := func(source, text string) (T, bool) {
-		v, err := parse(text)
-		if err != nil {
-			r.problems = append(r.problems, fmt.Sprintf("%s: %q: %v; the next source counts", source, text, err))
+// CheckLocal returns an error where the environment or the file holds a value that can be neither read nor passed over: by another value
+// than the one that was meant, the node would be open to what it should refuse, or deaf to its pods. Such values in etcd are only
+// problems, since they would stop every agent at once.
+func CheckLocal(env Env, file File) error {
+	layers := Sources{Env: env, File: file}.layers()
+	var d Dataplane
+	for _, r := range felixRows() {
+		if !r.must {
+			continue
 		}
-		return v, err == nil
+		if bad := r.resolve(&d, layers); len(bad) > 0 {
+			return fmt.Errorf("read the settings: %s; correct it or take it out", strings.Join(bad, "; "))
+		}
 	}
-	if s := r.env("FELIX_" + name); s != "" {
-		if v, ok := try("environment FELIX_"+name, s); ok {
+	return nil
+}
+
+// Local is env where a variable that is not set takes its value from its counterpart among Felix's local settings: NODENAME from
+// FELIX_FELIXHOSTNAME, ETCD_ENDPOINTS from FELIX_ETCDENDPOINTS, in the environment or else in the file.
+func Local(env Env, file File) Env {
+	counterpart := map[string]row{}
+	for _, r := range felixRows() {
+		if r.local != "" {
+			counterpart[r.local] = r
+		}
+	}
+	layers := Sources{Env: env, File: file}.layers()
+	return func(name string) string {
+		v := env(name)
+		r, ok := counterpart[name]
+		if v != "" || !ok {
 			return v
 		}
-	}
-	for _, l := range r.layers {
-		if s := l.values[name]; s != "" {
-			if v, ok := try(l.name+" "+strings.ToLower(name), s); ok {
+		for _, l := range layers {
+			if v, _ := l.lookup(r); v != "" {
 				return v
 			}
 		}
-	}
-	return fallback
-}
-
-func fromSpec(s api.FelixConfigurationSpec) map[string]string {
-	return map[string]string{
-		"IPV6SUPPORT":           text(s.IPv6Support),
-		"LOGSEVERITYSCREEN":     s.LogSeverityScreen,
-		"VXLANENABLED":          text(s.VXLANEnabled),
-		"VXLANPORT":             text(s.VXLANPort),
-		"VXLANVNI":              text(s.VXLANVNI),
-		"VXLANMTU":              text(s.VXLANMTU),
-		"VXLANMTUV6":            text(s.VXLANMTUV6),
-		"MTUIFACEPATTERN":       s.MTUIfacePattern,
-		"IPTABLESBACKEND":       s.IptablesBackend,
-		"NATOUTGOINGEXCLUSIONS": s.NATOutgoingExclusions,
-	}
-}
-
-func text[T any](p *T) string {
-	if p == nil {
 		return ""
 	}
-	return fmt.Sprint(*p)
 }
 
-func parseBool(s string) (bool, error) {
-	switch strings.ToLower(s) {
-	case "true", "1", "yes", "y", "t":
-		return true, nil
+// layer is one source of settings.
+type layer struct {
+	shared bool                            // in etcd: local settings do not count there
+	lookup func(row) (text, source string) // text is "" if it says nothing
+}
+
+func (s Sources) layers() []layer {
+	var out []layer
+	if s.Env != nil {
+		out = append(out, layer{lookup: func(r row) (string, string) {
+			return or(s.Env(r.Env), s.Env("FELIX_"+r.Name)), "environment " + r.Env
+		}})
 	}
-	if isFalse(s) {
-		return false, nil
+	if s.File.values != nil {
+		out = append(out, layer{lookup: func(r row) (string, string) {
+			return s.File.values[strings.ToLower(r.Name)], s.File.Path + " " + r.Name
+		}})
 	}
-	return false, fmt.Errorf("want true or false")
-}
-
-func parseOptionalBool(s string) (*bool, error) {
-	v, err := parseBool(s)
-	return &v, err
-}
-
-func parseLevel(s string) (string, error) {
-	switch l := strings.ToUpper(s); l {
-	case "TRACE", "DEBUG", "INFO", "WARNING", "WARN", "ERROR", "FATAL", "NONE":
-		return l, nil
-	}
-	return "", fmt.Errorf("want Debug, Info, Warning, Error or Fatal")
-}
-
-func within(lo, hi int) func(string) (int, error) {
-	return func(s string) (int, error) {
-		v, err := strconv.Atoi(s)
-		if err != nil || v < lo || v > hi {
-			return 0, fmt.Errorf("want a number between %d and %d", lo, hi)
+	for _, conf := range []*api.FelixConfiguration{s.Node, s.Global} {
+		if conf != nil {
+			out = append(out, stored(conf))
 		}
-		return v, nil
 	}
+	return out
 }
 
-// parseMTU takes what the kernel takes for IPv4 (RFC 791: every link carries 68 octets), and 0 for "choose".
-func parseMTU(s string) (int, error) {
-	v, err := strconv.Atoi(s)
-	if err != nil || v != 0 && (v < 68 || v > 65535) {
-		return 0, fmt.Errorf("want 0 or a number between 68 and 65535")
-	}
-	return v, nil
-}
-
-func oneOf(words ...string) func(string) (string, error) {
-	return func(s string) (string, error) {
-		for _, w := range words {
-			if strings.EqualFold(s, w) {
-				return w, nil
-			}
+// stored is the layer of a resource. Its fields are named as the settings are, but for case and a few exceptions.
+func stored(conf *api.FelixConfiguration) layer {
+	texts := map[string]string{}
+	names := map[string]string{}
+	eachField(conf.Spec, func(name string, v reflect.Value) {
+		key := strings.ToLower(name)
+		names[key] = name
+		if v.Kind() == reflect.Pointer {
+			v = v.Elem() // invalid if nil
 		}
-		return "", fmt.Errorf("want one of %s", strings.Join(words, ", "))
+		if v.IsValid() {
+			texts[key] = specText(v)
+		}
+	})
+	return layer{shared: true, lookup: func(r row) (string, string) {
+		key := strings.ToLower(or(r.json, r.Name))
+		return texts[key], "FelixConfiguration(" + conf.Metadata.Name + ") spec." + names[key]
+	}}
+}
+
+// eachField calls f for every field, under its JSON name.
+func eachField(spec api.FelixConfigurationSpec, f func(name string, v reflect.Value)) {
+	v := reflect.ValueOf(spec)
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		f(name, v.Field(i))
 	}
+}
+
+func specText(f reflect.Value) string {
+	if list, ok := f.Interface().([]string); ok {
+		return strings.Join(list, ",")
+	}
+	return fmt.Sprint(f.Interface())
+}
+
+// resolve sets the row's field from the strongest source whose value can be read, and names those that cannot.
+func (r row) resolve(d *Dataplane, layers []layer) (problems []string) {
+	counts := "the default, " + or(r.Default, "none") + ","
+	done := false
+	for _, l := range layers {
+		text, source := l.lookup(r)
+		if text == "" || l.shared && r.local != "" {
+			continue
+		}
+		err := r.set(d, text)
+		if err == nil {
+			counts, done = text+" from "+source, true
+			break
+		}
+		problems = append(problems, fmt.Sprintf("%s: %q: %v", source, text, err))
+	}
+	if !done {
+		_ = r.set(d, r.Default) // a test holds that every default can be read
+	}
+	for i := range problems {
+		problems[i] += "; " + counts + " counts instead"
+	}
+	return problems
 }

@@ -1,9 +1,19 @@
 package config
 
-// Setting is one thing that can be set, as `--help` shows it.
+// Setting describes one setting to whoever reads `--help` or a message about it. All of it is text.
 type Setting struct {
-	Name    string // in a resource; for what only the environment sets, the same as Env
-	Env     string // the variable
+	Name    string // as Calico's documentation spells it: VXLANPort
+	Env     string // the environment variable: FELIX_VXLANPORT
 	Default string // "": none
-	Meaning string
+	Meaning string // what it does and what it may hold, as a clause without a full stop
+}
+
+// FelixSettings lists every setting that Effective and Local heed, in the order in which people should read them.
+func FelixSettings() []Setting {
+	table := felixRows()
+	out := make([]Setting, len(table))
+	for i, r := range table {
+		out[i] = r.Setting
+	}
+	return out
 }
