@@ -203,8 +203,8 @@ func (s *starter) canReach(ctx context.Context, v variables, target string) (net
 		return fail(err)
 	}
 	held, ok := holds(s.Host, from)
-	if !ok {
-		return fail(fmt.Errorf("%v would be reached from %v, which is on no device", to, from))
+	if !ok || !from.IsGlobalUnicast() {
+		return fail(fmt.Errorf("%v would be reached from %v, which is no address for other nodes", to, from))
 	}
 	return held, nil
 }
