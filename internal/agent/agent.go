@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,22 +20,25 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/health"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // Agent is one node's agent.
 type Agent struct {
-	cfg   config.Node
-	etcd  store.Config
-	env   config.Env
-	log   *slog.Logger
-	level *slog.LevelVar
-	node  string
+	cfg  config.Node
+	etcd store.Config
+	env  config.Env
+	file config.File
+	log  *slog.Logger
+	logs *logs
+	node string
 
 	machine string // the id of this machine: the node's name is its
 
@@ -51,11 +55,21 @@ type Agent struct {
 	addresses  *addresses
 	handler    *register.Handler
 	programmed *programmed
+	chains     []*xtables.Chains // of both families, or one
+
+	pulse       *health.Pulse
+	metrics     *health.Metrics
+	healthPort  *health.Port
+	metricsPort *health.Port
+	planned     atomic.Pointer[health.Planned]
+	problems    atomic.Int64 // that are said and still there
+	began       time.Time
 
 	first sync.Once     // the first complete apply
 	isUp  chan struct{} // closed by it
 
 	// Owned by the loop.
+	settled heeded
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
@@ -63,25 +77,44 @@ type Agent struct {
 
 // Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
 func Run(ctx context.Context, environ []string, out io.Writer) error {
-	env := lookup(environ)
-	cfg, err := config.FromEnv(env)
-	if err != nil {
-		return fmt.Errorf("read the environment: %w", err)
+	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), pulse: newPulse(), began: time.Now()}
+	a.log = a.logs.logger()
+	if err := a.read(lookup(environ)); err != nil {
+		return err
 	}
-	etcd, err := store.FromEnv(env)
-	if err != nil {
-		return fmt.Errorf("read the environment: %w", err)
-	}
-	level := &slog.LevelVar{}
-	level.Set(cfg.LogLevel)
-	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
-	a := &Agent{cfg: cfg, etcd: etcd, env: env, log: log, level: level, kube: kubernetes(cfg, env), programmed: newProgrammed(), isUp: make(chan struct{})}
-	a.addresses = newAddresses(cfg.PollInterval, a.readdress, log)
+	a.metrics = health.NewMetrics(a.node, a.facts)
+	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
+	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
+	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, a.log)
+	a.kube = kubernetes(a.cfg, a.env)
 	a.introduce(environ)
-	err = a.run(ctx)
+	err := a.run(ctx)
 	if ctx.Err() != nil { // asked to end
-		err = errors.Join(err, startup.SayDown(cfg.ShutdownFile, time.Now()))
+		err = errors.Join(err, startup.SayDown(a.cfg.ShutdownFile, time.Now()))
 	}
+	return err
+}
+
+// read reads what the host says: the environment and the settings file. What they say of logs and ports counts at once, and until etcd
+// has been read.
+func (a *Agent) read(env config.Env) (err error) {
+	if a.file, err = config.ReadFile(env); err != nil {
+		return err
+	}
+	if err := config.CheckLocal(env, a.file); err != nil {
+		return err
+	}
+	a.env = config.Local(env, a.file)
+	if a.cfg, err = config.FromEnv(a.env); err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	if a.etcd, err = store.FromEnv(a.env); err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
+		return err
+	}
+	a.settled.ours.Former, err = readProtocols()
 	return err
 }
 
@@ -96,6 +129,14 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	defer a.close()
 	g, ctx := errgroup.WithContext(ctx)
+	d, _ := config.Effective(config.Sources{Env: a.env, File: a.file}) // problems are said by the loop
+	a.logs.set(d)
+	if l := a.cfg.LogLevel; l != nil {
+		a.logs.screen.level.Set(*l) // until the loop sets it by what etcd says
+	}
+	a.serve(d)
+	g.Go(func() error { return a.healthPort.Run(ctx) })
+	g.Go(func() error { return a.metricsPort.Run(ctx) })
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.work(ctx, g) })
 	err = g.Wait()
@@ -128,9 +169,6 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 
 // open connects to etcd and the kernel.
 func (a *Agent) open(ctx context.Context) (err error) {
-	if a.node, err = startup.NodeName(a.cfg, a.env); err != nil {
-		return err
-	}
 	if err := a.identify(); err != nil {
 		return err
 	}
@@ -188,6 +226,8 @@ func (a *Agent) ready() {
 			a.log.Warn("say that the agent is up", "error", err)
 		}
 		close(a.isUp)
+		a.pulse.Ready(dataplanePart)
+		a.metrics.FirstResync(time.Since(a.began))
 	})
 }
 
@@ -203,6 +243,6 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
-	s := &server{handler: a.handler, programmed: a.programmed, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
 	return s.serve(ctx, l)
 }

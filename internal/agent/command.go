@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/muslin-cni/muslin/internal/config"
@@ -82,38 +79,4 @@ func shutdown(environ []string) error {
 		return err
 	}
 	return startup.SayDown(cfg.ShutdownFile, time.Now())
-}
-
-// printConfig prints the settings with their sources, those that cannot be read included. The error names these.
-func printConfig(ctx context.Context, p Process) error {
-	env := lookup(p.Environ)
-	cfg, bad := config.FromEnv(env)
-	w := tabwriter.NewWriter(p.Stdout, 0, 0, 2, ' ', 0)
-	rows := config.NodeInForce(env)
-	name, err := startup.NodeName(cfg, env)
-	for i, r := range rows {
-		if r.Env == "NODENAME" && r.Value == "" {
-			rows[i].Value = name
-		}
-	}
-	bad = errors.Join(bad, err)
-	if _, err := fmt.Fprintln(w, "SETTING\tVALUE\tSOURCE"); err != nil {
-		return err
-	}
-	for _, r := range rows {
-		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\n", r.Name, cmp.Or(r.Value, "-"), r.Source); err != nil {
-			return err
-		}
-	}
-	known, unknown := config.Unheeded(p.Environ)
-	for _, k := range known {
-		name, why, _ := strings.Cut(k, ": ")
-		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\n", name, env(name), "changes nothing: "+why); err != nil {
-			return err
-		}
-	}
-	for _, u := range unknown {
-		bad = errors.Join(bad, fmt.Errorf("unknown variable %s", u))
-	}
-	return errors.Join(w.Flush(), bad, ctx.Err())
 }

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"strconv"
 	"time"
 
-	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/plan"
@@ -19,13 +17,10 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// refreshInterval is how often the loop lists every table anew without being told to.
-const refreshInterval = 90 * time.Second
-
 // loop makes the kernel equal to the plan, again and again, until ctx ends. An event only says "look again".
 func (a *Agent) loop(ctx context.Context) error {
-	refresh := time.NewTimer(refreshInterval)
-	defer refresh.Stop()
+	refresh := newRefresher()
+	defer refresh.timer.Stop()
 	retry := backoff{}
 	for {
 		if err := a.round(ctx); err != nil {
@@ -35,6 +30,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.reset()
 			a.succeeded()
 		}
+		refresh.arm(time.Now(), a.settled.Refresh)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -42,9 +38,10 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.monitor.Changed():
 		case <-retry.due():
 			retry.fired()
-		case <-refresh.C:
-			a.kernel.MarkDirty()
-			refresh.Reset(refreshInterval + rand.N(refreshInterval/10))
+		case <-refresh.timer.C:
+			if due := refresh.take(time.Now()); len(due) > 0 {
+				a.kernel.MarkDirty(due...)
+			}
 		}
 	}
 }
@@ -67,10 +64,13 @@ func (a *Agent) succeeded() {
 
 // round is one pass through the picture: list what is in doubt, compute, apply.
 func (a *Agent) round(ctx context.Context) error {
+	a.pulse.Begin()
+	defer a.pulse.End()
 	snap, ok := a.usable()
 	if !ok {
 		return nil
 	}
+	a.heed(snap)
 	a.kernel.Observe(a.monitor.Events())
 	listed, listErr := a.kernel.Refresh(ctx)
 	if listErr != nil {
@@ -97,6 +97,9 @@ func (a *Agent) round(ctx context.Context) error {
 		// for its own routes.
 		a.ready()
 	}
+	if listErr == nil && err == nil {
+		a.settle()
+	}
 	return errors.Join(listErr, err)
 }
 
@@ -107,6 +110,7 @@ func (a *Agent) usable() (snap feed.Snapshot, ok bool) {
 	if !ok {
 		return snap, false
 	}
+	a.pulse.Ready(datastorePart)
 	if why := frozen(snap, a.node, a.machine); why != "" {
 		a.say([]string{why}, nil, snap.Bad())
 		return snap, false
@@ -137,17 +141,19 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 // program computes what the kernel should hold by a usable snapshot and writes it by write, whose changes are logged at a level:
 // what pods bring with them is routine, and what a list has found is for the operator to know.
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
-	settings, problems := a.settings(snap)
+	settings, problems := a.settings()
 	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
 	a.say(problems, result.Problems, snap.Bad())
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
+	start := time.Now()
 	done, err := write(ctx, result.State)
+	a.wrote(result.State, done, time.Since(start), err)
 	if done.Changed > 0 {
 		a.log.Log(ctx, level, "kernel changed", "objects", done.Changed, "by_table", done.Tables)
 	}
-	a.programmed.publish(a.kernel.Routes())
+	a.programmed.publish(a.kernel.Routes(), settings.Ours)
 	a.tunnels.consider(snap)
 	a.addresses.consider(a.monitor.Host())
 	if err != nil {
@@ -174,19 +180,6 @@ func (a *Agent) catchUp(ctx context.Context) error {
 }
 
 const catchUpTimeout = 5 * time.Second
-
-// settings are the effective dataplane settings as the snapshot and the environment say.
-func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
-	d, problems := config.Effective(config.Sources{Env: a.env, Node: snap.FelixConfig("node." + a.node).Value, Global: snap.FelixConfig("default").Value})
-	a.level.Set(slog.Level(d.LogScreen))
-	if d.IptablesBackend != a.backend {
-		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
-	}
-	return plan.Settings{
-		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
-		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",
-	}, problems
-}
 
 // model is the part of a snapshot that the plan of this node is computed from.
 func model(snap feed.Snapshot, node string) plan.Model {
@@ -229,6 +222,7 @@ func (a *Agent) say(settings []string, planned []plan.Problem, bad []feed.Bad) {
 		}
 	}
 	a.said = now
+	a.problems.Store(int64(len(now)))
 }
 
 // publishMTU writes the MTU of new pods where the plugin looks for it.

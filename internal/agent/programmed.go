@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 
 	"github.com/muslin-cni/muslin/internal/attach"
@@ -23,10 +22,10 @@ func newProgrammed() *programmed {
 }
 
 // publish replaces the set by the devices of the workload routes that the kernel is known to hold.
-func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route) {
+func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route, ours kernel.Ownership) {
 	to := make(map[netip.Addr]kernel.Dev)
 	for k, r := range routes {
-		if strings.HasPrefix(r.Dev.Name, kernel.WorkloadPrefix) && r.Protocol == kernel.RouteProtocol {
+		if ours.Workload(r.Dev.Name) && r.Protocol == ours.RouteProtocol() {
 			to[k.Dst.Addr()] = r.Dev
 		}
 	}

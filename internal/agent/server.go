@@ -39,6 +39,7 @@ type handler interface {
 type server struct {
 	handler    handler
 	programmed *programmed
+	told       func(verb string, took time.Duration, err error) // nil, or who counts what was answered
 	log        *slog.Logger
 	turns      turns
 }
@@ -97,6 +98,9 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	}
 	start := time.Now()
 	err := s.verb(ctx, c, conn, req)
+	if s.told != nil {
+		s.told(verbName(req.Verb), time.Since(start), err)
+	}
 	log := s.log.With("verb", req.Verb, "container", req.ContainerID, "namespace", req.Pod.Namespace, "pod", req.Pod.Name, "took", time.Since(start).Round(time.Microsecond))
 	switch {
 	case err == nil:
@@ -130,6 +134,15 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 		return respond(conn, attach.Reply{}, s.handler.Free(ctx, req))
 	}
 	return refuse(conn, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("attach: unknown verb %q", req.Verb)})
+}
+
+// verbName names a verb in numbers. What a stranger may ask for has one name.
+func verbName(v attach.Verb) string {
+	switch v {
+	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status:
+		return string(v)
+	}
+	return "other"
 }
 
 // add allocates, and then waits until what the plugin has made is in the kernel.

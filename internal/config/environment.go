@@ -51,14 +51,8 @@ func withoutMeaning() map[string]string {
 		"CALICO_CNI_SERVICE_ACCOUNT":   "the plugin needs no credentials of the agent's making",
 		"CALICO_ADVERTISE_CLUSTER_IPS": "it moved to BGPConfiguration",
 		"USE_POD_CIDR":                 "addresses come from pools, not from the podCIDR of Kubernetes",
-		"FELIX_FELIXHOSTNAME":          oneProgram + "NODENAME",
-		"FELIX_DATASTORETYPE":          oneProgram + "DATASTORE_TYPE",
 		"FELIX_ETCDADDR":               oneProgram + "ETCD_ENDPOINTS",
-		"FELIX_ETCDENDPOINTS":          oneProgram + "ETCD_ENDPOINTS",
 		"FELIX_ETCDSCHEME":             oneProgram + "ETCD_SCHEME",
-		"FELIX_ETCDCAFILE":             oneProgram + "ETCD_CA_CERT_FILE",
-		"FELIX_ETCDCERTFILE":           oneProgram + "ETCD_CERT_FILE",
-		"FELIX_ETCDKEYFILE":            oneProgram + "ETCD_KEY_FILE",
 		"FELIX_TYPHAADDR":              noTypha,
 		"FELIX_TYPHAK8SSERVICENAME":    noTypha,
 		"FELIX_TYPHAK8SNAMESPACE":      noTypha,
@@ -85,7 +79,7 @@ func NodeSettings() []Setting {
 func Unheeded(environ []string) (known, unknown []string) {
 	heeded, idle := map[string]bool{}, withoutMeaning()
 	for _, s := range append(NodeSettings(), FelixSettings()...) {
-		heeded[s.Env] = true
+		heeded[s.Env], heeded["FELIX_"+s.Name] = true, true
 	}
 	for _, s := range etcdVariables() {
 		heeded["CALICO_"+s.Env] = true
@@ -119,13 +113,13 @@ var (
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)$`)
 )
 
-// calicosFelix are the variables of all fields of FelixConfiguration.
+// calicosFelix are the variables of all fields of FelixConfiguration, durations under their older names too.
 func calicosFelix() []string {
 	var out []string
-	for _, f := range reflect.VisibleFields(reflect.TypeFor[api.FelixConfigurationSpec]()) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		out = append(out, "FELIX_"+strings.ToUpper(name))
-	}
+	eachField(api.FelixConfigurationSpec{}, func(name string, _ reflect.Value) {
+		v := "FELIX_" + strings.ToUpper(name)
+		out = append(out, v, v+"SECS", v+"MILLIS")
+	})
 	return out
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -139,7 +140,7 @@ func (s Sources) layers() []layer {
 	var out []layer
 	if s.Env != nil {
 		out = append(out, layer{lookup: func(r row) (string, string) {
-			return or(s.Env(r.Env), s.Env("FELIX_"+r.Name)), "environment " + r.Env
+			return cmp.Or(s.Env(r.Env), s.Env("FELIX_"+r.Name)), "environment " + r.Env
 		}})
 	}
 	if s.File.values != nil {
@@ -170,7 +171,7 @@ func stored(conf *api.FelixConfiguration) layer {
 		}
 	})
 	return layer{shared: true, lookup: func(r row) (string, string) {
-		key := strings.ToLower(or(r.json, r.Name))
+		key := strings.ToLower(cmp.Or(r.json, r.Name))
 		return texts[key], "FelixConfiguration(" + conf.Metadata.Name + ") spec." + names[key]
 	}}
 }
@@ -193,7 +194,7 @@ func specText(f reflect.Value) string {
 
 // resolve sets the row's field from the strongest source whose value can be read, and names those that cannot.
 func (r row) resolve(d *Dataplane, layers []layer) (problems []string) {
-	counts := "the default, " + or(r.Default, "none") + ","
+	counts := "the default, " + cmp.Or(r.Default, "none") + ","
 	done := false
 	for _, l := range layers {
 		text, source := l.lookup(r)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,7 +29,7 @@ type File struct {
 // ReadFile reads the file that env names, or the usual one if it is there. Its form is that of an INI file: "Name = value" below
 // [global]; the names of sections say nothing, and lines that begin with # or ; are comments. An error names the file and the line.
 func ReadFile(env Env) (File, error) {
-	path := or(env(FileEnv), defaultFile)
+	path := cmp.Or(env(FileEnv), defaultFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && env(FileEnv) == "" {
 		return File{}, nil

@@ -55,31 +55,3 @@ func wrap(text, indent string, width int) string {
 	b.WriteString(line + "\n")
 	return b.String()
 }
-
-// InForce is a setting as it stands, and what made it so.
-type InForce struct {
-	Setting
-	Value  string
-	Source string // "environment" or "default"
-}
-
-// NodeInForce is what an environment sets, variable by variable. Values are as written, readable or not; the password is hidden.
-func NodeInForce(env Env) []InForce {
-	var out []InForce
-	for _, s := range NodeSettings() {
-		v := InForce{Setting: s, Value: s.Default, Source: "default"}
-		if text := env(s.Env); text != "" {
-			v.Value, v.Source = text, "environment"
-		}
-		if strings.HasPrefix(s.Env, "ETCD_") || s.Env == "DATASTORE_TYPE" {
-			if text := env("CALICO_" + s.Env); text != "" {
-				v.Value, v.Source = text, "environment, as CALICO_"+s.Env
-			}
-		}
-		if s.Env == "ETCD_PASSWORD" && v.Value != "" {
-			v.Value = "(hidden)"
-		}
-		out = append(out, v)
-	}
-	return out
-}

@@ -24,7 +24,7 @@ type Node struct {
 	ClusterType   string
 	NoDefault     bool // no default pools
 	Pool, Pool6   Pool
-	LogLevel      slog.Level // until FelixConfiguration has been read
+	LogLevel      *slog.Level // until FelixConfiguration has been read; nil: as the environment's LogSeverityScreen says
 	ShutdownFile  string
 	Kubeconfig    string // "": by the service account, where there is one
 	MTUFile       string
@@ -86,9 +86,10 @@ func (n *Node) variables() []variable {
 		{"CALICO_K8S_NODE_REF", "", "the node's name in Kubernetes", word(&n.K8sNodeRef, "a name")},
 		{"CLUSTER_TYPE", "", "words to add to ClusterInformation's clusterType", word(&n.ClusterType, "words with commas between them")},
 		{"NO_DEFAULT_POOLS", "false", "make no default pools", boolean(&n.NoDefault)},
-		{"CALICO_STARTUP_LOGLEVEL", "INFO", "what is logged until FelixConfiguration has been read", logLevel(&n.LogLevel)},
+		{"CALICO_STARTUP_LOGLEVEL", "", "what is logged until FelixConfiguration has been read; not set: as FELIX_LOGSEVERITYSCREEN says", logLevel(&n.LogLevel)},
 		{"CALICO_SHUTDOWN_TIMESTAMP_FILE", "/var/lib/calico/shutdownTS", "file that says since when the agent is down; it goes when the agent is up again", word(&n.ShutdownFile, "a path")},
 		{"KUBECONFIG", "", "how to reach the Kubernetes API server; not set: by the pod's service account", word(&n.Kubeconfig, "a path")},
+		{FileEnv, "", "file with settings, as Name = value; not set: " + defaultFile + " if it is there", word(new(string), "a path")},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 	}, append(n.Pool.variables(pool4), n.Pool6.variables(pool6)...)...)
 }

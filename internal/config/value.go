@@ -129,18 +129,16 @@ func oldBackend(into *Backend) value {
 	})
 }
 
-func logLevel(into *slog.Level) value {
-	return parsed(into, "trace, debug, info, warning, error, fatal or panic", func(s string) (slog.Level, error) {
-		switch strings.ToLower(s) {
-		case "trace", "debug":
-			return slog.LevelDebug, nil
-		case "info":
-			return slog.LevelInfo, nil
-		case "warn", "warning":
-			return slog.LevelWarn, nil
-		case "error", "fatal", "panic":
-			return slog.LevelError, nil
+func logLevel(into **slog.Level) value {
+	levels := map[string]slog.Level{
+		"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "warning": slog.LevelWarn,
+		"error": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
+	}
+	return parsed(into, "trace, debug, info, warning, error, fatal or panic", func(s string) (*slog.Level, error) {
+		l, ok := levels[strings.ToLower(s)]
+		if !ok {
+			return nil, errUnfit
 		}
-		return 0, errUnfit
+		return &l, nil
 	})
 }

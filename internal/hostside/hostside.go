@@ -5,6 +5,7 @@
 package hostside
 
 import (
+	"cmp"
 	"crypto/sha1"
 	"encoding/hex"
 	"net/netip"
@@ -48,14 +49,21 @@ type Workload struct {
 	Dev   kernel.Dev // the host's side
 	MAC   kernel.MAC // of the pod's side; zero if unknown
 	Addrs []netip.Addr
+
+	Metric4, Metric6 int        // of its routes; 0: RouteMetric
+	Src4, Src6       netip.Addr // that the host talks to it from; zero: the kernel chooses
 }
 
 // Add writes what the workload needs into the state.
 func (w Workload) Add(s kernel.State) {
 	var v4, v6 bool
 	for _, a := range w.Addrs {
-		key := kernel.RouteKey{Dst: netip.PrefixFrom(a, a.BitLen()), Metric: RouteMetric}
-		s.Routes[key] = kernel.Route{Scope: kernel.LinkScope, Dev: w.Dev, Protocol: kernel.RouteProtocol}
+		metric, src := w.Metric4, w.Src4
+		if a.Is6() {
+			metric, src = w.Metric6, w.Src6
+		}
+		key := kernel.RouteKey{Dst: netip.PrefixFrom(a, a.BitLen()), Metric: cmp.Or(metric, RouteMetric)}
+		s.Routes[key] = kernel.Route{Scope: kernel.LinkScope, Dev: w.Dev, Src: src, Protocol: kernel.RouteProtocol}
 		if w.MAC != (kernel.MAC{}) {
 			s.Neighs[kernel.NeighKey{Dev: w.Dev, Addr: a}] = w.MAC
 		}

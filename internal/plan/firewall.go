@@ -22,10 +22,14 @@ const (
 func (f *family) firewall() {
 	masq := f.poolSets()
 	f.chain("filter", "FORWARD", "-j cali-FORWARD")
-	f.chain("filter", "cali-FORWARD", "-i cali+ -j ACCEPT", "-o cali+ -j ACCEPT")
+	var forward []string
+	for _, p := range f.Ours.WorkloadPrefixes() {
+		forward = append(forward, "-i "+p+"+ -j ACCEPT", "-o "+p+"+ -j ACCEPT")
+	}
+	f.chain("filter", "cali-FORWARD", forward...)
 	var post []string
 	if masq {
-		f.chain("nat", "cali-nat-outgoing", f.masquerade())
+		f.chain("nat", "cali-nat-outgoing", f.masquerade()...)
 		post = append(post, "-j cali-nat-outgoing")
 	}
 	if f.vxlan {
@@ -59,18 +63,18 @@ func (f *family) poolSets() (masquerades bool) {
 	return true
 }
 
-func (f *family) masquerade() string {
+func (f *family) masquerade() []string {
 	rule := "-m set --match-set " + f.setName(setMasq) + " src -m set ! --match-set " + f.setName(setPools) + " dst "
 	if f.NATKeepHosts {
 		f.set(setHosts, f.addresses(true))
 		rule += "-m set ! --match-set " + f.setName(setHosts) + " dst "
 	}
-	return rule + "-j MASQUERADE --random-fully"
+	return f.masqueradeAs(rule)
 }
 
 // tunnelPackets accepts VXLAN packets from and to other nodes, refuses those of strangers, and keeps both out of conntrack.
 func (f *family) tunnelPackets() {
-	f.set(setVXLAN, f.addresses(false))
+	f.set(setVXLAN, append(f.addresses(false), f.peers()...))
 	port := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
 	f.chain("filter", "INPUT", "-j cali-INPUT")
 	f.chain("filter", "cali-INPUT",

@@ -31,6 +31,8 @@ type Settings struct {
 	Node         string
 	IPv6         bool           // do IPv6 where a pool asks for it
 	NoIPv6       string         // why this host cannot do IPv6; "": it can
+	IPIPEnabled  *bool          // nil: when a pool uses IP-in-IP
+	IPIPMTU      int            // 0: from the host's devices
 	VXLANEnabled *bool          // nil: when a pool uses VXLAN
 	VXLANPort    uint16         // UDP
 	VXLANVNI     uint32         // VXLAN network identifier
@@ -38,6 +40,17 @@ type Settings struct {
 	VXLANMTUV6   int            // 0: from the host's devices
 	MTUIface     *regexp.Regexp // devices whose MTU counts
 	NATKeepHosts bool           // traffic from pods to other hosts is not masqueraded
+	NATAddress   netip.Addr     // IPv4 address that masqueraded traffic gets; zero: the device's
+	NATPorts     string         // that masqueraded TCP and UDP gets: 32768-65000; "": the kernel chooses
+	TunnelPeers  []netip.Prefix // whose VXLAN packets are taken though they are no nodes
+
+	Ours            kernel.Ownership // which devices are workloads', and the protocol of our routes
+	EndpointToHost  string           // packets from pods to this host: ACCEPT, DROP, or anything else for the host's own rules
+	PodMetric4      int              // of the routes to local pods; 0: hostside.RouteMetric
+	PodMetric6      int              // the same for IPv6
+	RouteSource     netip.Addr       // preferred source of these routes; zero: the kernel chooses
+	RouteSource6    netip.Addr       // the same for IPv6
+	LeaveForwarding bool             // the host's forwarding is not ours to switch on
 }
 
 // Problem is input that could not be used. It is data, not an error: everything else is in the state.
@@ -79,13 +92,14 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	if c.IPv6 && c.NoIPv6 != "" {
 		c.withoutIPv6()
 	}
-	c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv4/ip_forward"}] = "1"
+	c.forward("net/ipv4/ip_forward")
+	c.checkSources()
 	for _, e := range m.Endpoints {
 		c.workload(e)
 	}
 	families := []bool{false}
 	if c.IPv6 && c.asksForIPv6() {
-		c.out.Sysctls[kernel.SysctlKey{Path: "net/ipv6/conf/all/forwarding"}] = "1"
+		c.forward("net/ipv6/conf/all/forwarding")
 		families = append(families, true)
 	}
 	mtu := c.hostMTU()
@@ -98,7 +112,9 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 		f.device()
 		f.blocks()
 		f.firewall()
+		f.fromPods()
 	}
+	c.markRoutes()
 	return Result{State: c.out, PodMTU: podMTU, Problems: c.problems}
 }
 
@@ -154,11 +170,11 @@ func (c *computation) withoutIPv6() {
 // workload adds what a local endpoint needs. One whose device is not there or not up yet waits for it.
 func (c *computation) workload(e *api.WorkloadEndpoint) {
 	name := "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
-	if !strings.HasPrefix(e.Spec.InterfaceName, kernel.WorkloadPrefix) {
-		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, kernel.WorkloadPrefix)
+	if !c.Ours.Workload(e.Spec.InterfaceName) {
+		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, strings.Join(c.Ours.WorkloadPrefixes(), " or "))
 		return
 	}
-	w := hostside.Workload{Addrs: c.addrs(name, e)}
+	w := hostside.Workload{Addrs: c.addrs(name, e), Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
 	if e.Spec.MAC != "" {
 		mac, err := kernel.ParseMAC(e.Spec.MAC)
 		if err != nil {

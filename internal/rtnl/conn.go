@@ -10,11 +10,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
 const (
@@ -26,6 +29,7 @@ const (
 type Conn struct {
 	h       *netlink.Handle          // for what the library encodes
 	sockets map[int]*nl.SocketHandle // for dumps, which we decode ourselves as the monitor decodes events
+	own     atomic.Pointer[kernel.Ownership]
 }
 
 // Open opens a connection to the namespace that the calling thread is in. It stays with it wherever it is used.
@@ -50,6 +54,16 @@ func Open() (*Conn, error) {
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	return c, nil
+}
+
+// Own says what is ours from now on, in lists and in a Monitor's events alike. Before the first call it is what the zero Ownership says.
+func (c *Conn) Own(o kernel.Ownership) { c.own.Store(&o) }
+
+func (c *Conn) ownership() kernel.Ownership {
+	if o := c.own.Load(); o != nil {
+		return *o
+	}
+	return kernel.Ownership{}
 }
 
 // Close releases the sockets. Nothing else of the connection may be used afterwards.

@@ -277,9 +277,7 @@ func (c *Conn) addresses(ctx context.Context) ([]address, error) {
 func ourTunnel(name string) bool { return name == kernel.VXLANDevice || name == kernel.VXLAN6Device }
 
 // ourDevice tells whether a device belongs to us with all neighbours on it.
-func ourDevice(name string) bool {
-	return ourTunnel(name) || strings.HasPrefix(name, kernel.WorkloadPrefix)
-}
+func (c *Conn) ourDevice(name string) bool { return ourTunnel(name) || c.ownership().Workload(name) }
 
 // toIPNet and toIP serve the library, which knows no netip.
 func toIPNet(p netip.Prefix) *net.IPNet {

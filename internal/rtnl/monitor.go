@@ -313,7 +313,7 @@ func (m *Monitor) address(a address, added bool) (news bool) {
 
 func (m *Monitor) neighbour(n neighbour, added bool) (news bool) {
 	d, known := m.devices[n.index]
-	if !known || !ourDevice(d.name) {
+	if !known || !m.c.ourDevice(d.name) {
 		return false
 	}
 	if !n.bridge {
@@ -342,7 +342,7 @@ func (m *Monitor) neighbourOf(k kernel.NeighKey, mac kernel.MAC, there bool) (ne
 // route looks at foreign routes only for whether they took the place of one that may be ours.
 func (m *Monitor) route(r route, h syscall.NlMsghdr) (news bool) {
 	r.val.Dev.Name = m.devices[r.val.Dev.Index].name
-	ours, added := ourRoute(r.val), h.Type == unix.RTM_NEWROUTE
+	ours, added := ourRoute(m.c.ownership(), r.val), h.Type == unix.RTM_NEWROUTE
 	if !ours && (!added || h.Flags&unix.NLM_F_REPLACE == 0) {
 		return false
 	}

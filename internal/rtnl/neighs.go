@@ -22,15 +22,15 @@ func (c *Conn) Neighs() Neighs { return Neighs{c} }
 func (t Neighs) List(ctx context.Context) (map[kernel.NeighKey]kernel.MAC, error) {
 	out := map[kernel.NeighKey]kernel.MAC{}
 	err := t.c.neighbours(ctx, unix.AF_UNSPEC, func(d device, n neighbour) {
-		if ourNeigh(d.name, n) {
+		if t.c.ourNeigh(d.name, n) {
 			out[kernel.NeighKey{Dev: d.dev(), Addr: n.addr}] = n.mac
 		}
 	})
 	return out, err
 }
 
-func ourNeigh(dev string, n neighbour) bool {
-	return !n.bridge && n.permanent && ourDevice(dev)
+func (c *Conn) ourNeigh(dev string, n neighbour) bool {
+	return !n.bridge && n.permanent && c.ourDevice(dev)
 }
 
 // neighbours calls f for every entry of a family's tables.

@@ -3,7 +3,6 @@ package rtnl
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -19,12 +18,12 @@ type Routes struct{ c *Conn }
 func (c *Conn) Routes() Routes { return Routes{c} }
 
 // List returns every route of our protocol; on our VXLAN devices every unicast route but those that the kernel makes for
-// addresses; and on workloads' devices also those of protocol boot, which others have made for us. IPv6 routes always have
-// a metric: where none was asked for, the kernel chose 1024.
+// addresses; and on workloads' devices, as Own says, the same or only those of protocol boot, which plugins have made for us. IPv6 routes
+// always have a metric: where none was asked for, the kernel chose 1024.
 func (t Routes) List(ctx context.Context) (map[kernel.RouteKey]kernel.Route, error) {
-	out := map[kernel.RouteKey]kernel.Route{}
+	out, own := map[kernel.RouteKey]kernel.Route{}, t.c.ownership()
 	err := t.all(ctx, func(r route) {
-		if ourRoute(r.val) {
+		if ourRoute(own, r.val) {
 			out[r.key] = r.val
 		}
 	})
@@ -54,16 +53,18 @@ func (t Routes) all(ctx context.Context, f func(route)) error {
 	return nil
 }
 
-func ourRoute(r kernel.Route) bool {
+func ourRoute(own kernel.Ownership, r kernel.Route) bool {
 	switch {
-	case r.Protocol == kernel.RouteProtocol:
+	case own.HasProtocol(r.Protocol):
 		return true
 	case r.Type != kernel.Unicast || r.Protocol == unix.RTPROT_KERNEL:
 		return false
 	case ourTunnel(r.Dev.Name):
 		return true
-	default:
-		return r.Protocol == unix.RTPROT_BOOT && strings.HasPrefix(r.Dev.Name, kernel.WorkloadPrefix)
+	case !own.Workload(r.Dev.Name):
+		return false
+	default: // where others may have routes, those of a plugin are ours, unless a protocol was chosen that tells them apart
+		return own.External || r.Protocol == unix.RTPROT_BOOT && own.RouteProtocol() == kernel.RouteProtocol
 	}
 }
 
@@ -113,9 +114,9 @@ func (x *routing) listForeign(ctx context.Context) error {
 	if x.foreign != nil {
 		return nil
 	}
-	foreign := map[kernel.RouteKey]kernel.Route{}
+	foreign, own := map[kernel.RouteKey]kernel.Route{}, x.c.ownership()
 	err := x.all(ctx, func(have route) {
-		if !ourRoute(have.val) {
+		if !ourRoute(own, have.val) {
 			foreign[have.key] = have.val
 		}
 	})

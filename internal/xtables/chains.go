@@ -29,7 +29,11 @@ const (
 type Chains struct {
 	ipt  *iptables.IPTables
 	save string // program that prints all tables
+	last bool   // see Append
 }
+
+// Append makes our rules stand last in the kernel's own chains, or else first, from the next List on.
+func (c *Chains) Append(last bool) { c.last = last }
 
 // Backend returns the name of the iptables program that is used.
 func (c *Chains) Backend() string { return strings.TrimSuffix(c.save, saveSuffix) }
@@ -66,7 +70,7 @@ func (c *Chains) List(ctx context.Context) (map[kernel.ChainKey]kernel.Chain, er
 	}
 	out := map[kernel.ChainKey]kernel.Chain{}
 	for k, rules := range all {
-		if ours := ourPart(k, rules); ours != nil || ourChain(k) {
+		if ours := c.ourPart(k, rules); ours != nil || ourChain(k) {
 			out[k] = kernel.Chain{Rules: strings.Join(ours, "\n")}
 		}
 	}
@@ -76,16 +80,22 @@ func (c *Chains) List(ctx context.Context) (map[kernel.ChainKey]kernel.Chain, er
 func ourChain(k kernel.ChainKey) bool { return strings.HasPrefix(k.Chain, kernel.ChainPrefix) }
 
 // ourPart returns the marks of our rules in a chain, and a placeholder for every other rule that is in our chain, or in a chain of
-// the kernel's before one of ours.
-func ourPart(k kernel.ChainKey, rules []rule) []string {
-	end := len(rules)
-	if !ourChain(k) {
+// the kernel's on the wrong side of one of ours.
+func (c *Chains) ourPart(k kernel.ChainKey, rules []rule) []string {
+	from, end := 0, len(rules)
+	switch {
+	case ourChain(k):
+	case c.last:
+		for from < end && rules[from].mark == "" {
+			from++
+		}
+	default:
 		for end > 0 && rules[end-1].mark == "" {
 			end--
 		}
 	}
 	var out []string
-	for _, r := range rules[:end] {
+	for _, r := range rules[from:end] {
 		if r.mark == "" {
 			out = append(out, misplaced)
 			continue
@@ -211,17 +221,19 @@ func (a *attempt) destroy(k kernel.ChainKey) error {
 // of the old ones goes.
 func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
 	have, marks := a.have[k], Marks(k, want)
+	if a.c.last && !ourChain(k) {
+		return a.fillLast(k, want, have)
+	}
 	keep := 0
 	for keep < len(have) && keep < len(marks) && have[keep].mark == marks[keep] {
 		keep++
 	}
 	lines := strings.Split(want.Rules, "\n")
 	for i := keep; i < len(marks); i++ {
-		text, err := words(lines[i])
+		spec, err := marked(lines[i], marks[i])
 		if err != nil {
-			return fmt.Errorf("read rule %q: %w", lines[i], err)
+			return err
 		}
-		spec := append([]string{"-m", "comment", "--comment", marks[i]}, text...)
 		if err := a.c.ipt.Insert(k.Table, k.Chain, i+1, spec...); err != nil {
 			return fmt.Errorf("add rule %q: %w", lines[i], err)
 		}
@@ -236,6 +248,42 @@ func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
 		}
 	}
 	return nil
+}
+
+// fillLast gives one of the kernel's chains its rules at the end: first the new ones, so that there is no gap, and then the old ones go.
+func (a *attempt) fillLast(k kernel.ChainKey, want kernel.Chain, have []rule) error {
+	marks := Marks(k, want)
+	if slices.Equal(a.c.ourPart(k, have), marks) {
+		return nil
+	}
+	lines := strings.Split(want.Rules, "\n")
+	for i, m := range marks {
+		spec, err := marked(lines[i], m)
+		if err != nil {
+			return err
+		}
+		if err := a.c.ipt.Append(k.Table, k.Chain, spec...); err != nil {
+			return fmt.Errorf("add rule %q: %w", lines[i], err)
+		}
+	}
+	for i := len(have) - 1; i >= 0; i-- {
+		if have[i].mark == "" {
+			continue
+		}
+		if err := a.drop(k, have[i], i+1, slices.Contains(marks, have[i].mark)); err != nil {
+			return fmt.Errorf("remove rule %s: %w", have[i].mark, err)
+		}
+	}
+	return nil
+}
+
+// marked is a rule's words with its mark before them.
+func marked(line, mark string) ([]string, error) {
+	text, err := words(line)
+	if err != nil {
+		return nil, fmt.Errorf("read rule %q: %w", line, err)
+	}
+	return append([]string{"-m", "comment", "--comment", mark}, text...), nil
 }
 
 // drop removes a rule by its text, since others may be changing the chain too and its position may be wrong. Only if it has

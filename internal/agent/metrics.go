@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/reconcile"
+)
+
+// Parts of being ready.
+const (
+	datastorePart = "datastore"
+	dataplanePart = "dataplane"
+)
+
+func newPulse() *health.Pulse {
+	return health.NewPulse(time.Now, health.Part{Name: datastorePart, Why: "read in full: etcd does not answer, or has not told everything"},
+		health.Part{Name: dataplanePart, Why: "gone through once: the kernel is not known to be as it should be"})
+}
+
+// facts looks up what is asked for, from what the loop has left and from the feed.
+func (a *Agent) facts() health.Facts {
+	f := health.Facts{Problems: int(a.problems.Load()), LogErrors: int(a.logs.errors.Load()), LogsDropped: int(a.logs.dropped.Load())}
+	if p := a.planned.Load(); p != nil {
+		f.Planned = *p
+	}
+	snap, synced := a.feed.Snapshot()
+	f.Synced, f.Connected, f.Revision = synced, a.feed.Connected(), snap.Rev
+	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
+	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
+	return f
+}
+
+func count[K, V any](all iter.Seq2[K, V]) (n int) {
+	for range all {
+		n++
+	}
+	return n
+}
+
+// wrote tells the metrics of one round of writing.
+func (a *Agent) wrote(want kernel.State, done reconcile.Result, took time.Duration, err error) {
+	changes := make(map[string]int, len(done.Tables))
+	for table, n := range done.Tables {
+		changes[string(table)] = n
+	}
+	a.metrics.Applied(took, changes, err != nil)
+	p := planned(want)
+	a.planned.Store(&p)
+}
+
+// planned counts a state.
+func planned(s kernel.State) health.Planned {
+	p := health.Planned{Routes: len(s.Routes), Sets: map[string]int{}, Chains: map[health.ByTable]int{}, Rules: map[health.ByTable]int{}}
+	devices := map[string]struct{}{}
+	for _, r := range s.Routes {
+		if r.Dev.Name != "" {
+			devices[r.Dev.Name] = struct{}{}
+		}
+	}
+	p.RouteDevices = len(devices)
+	for k := range s.Sets {
+		if k.Is6() {
+			p.Sets["6"]++
+		} else {
+			p.Sets["4"]++
+		}
+	}
+	for version, chains := range map[string]map[kernel.ChainKey]kernel.Chain{"4": s.Chains, "6": s.Chains6} {
+		for k, c := range chains {
+			at := health.ByTable{Version: version, Table: k.Table}
+			p.Chains[at]++
+			if c.Rules != "" {
+				p.Rules[at] += strings.Count(c.Rules, "\n") + 1
+			}
+		}
+	}
+	return p
+}

@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/plan"
+	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// heeded is the settings that the agent works by. It belongs to the loop.
+type heeded struct {
+	config.Dataplane
+	node, global *api.FelixConfiguration // that they were made from
+	problems     []string
+	known        bool // they were made at all
+
+	ours   kernel.Ownership
+	owned  bool // the doorways were told
+	append bool // our rules stand last
+}
+
+// heed takes over what the snapshot says of the settings, before anything is listed or planned by them.
+func (a *Agent) heed(snap feed.Snapshot) {
+	node, global := snap.FelixConfig("node."+a.node).Value, snap.FelixConfig("default").Value
+	s := &a.settled
+	if !s.known || s.node != node || s.global != global {
+		s.node, s.global, s.known = node, global, true
+		s.Dataplane, s.problems = config.Effective(config.Sources{Env: a.env, File: a.file, Node: node, Global: global})
+		a.serve(s.Dataplane)
+	}
+	a.own()
+	if last := s.ChainInsertMode == "append"; last != s.append {
+		s.append = last
+		for _, c := range a.chains {
+			c.Append(last)
+		}
+		a.kernel.MarkDirty(reconcile.Chains, reconcile.Chains6)
+	}
+}
+
+// serve opens and closes the ports for monitoring.
+func (a *Agent) serve(d config.Dataplane) {
+	a.pulse.Limit(d.Watchdog)
+	a.metrics.Include(d.GoMetrics, d.ProcessMetrics)
+	a.healthPort.Set(address(d.HealthEnabled, d.HealthHost, d.HealthPort))
+	a.metricsPort.Set(address(d.MetricsEnabled, d.MetricsHost, d.MetricsPort))
+}
+
+func address(on bool, host string, port int) string {
+	if !on {
+		return ""
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(port))
+}
+
+// own tells the kernel's doorways what is ours. A protocol that our routes had before stays ours until none of them has it: it is
+// written down, because settings change over a restart more often than not.
+func (a *Agent) own() {
+	s := &a.settled
+	now := kernel.Ownership{Protocol: s.RouteProtocol, Prefixes: s.InterfacePrefixes, External: s.RemoveExternalRoutes}
+	for _, p := range append(slices.Clone(s.ours.Former), s.ours.Protocol) {
+		if p != 0 && !now.HasProtocol(p) {
+			now.Former = append(now.Former, p)
+		}
+	}
+	if s.owned && now.Equal(s.ours) {
+		return
+	}
+	s.owned = true
+	if err := a.writeProtocols(append(slices.Clone(now.Former), now.Protocol)); err != nil {
+		a.log.Warn("write down the protocol of our routes", "error", err)
+	}
+	s.ours = now
+	a.rtnl.Own(now)
+	a.kernel.MarkDirty(reconcile.Routes, reconcile.Neighs)
+}
+
+// settle forgets former protocols once the kernel was gone through without failure.
+func (a *Agent) settle() {
+	if len(a.settled.ours.Former) == 0 {
+		return
+	}
+	a.settled.ours.Former = nil
+	a.rtnl.Own(a.settled.ours)
+	if err := a.writeProtocols([]int{a.settled.ours.Protocol}); err != nil {
+		a.log.Warn("write down the protocol of our routes", "error", err)
+	}
+}
+
+// protocolsFile holds, until the host starts anew and its routes are gone, the protocols that routes of ours may have.
+var protocolsFile = filepath.Join(filepath.Dir(attach.Socket), "route-protocols")
+
+func (a *Agent) writeProtocols(protocols []int) error {
+	words := make([]string, len(protocols))
+	for i, p := range protocols {
+		words[i] = strconv.Itoa(p)
+	}
+	return startup.WriteFile(protocolsFile, strings.Join(words, " "))
+}
+
+// readProtocols returns what writeProtocols has written, perhaps nothing.
+func readProtocols() ([]int, error) {
+	text, err := os.ReadFile(protocolsFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the protocols of our routes: %w", err)
+	}
+	var out []int
+	for _, w := range strings.Fields(string(text)) {
+		p, err := strconv.Atoi(w)
+		if err != nil || p <= 0 || p > 255 {
+			return nil, fmt.Errorf("read the protocols of our routes: %s: %q is none; remove the file", protocolsFile, w)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// settings are what the plan is computed by, and what is wrong with them.
+func (a *Agent) settings() (plan.Settings, []string) {
+	d := a.settled.Dataplane
+	problems := slices.Concat(a.settled.problems, a.logs.set(d))
+	if d.IptablesBackend != a.backend {
+		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
+	}
+	return plan.Settings{
+		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, MTUIface: d.MTUIface,
+		IPIPEnabled: d.IPIPEnabled, IPIPMTU: d.IPIPMTU, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
+		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, TunnelPeers: d.TunnelPeers,
+		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,
+		Ours: a.settled.ours, EndpointToHost: d.EndpointToHost, PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
+		RouteSource: d.RouteSource, RouteSource6: d.RouteSource6, LeaveForwarding: !d.IPForwarding,
+	}, problems
+}

@@ -1,0 +1,183 @@
+package health
+
+import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Facts are numbers that are looked up when somebody asks for metrics.
+type Facts struct {
+	LocalEndpoints, Hosts, Endpoints, Profiles, Tiers int // as the datastore says
+	Revision                                          int64
+	Connected, Synced                                 bool // with etcd now; with etcd once
+	Problems, LogErrors, LogsDropped                  int
+	Planned                                           Planned
+}
+
+// Planned counts what the last plan wants of the kernel.
+type Planned struct {
+	Routes, RouteDevices int
+	Sets                 map[string]int // by IP version, "4" or "6"
+	Chains, Rules        map[ByTable]int
+}
+
+// ByTable names a table of iptables.
+type ByTable struct{ Version, Table string }
+
+// Metrics are the agent's numbers, under Calico's names where they mean the same, and with muslin_ in front where Calico has none. Its
+// methods may be called concurrently.
+type Metrics struct {
+	facts             func() Facts
+	registry          *prometheus.Registry
+	runtime, process  prometheus.Collector
+	goToo, processToo atomic.Bool
+
+	applyTime prometheus.Summary
+	failures  prometheus.Counter
+	resync    prometheus.Gauge
+	changes   *prometheus.CounterVec
+	requests  *prometheus.HistogramVec
+}
+
+// NewMetrics returns metrics of the named node. facts is called once for each question and must not block.
+func NewMetrics(node string, facts func() Facts) *Metrics {
+	m := &Metrics{
+		facts: facts, registry: prometheus.NewRegistry(),
+		applyTime: prometheus.NewSummary(prometheus.SummaryOpts{Name: "felix_int_dataplane_apply_time_seconds", Help: "Time that one round of writing the kernel took.",
+			Objectives: map[float64]float64{0.5: 0.05, 0.9: 0.01, 0.99: 0.001}}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "felix_int_dataplane_failures", Help: "Rounds that failed in part; they are tried again."}),
+		resync: prometheus.NewGauge(prometheus.GaugeOpts{Name: "felix_int_dataplane_initial_resync_time_seconds",
+			Help: "Time from the start until the kernel was gone through once; 0 until then."}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muslin_kernel_changes_total", Help: "Kernel objects that were added, replaced or removed."}, []string{"table"}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "muslin_request_seconds", Help: "Plugins' requests, by what they asked and what came of it.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}, []string{"verb", "result"}),
+		runtime: collectors.NewGoCollector(), process: collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	}
+	host := prometheus.NewGauge(prometheus.GaugeOpts{Name: "felix_host", Help: "The node's name, as a label.", ConstLabels: prometheus.Labels{"host": node}})
+	host.Set(1)
+	m.registry.MustRegister(m.applyTime, m.failures, m.resync, m.changes, m.requests, host, lookup{m.facts},
+		optional{m.runtime, &m.goToo}, optional{m.process, &m.processToo})
+	return m
+}
+
+// Include says whether the metrics of the Go runtime and of the process are among them.
+func (m *Metrics) Include(runtime, process bool) {
+	m.goToo.Store(runtime)
+	m.processToo.Store(process)
+}
+
+// Applied counts one round of writing the kernel, and its changes by table.
+func (m *Metrics) Applied(took time.Duration, changes map[string]int, failed bool) {
+	m.applyTime.Observe(took.Seconds())
+	if failed {
+		m.failures.Inc()
+	}
+	for table, n := range changes {
+		m.changes.WithLabelValues(table).Add(float64(n))
+	}
+}
+
+// FirstResync says how long it took until the kernel had been gone through once.
+func (m *Metrics) FirstResync(took time.Duration) { m.resync.Set(took.Seconds()) }
+
+// Request counts a plugin's request.
+func (m *Metrics) Request(verb string, took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.requests.WithLabelValues(verb, result).Observe(took.Seconds())
+}
+
+// Handler answers GET /metrics in Prometheus's format.
+func (m *Metrics) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: totalTimeout}))
+	return mux
+}
+
+// optional is a collector that can be switched off.
+type optional struct {
+	prometheus.Collector
+	on *atomic.Bool
+}
+
+// Describe says nothing, so that what is collected may change.
+func (optional) Describe(chan<- *prometheus.Desc) {}
+
+// Collect collects what the collector does, if it is switched on.
+func (o optional) Collect(out chan<- prometheus.Metric) {
+	if o.on.Load() {
+		o.Collector.Collect(out)
+	}
+}
+
+// lookup collects the facts.
+type lookup struct{ facts func() Facts }
+
+// Describe says nothing: see Collect.
+func (lookup) Describe(chan<- *prometheus.Desc) {}
+
+// Collect looks the facts up and tells them.
+func (l lookup) Collect(out chan<- prometheus.Metric) {
+	f := l.facts()
+	gauge := func(name, help string, v float64) { out <- constant(prometheus.GaugeValue, name, help, v) }
+	gauge("felix_active_local_endpoints", "Pods of this node.", float64(f.LocalEndpoints))
+	gauge("felix_cluster_num_hosts", "Nodes of the cluster.", float64(f.Hosts))
+	gauge("felix_cluster_num_workload_endpoints", "Pods of the cluster.", float64(f.Endpoints))
+	gauge("felix_cluster_num_profiles", "Profiles of the cluster.", float64(f.Profiles))
+	gauge("felix_cluster_num_tiers", "Tiers of the cluster.", float64(f.Tiers))
+	gauge("felix_resync_state", "1: waits for etcd; 2: reads it; 3: is in sync.", state(f))
+	gauge("muslin_datastore_connected", "1 while etcd tells of changes, else 0.", oneIf(f.Connected))
+	gauge("muslin_datastore_revision", "The revision of etcd up to which everything has been seen. Nodes that lag show a smaller one.", float64(f.Revision))
+	gauge("muslin_problems", "Problems that the log names and that are still there.", float64(f.Problems))
+	out <- constant(prometheus.CounterValue, "felix_log_errors", "Errors that were logged.", float64(f.LogErrors))
+	out <- constant(prometheus.CounterValue, "felix_logs_dropped", "Lines that a log file or syslog did not take.", float64(f.LogsDropped))
+	f.Planned.collect(out)
+}
+
+func (p Planned) collect(out chan<- prometheus.Metric) {
+	out <- constant(prometheus.GaugeValue, "felix_route_table_num_routes", "Routes that the kernel should hold.", float64(p.Routes))
+	out <- constant(prometheus.GaugeValue, "felix_route_table_num_ifaces", "Devices that these routes lead to.", float64(p.RouteDevices))
+	total := 0
+	for version, n := range p.Sets {
+		total += n
+		out <- constant(prometheus.GaugeValue, "felix_ipsets_calico", "Our ipsets.", float64(n), "ip_version", version)
+	}
+	out <- constant(prometheus.GaugeValue, "felix_ipsets_total", "Our ipsets of both families.", float64(total))
+	for k, n := range p.Chains {
+		out <- constant(prometheus.GaugeValue, "felix_iptables_chains", "Our chains, and the kernel's that hold rules of ours.", float64(n), "ip_version", k.Version, "table", k.Table)
+		out <- constant(prometheus.GaugeValue, "felix_iptables_rules", "Our rules.", float64(p.Rules[k]), "ip_version", k.Version, "table", k.Table)
+	}
+}
+
+// constant is one value; labels are names and values in turn.
+func constant(kind prometheus.ValueType, name, help string, v float64, labels ...string) prometheus.Metric {
+	with := prometheus.Labels{}
+	for i := 0; i+1 < len(labels); i += 2 {
+		with[labels[i]] = labels[i+1]
+	}
+	return prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, with), kind, v)
+}
+
+func state(f Facts) float64 {
+	switch {
+	case f.Connected && f.Synced:
+		return 3
+	case f.Connected:
+		return 2
+	}
+	return 1
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
