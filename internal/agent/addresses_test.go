@@ -14,8 +14,8 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
-// host has one address on each device.
-func host(addrs map[string]string) kernel.Host {
+// hostAt has one address on each device.
+func hostAt(addrs map[string]string) kernel.Host {
 	h := kernel.Host{Links: map[string]kernel.HostLink{}}
 	for dev, addr := range addrs {
 		h.Links[dev] = kernel.HostLink{Index: 2, Live: true}
@@ -40,12 +40,12 @@ func TestAddressesAreLookedAtWhenTheHostsChangeAndNowAndThen(t *testing.T) {
 		go func() { ended <- a.run(ctx) }()
 		at := func(when time.Duration, addrs map[string]string) {
 			<-time.After(when - time.Since(begin))
-			a.consider(host(addrs))
+			a.consider(hostAt(addrs))
 		}
 		at(0, map[string]string{"eth0": "10.0.0.1/24"})
 		at(10*time.Second, map[string]string{"eth0": "10.0.0.1/24", "cali123": "10.9.0.1/32"}) // a pod's: no reason
-		at(20*time.Second, nil)                                                               // taken away,
-		at(20500*time.Millisecond, map[string]string{"eth0": "10.0.0.2/24"})                  // and another one there at once
+		at(20*time.Second, nil)                                                                // taken away,
+		at(20500*time.Millisecond, map[string]string{"eth0": "10.0.0.2/24"})                   // and another one there at once
 		<-time.After(61*time.Second - time.Since(begin))
 		cancel()
 		if err := <-ended; err != nil {

@@ -17,10 +17,3 @@ func isFalse(s string) bool {
 	}
 	return false
 }
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}

@@ -182,7 +182,7 @@ func TestKubernetesNamesTheAddressOfItsNode(t *testing.T) {
 		{detection{want: "10.5.0.7/16"}, false, both},
 		{detection{want: "fd00:5::7/64"}, true, both},
 		{detection{err: "InternalIP 10.9.0.7, which is on no device"}, false, node(fmt.Sprintf(internal, "10.9.0.7"))},
-		{detection{err: "has no InternalIP of IPv6"}, true, node(fmt.Sprintf(internal, "10.5.0.7"))},
+		{detection{err: "no InternalIP of IPv6"}, true, node(fmt.Sprintf(internal, "10.5.0.7"))},
 		{detection{err: "set CALICO_K8S_NODE_REF"}, false, kube{}},
 		{detection{err: "set KUBECONFIG"}, false, nil},
 		{detection{stored: "172.30.1.1/24", want: "172.30.1.1/24"}, false, nil},

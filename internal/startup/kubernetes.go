@@ -122,5 +122,5 @@ func (s *starter) askInternalIP(ctx context.Context, f family, name string) (net
 			return ip, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("Node %s of Kubernetes has no InternalIP of %v", name, f)
+	return netip.Addr{}, fmt.Errorf("no InternalIP of %v is in Node %s of Kubernetes", f, name)
 }
