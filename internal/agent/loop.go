@@ -155,6 +155,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	}
 	a.programmed.publish(a.kernel.Routes(), settings.Ours)
 	a.tunnels.consider(snap)
+	a.addresses.consider(a.monitor.Host())
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
