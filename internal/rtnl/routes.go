@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -75,14 +76,19 @@ func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteK
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("change route to %v: %w", c.Key.Dst, err)
 		}
-		switch {
-		case c.New == nil:
+		if c.New == nil {
 			return t.remove(c.Key, *c.Old)
-		case c.Old == nil:
-			return x.add(ctx, c.Key, *c.New)
-		default:
-			return t.replace(c.Key, *c.New)
 		}
+		var err error
+		if c.Old == nil {
+			err = x.add(ctx, c.Key, *c.New)
+		} else {
+			err = t.replace(c.Key, *c.New)
+		}
+		if err != nil {
+			return err
+		}
+		return fault.At(fault.ApplyRoutePut)
 	})
 }
 
