@@ -22,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -42,6 +43,7 @@ type Agent struct {
 	rtnl       *rtnl.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
+	chains     *xtables.Watch
 	backend    string // of iptables, as set when the agent started
 	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
@@ -55,6 +57,8 @@ type Agent struct {
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
+	planned planned             // what the last round wanted
+	looks   looks               // when which tables are listed without being told to
 }
 
 // Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
@@ -103,6 +107,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
+	g.Go(func() error { return a.chains.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	g.Go(func() error { return a.loop(ctx) })

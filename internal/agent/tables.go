@@ -48,6 +48,9 @@ func (a *Agent) openKernel(ctx context.Context) error {
 			tables.Chains6 = chains6
 		}
 	}
+	if a.chains, err = chains.Watch(a.log); err != nil {
+		return err
+	}
 	a.kernel = reconcile.New(tables, a.log)
 	return ctx.Err()
 }
