@@ -111,7 +111,7 @@ func (x *table[K, V]) describe(c kernel.Change[K, V], s suspect[K, V]) Repair {
 	r := Repair{Table: x.name, Object: x.words.object(c.Key)}
 	switch {
 	case c.New == nil:
-		r.Found, r.Done = "not ours to want: "+x.words.value(c.Key, *s.now), "removed"
+		r.Found, r.Done = "added by others: "+x.words.value(c.Key, *s.now), "removed"
 	case s.now == nil:
 		r.Found, r.Done = "gone", "added: "+x.words.value(c.Key, *c.New)
 	case x.words.changed != nil:
