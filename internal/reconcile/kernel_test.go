@@ -307,7 +307,7 @@ func (n *node) others() string {
 
 var (
 	counters = regexp.MustCompile(`\[\d+:\d+\]|(?m)^\d+: |(?m)^ .*|hashsize \d+ |initval 0x[0-9a-f]+|Size in memory: \d+|fe80::\S+|ff00::\S+`)
-	ours     = regexp.MustCompile(`cali|10\.244\.|proto 80|66:0|eth0.*172\.30\.0\.1\b`)
+	ours     = regexp.MustCompile(`proto kernel .*pref medium|self permanent|cali|10\.244\.|proto 80|66:0|eth0.*172\.30\.0\.1\b`)
 )
 
 func TestWhatOthersChangeIsRepairedAndTold(t *testing.T) {
