@@ -51,7 +51,6 @@ const (
 	ApplyRoutesPut
 	ApplyChainsPut
 	ApplyChains6Put
-	ApplySysctlsRemoved
 	ApplyLinksRemoved
 	ApplyAddrsRemoved
 	ApplyNeighsRemoved
@@ -115,7 +114,6 @@ func names() []string {
 		ApplyRoutesPut:      "apply.routes.put",
 		ApplyChainsPut:      "apply.chains.put",
 		ApplyChains6Put:     "apply.chains6.put",
-		ApplySysctlsRemoved: "apply.sysctls.removed",
 		ApplyLinksRemoved:   "apply.links.removed",
 		ApplyAddrsRemoved:   "apply.addrs.removed",
 		ApplyNeighsRemoved:  "apply.neighs.removed",

@@ -29,7 +29,7 @@ type table[K, V comparable] struct {
 	suspects  suspects[K, V]
 }
 
-// points are where a table's apply can be cut off.
+// points are where a table's apply can be cut off. A table of which nothing is ever removed has no second one.
 type points struct{ put, removed fault.Point }
 
 // outcome is what was done to a table.

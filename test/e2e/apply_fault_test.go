@@ -65,6 +65,17 @@ func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 			t.Errorf("%d of %d packets were lost", got.lost, got.sent)
 		}
 	})
+	t.Run("when the tunnels go", func(t *testing.T) {
+		a.each(t, []fault.Point{fault.ApplyLinksRemoved}, func(a *applying, p fault.Point) {
+			a.order("")
+			a.setMode("Always")
+			a.ends()
+			a.succeeds("stop the agent", l.StopAgent(a.t.Context(), "node-1"))
+			a.setMode("Never")
+			a.order(p.String() + "=kill")
+			a.start()
+		})
+	})
 	for _, p := range applyPoints() {
 		if !a.cut[p] {
 			t.Errorf("no agent passed %s", p)
