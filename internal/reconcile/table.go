@@ -200,27 +200,27 @@ func (x *table[K, V]) same() func(K, V, V) bool {
 }
 
 // forget confirms objects no longer that the kernel has dropped with their device.
-func (x *table[K, V]) forget(gone func(K, V) bool) (any bool) {
+func (x *table[K, V]) forget(gone func(K, V) bool) (some bool) {
 	for k, v := range x.confirmed {
 		if gone(k, v) {
 			x.doubt(k, &v, nil)
 			delete(x.confirmed, k)
-			any = true
+			some = true
 		}
 	}
-	return any
+	return some
 }
 
 // reread confirms objects no longer that an event contradicts. Of a table that a list does not show, they are read again.
-func (x *table[K, V]) reread(events map[K]V) (any bool) {
+func (x *table[K, V]) reread(events map[K]V) (some bool) {
 	for k, now := range events {
 		if was, ok := x.confirmed[k]; ok && was != now {
 			x.doubt(k, &was, &now)
 			delete(x.confirmed, k)
-			any = true
+			some = true
 		}
 	}
-	return any
+	return some
 }
 
 // observe makes the table dirty if an object is not as it is confirmed to be.
