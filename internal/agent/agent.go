@@ -47,6 +47,7 @@ type Agent struct {
 	rtnl       *rtnl.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
+	damage     *xtables.Watch // of the chains
 	backend    string // of iptables, as set when the agent started
 	kube       startup.Kubernetes
 	kernelIPv6 bool
@@ -61,7 +62,7 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
-	planned     atomic.Pointer[health.Planned]
+	wanted      atomic.Pointer[health.Planned]
 	problems    atomic.Int64 // that are said and still there
 	began       time.Time
 
@@ -73,6 +74,8 @@ type Agent struct {
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
+	planned planned             // what the last round wanted
+	looks   looks               // when which tables are listed without being told to
 }
 
 // Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
@@ -156,6 +159,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
+	g.Go(func() error { return a.damage.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	if a.cfg.Looks() {

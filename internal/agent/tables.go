@@ -47,6 +47,9 @@ func (a *Agent) openKernel(ctx context.Context) error {
 			a.chains = append(a.chains, chains6)
 		}
 	}
+	if a.damage, err = chains.Watch(a.log); err != nil {
+		return err
+	}
 	a.kernel = reconcile.New(tables, a.log)
 	return ctx.Err()
 }
