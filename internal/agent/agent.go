@@ -55,6 +55,8 @@ type Agent struct {
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
+	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
+	linger  *linger             // start looks at it before there is a loop
 }
 
 // Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
@@ -128,6 +130,11 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
+	length, err := lingerFrom(a.env)
+	if err != nil {
+		return err
+	}
+	a.linger = newLinger(length, time.Now, a.monitor.Host())
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
 		a.noIPv6 = "the kernel has no IPv6"
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -42,6 +43,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.monitor.Changed():
 		case <-retry.due():
 			retry.fired()
+		case <-a.linger.over():
 		case <-refresh.C:
 			a.kernel.MarkDirty()
 			refresh.Reset(refreshInterval + rand.N(refreshInterval/10))
@@ -138,17 +140,22 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 // what pods bring with them is routine, and what a list has found is for the operator to know.
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
 	settings, problems := a.settings(snap)
+	settings.Keep = a.linger.keep()
 	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
 	a.say(problems, result.Problems, snap.Bad())
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
+	a.linger.saw(result.Modes)
 	done, err := write(ctx, result.State)
+	if errors.Is(err, rtnl.ErrNoIPIP) {
+		a.noIPIP = rtnl.ErrNoIPIP.Error() // the plan goes on without, and says so
+	}
 	if done.Changed > 0 {
 		a.log.Log(ctx, level, "kernel changed", "objects", done.Changed, "by_table", done.Tables)
 	}
 	a.programmed.publish(a.kernel.Routes())
-	a.tunnels.consider(snap)
+	a.tunnels.consider(snap, a.linger.left())
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
@@ -182,7 +189,7 @@ func (a *Agent) settings(snap feed.Snapshot) (plan.Settings, []string) {
 		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
 	}
 	return plan.Settings{
-		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
+		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, NoIPIP: a.noIPIP, IPIPEnabled: d.IPIPEnabled, IPIPMTU: d.IPIPMTU, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, MTUIface: d.MTUIface, NATKeepHosts: d.NATExclusions == "ippoolsandhostips",
 	}, problems
 }

@@ -54,7 +54,7 @@ func (a *Agent) start(ctx context.Context) error {
 		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Machine: a.machine, IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
 		err := startup.Run(ctx, a.node, a.cfg, deps)
 		if err == nil {
-			a.tunnels.ensure(ctx)
+			a.tunnels.ensure(ctx, a.linger.left())
 			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
 		}
 		if ctx.Err() != nil {

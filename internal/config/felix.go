@@ -13,6 +13,8 @@ import (
 type Dataplane struct {
 	IPv6Support          bool
 	LogLevel             string
+	IPIPEnabled          *bool // nil: when a pool uses IP-in-IP
+	IPIPMTU              int   // 0: from the host's devices
 	VXLANEnabled         *bool // nil: when a pool uses VXLAN
 	VXLANPort, VXLANVNI  int
 	VXLANMTU, VXLANMTUV6 int // 0: from the host's devices
@@ -38,6 +40,8 @@ func Effective(env Env, global, node *api.FelixConfiguration) (Dataplane, []stri
 	d := Dataplane{
 		IPv6Support:     resolve(r, "IPV6SUPPORT", true, parseBool),
 		LogLevel:        strings.ToUpper(resolve(r, "LOGSEVERITYSCREEN", "INFO", parseLevel)),
+		IPIPEnabled:     resolve(r, "IPINIPENABLED", nil, parseOptionalBool),
+		IPIPMTU:         resolve(r, "IPINIPMTU", 0, parseMTU),
 		VXLANEnabled:    resolve(r, "VXLANENABLED", nil, parseOptionalBool),
 		VXLANPort:       resolve(r, "VXLANPORT", 4789, within(1, 65535)),
 		VXLANVNI:        resolve(r, "VXLANVNI", 4096, within(0, 1<<24-1)),
@@ -90,6 +94,8 @@ func fromSpec(s api.FelixConfigurationSpec) map[string]string {
 	return map[string]string{
 		"IPV6SUPPORT":           text(s.IPv6Support),
 		"LOGSEVERITYSCREEN":     s.LogSeverityScreen,
+		"IPINIPENABLED":         text(s.IPIPEnabled),
+		"IPINIPMTU":             text(s.IPIPMTU),
 		"VXLANENABLED":          text(s.VXLANEnabled),
 		"VXLANPORT":             text(s.VXLANPort),
 		"VXLANVNI":              text(s.VXLANVNI),

@@ -15,7 +15,8 @@ type table[K, V comparable] struct {
 	name  Name
 	t     Table[K, V] // nil: the table is left out
 	pick  func(kernel.State) map[K]V
-	group func(K) any // nil, or what a failed addition shares with removals that must wait for it
+	group func(K) any                // nil, or what a failed addition shares with removals that must wait for it
+	held  func(kernel.State, K) bool // nil, or whether what is not wanted stays all the same
 
 	confirmed map[K]V
 	listed    bool // a list has succeeded at least once
@@ -61,7 +62,7 @@ func (x *table[K, V]) put(ctx context.Context, s kernel.State) (changed int, err
 			puts = append(puts, c)
 		case x.reader() != nil:
 			delete(x.confirmed, c.Key)
-		case x.listed:
+		case x.listed && (x.held == nil || !x.held(s, c.Key)):
 			x.removals = append(x.removals, c)
 		}
 	}
