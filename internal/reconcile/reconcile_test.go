@@ -235,7 +235,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	}
 	journal = nil
 	mustApply(t, r, s)
-	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put route", "put chain", "put chain6"}
+	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put chain", "put chain6", "put route"}
 	if diff := cmp.Diff(up, order()); diff != "" {
 		t.Error(diff)
 	}
@@ -246,7 +246,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	next := kernel.NewState()
 	next.Routes[dst("10.1.0.0/24")] = blackhole
 	mustApply(t, r, next)
-	down := []string{"put route", "remove chain6", "remove chain", "remove route", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
+	down := []string{"put route", "remove route", "remove chain6", "remove chain", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
 	if diff := cmp.Diff(down, order()); diff != "" {
 		t.Error(diff)
 	}
