@@ -113,7 +113,7 @@ func (ns *NS) Netlink() *netlink.Handle {
 // Try runs a program inside the namespace and returns its standard output. The error holds what it wrote to standard error.
 func (ns *NS) Try(args ...string) (string, error) {
 	ns.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), execTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience(execTimeout))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	var err error
@@ -162,17 +162,18 @@ func Pair(a *NS, nameA string, b *NS, nameB string) {
 	b.Exec("ip", "link", "set", nameB, "up")
 }
 
-// Eventually calls f until it returns nil, and ends the test with its last error when ten seconds have passed.
+// Eventually calls f until it returns nil, and ends the test with its last error when ten seconds have passed (see Patience).
 func Eventually(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(waitTimeout)
+	wait := Patience(waitTimeout)
+	deadline := time.Now().Add(wait)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still after %v: %v", waitTimeout, err)
+			t.Fatalf("still after %v: %v", wait, err)
 		}
 		<-time.After(pollPause)
 	}
