@@ -26,7 +26,7 @@ type tunnels struct {
 	look    chan plan.Modes // cap 1: look again, and let these keep their addresses
 	seen    feed.Snapshot   // what the last look was about; owned by the loop
 	kept    plan.Modes      // likewise
-	failing string        // why the last look failed, as logged; owned by run, and by start before it
+	failing string          // why the last look failed, as logged; owned by run, and by start before it
 }
 
 func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog.Logger) *tunnels {

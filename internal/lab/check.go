@@ -231,8 +231,8 @@ func (c *checker) try(ctx context.Context, from, to *endpoint) Pair {
 
 // unreached words the failure, and says whether the mode explains it.
 func (c *checker) unreached(from, to *endpoint, tcp, udp error) (problem string, expected bool) {
-	if c.state.Options.Mode == Direct && to.kind == kindPod && from.subnet != to.subnet {
-		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use --mode vxlan or vxlan-crosssubnet", true
+	if c.state.Options.mode(from.v6()) == Direct && to.kind == kindPod && from.subnet != to.subnet {
+		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use a mode with a tunnel, such as vxlan-crosssubnet", true
 	}
 	words := func(err error) string {
 		if err == nil {

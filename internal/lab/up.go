@@ -125,7 +125,7 @@ func (l *Lab) again(ctx context.Context, s *state, o Options) error {
 func (o Options) String() string {
 	text := fmt.Sprintf("--nodes %d --subnets %d --mode %s --pool %s --block-size %d", o.Nodes, o.Subnets, o.Mode, o.Pool, o.BlockSize)
 	if o.DualStack {
-		text += fmt.Sprintf(" --dual-stack --pool6 %s --block-size6 %d", o.Pool6, o.BlockSize6)
+		text += fmt.Sprintf(" --dual-stack --mode6 %s --pool6 %s --block-size6 %d", o.mode(true), o.Pool6, o.BlockSize6)
 	}
 	if o.Etcd != "" {
 		text += " --etcd " + o.Etcd

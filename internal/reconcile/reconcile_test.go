@@ -198,6 +198,25 @@ func TestRouteStaysUntilItsSuccessorIsIn(t *testing.T) {
 	}
 }
 
+func TestRouteStaysUntilItsSuccessorCanBeWritten(t *testing.T) {
+	r, f, _ := routing()
+	k := dst("10.1.0.0/24")
+	f.have[k], f.have[dst("10.2.0.0/24")] = blackhole, blackhole
+	mustRefresh(t, r)
+	waiting := kernel.NewState()
+	waiting.Held[k] = struct{}{}
+	for range 2 {
+		mustApply(t, r, waiting)
+		if _, there := f.have[k]; !there || len(f.have) != 1 {
+			t.Fatalf("have %v, want the route that is held", f.have)
+		}
+	}
+	mustApply(t, r, kernel.NewState())
+	if len(f.have) != 0 {
+		t.Errorf("have %v after the hold", f.have)
+	}
+}
+
 func TestChangesFollowDependency(t *testing.T) {
 	var journal []string
 	tables := Tables{
