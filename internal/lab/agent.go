@@ -15,8 +15,8 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 )
 
-// agentTimeout bounds how long an agent may take until its socket answers.
-const agentTimeout = 60 * time.Second
+// agentTimeout bounds how long an agent may take until its socket answers: seconds, or minutes where the CPU is emulated.
+const agentTimeout = 3 * time.Minute
 
 // StartAgent starts a node's agent and returns when it is ready. One that runs is left alone.
 func (l *Lab) StartAgent(ctx context.Context, node string) error {

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	upTimeout     = 3 * time.Minute
+	upTimeout     = 5 * time.Minute
 	holderTimeout = 20 * time.Second
 	holdersAtOnce = 8
 )
@@ -34,7 +34,7 @@ type Config struct {
 
 // Up brings a lab up and returns when every agent is ready. Where it fails it leaves nothing behind. A lab that is up already and
 // has the same options is returned as it is, with agents and etcd started again where they had died; other options are an error.
-// It needs root, and takes at most three minutes.
+// It needs root, and takes at most five minutes.
 func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
