@@ -89,6 +89,7 @@ func (s *state) pod(name string) (*Pod, error) {
 type Lab struct {
 	dir      string
 	progress func(string)
+	slow     bool
 	guard    guard // of a guarded lab, in the process that brought it up
 }
 

@@ -29,6 +29,7 @@ type Config struct {
 	Bin      string // folder of the programs, muslin-lab itself among them
 	Options  Options
 	Progress func(string) // told of each step; nil: nobody
+	Slow     bool         // the machine is an emulated one: Check tries fewer ways at once, and longer
 	Guarded  bool         // the lab does not outlive the calling process, even one that is killed
 }
 
@@ -49,6 +50,7 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	l := newLab(cfg.Dir, cfg.Progress)
+	l.slow = cfg.Slow
 	unlock, err := l.lock(ctx)
 	if err != nil {
 		return nil, err

@@ -51,7 +51,7 @@ func upWith(t *testing.T, bin string, change func(*lab.Options)) *lab.Lab {
 	dir := filepath.Join("/run", fmt.Sprintf("muslin-e2e-%d-%x", os.Getpid(), fnv32(t.Name())))
 	ctx, cancel := context.WithTimeout(t.Context(), nettest.Patience(time.Minute))
 	defer cancel()
-	l, err := lab.Up(ctx, lab.Config{Dir: dir, Bin: bin, Options: o, Guarded: true})
+	l, err := lab.Up(ctx, lab.Config{Dir: dir, Bin: bin, Options: o, Guarded: true, Slow: os.Getenv("NETTEST") == "vm"})
 	if err != nil {
 		t.Fatal(err)
 	}

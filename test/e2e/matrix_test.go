@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -23,6 +24,29 @@ func TestVMEveryCellOfTheMatrix(t *testing.T) {
 	nettest.Need(t, "ipip")
 	t.Run("ipip", func(t *testing.T) { matrix(t, lab.IPIP, false) })
 	t.Run("ipip-crosssubnet dual-stack", func(t *testing.T) { matrix(t, lab.IPIPCrossSubnet, true) })
+}
+
+// TestNodeWhoseKernelHasNoIPIPSaysSoAndGoesOn is for this machine; the VM's kernel has it.
+func TestNodeWhoseKernelHasNoIPIPSaysSoAndGoesOn(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.IPIP })
+	if _, err := try(t, l, "node-1", "ip", "link", "show", kernel.IPIPDevice); err == nil {
+		t.Skip("this kernel has IP-in-IP devices")
+	}
+	allWell(t, l)
+	amend(t, l, poolKey, "IPPool", map[string]any{"natOutgoing": false}) // what else there is to do is done
+	nettest.Eventually(t, func() error {
+		if out := run(t, l, "node-1", "ipset", "list", "-n"); strings.Contains(out, "masq") {
+			return fmt.Errorf("sets: %s", out)
+		}
+		return nil
+	})
+	var log bytes.Buffer
+	if err := l.Log("node-1", &log); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log.String(), "Node(node-1): cannot do IP-in-IP"); n != 1 || !strings.Contains(log.String(), "modprobe ipip") {
+		t.Errorf("the problem is told %d times:\n%s", n, log.String())
+	}
 }
 
 // matrix tries the cells of one mode in one lab: node-2 is on a subnet of its own, and node-1 and node-3 share one.
