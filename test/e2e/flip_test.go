@@ -137,7 +137,9 @@ func leavesNoTrace(t *testing.T, ways []way) {
 }
 
 // untouched is a kernel state in which a device that was never up looks like one that is down again.
-func untouched(state string) string { return strings.ReplaceAll(state, "qdisc noop ", "qdisc noqueue ") }
+func untouched(state string) string {
+	return strings.ReplaceAll(state, "qdisc noop ", "qdisc noqueue ")
+}
 
 // TestVXLANMovesLive changes port and VNI in the datastore, and then the devices by hand.
 func TestVXLANMovesLive(t *testing.T) {
