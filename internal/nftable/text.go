@@ -244,7 +244,7 @@ func (s ICMP) appendText(b []byte) []byte {
 }
 
 func (s Mark) appendText(b []byte) []byte {
-	return fmt.Appendf(b, "meta mark & %#010x %s %#010x", s.Mask, dir(s.Not, "!=", "=="), s.Value)
+	return fmt.Appendf(b, "meta mark & %#08x %s %#08x", s.Mask, dir(s.Not, "!=", "=="), s.Value)
 }
 
 func (s State) appendText(b []byte) []byte {
@@ -268,12 +268,12 @@ func (s Limit) appendText(b []byte) []byte {
 
 func (s SetMark) appendText(b []byte) []byte {
 	if s.Clear == 0 {
-		return fmt.Appendf(b, "meta mark set meta mark | %#010x", s.Set)
+		return fmt.Appendf(b, "meta mark set meta mark | %#08x", s.Set)
 	}
 	if s.Set == 0 {
-		return fmt.Appendf(b, "meta mark set meta mark & %#010x", ^s.Clear)
+		return fmt.Appendf(b, "meta mark set meta mark & %#08x", ^s.Clear)
 	}
-	return fmt.Appendf(b, "meta mark set meta mark & %#010x | %#010x", ^s.Clear, s.Set)
+	return fmt.Appendf(b, "meta mark set meta mark & %#08x | %#08x", ^s.Clear, s.Set)
 }
 
 func (s Log) appendText(b []byte) []byte {
