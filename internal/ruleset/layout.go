@@ -141,19 +141,15 @@ func (l *Layout) Update(u policy.Update) {
 			l.changeSet(id, c, reshaped)
 		}
 	}
-	for id, p := range u.Policies {
+	for _, p := range u.Policies {
 		if p != nil {
 			l.putPolicy(p)
-			delete(reshaped, id)
 		}
 	}
 	for id := range reshaped {
-		if u.Policies[id] == nil {
-			if _, gone := u.Policies[id]; gone {
-				continue
-			}
+		if p, differs := u.Policies[id]; !differs || p != nil {
+			l.render(l.policies[id])
 		}
-		l.render(l.policies[id])
 	}
 	for _, list := range u.Lists {
 		if list != nil {

@@ -138,26 +138,29 @@ func drawn(t *rapid.T) (Settings, map[string][]netip.Addr, policy.Model) {
 	for i := range 6 {
 		s.Policies = append(s.Policies, fixedPolicy(i))
 	}
-	lists := rapid.SliceOfNDistinct(rapid.IntRange(0, 7), 2, 6, rapid.ID).Draw(t, "lists")
-	for _, i := range lists {
+	lists := rapid.SliceOfNDistinct(rapid.IntRange(2, 7), 0, 4, rapid.ID).Draw(t, "lists")
+	for _, i := range append(lists, 0, 1) {
 		s.Lists = append(s.Lists, fixedList(i))
 	}
-	list := func(label string) policy.ListID { return s.Lists[rapid.IntRange(0, len(s.Lists)-1).Draw(t, label)].ID }
-	maybe := func(label string) policy.ListID {
-		if rapid.Bool().Draw(t, label) {
+	list := func(direction api.PolicyType) policy.ListID {
+		return rapid.SampledFrom(slices.DeleteFunc(slices.Clone(s.Lists), func(l policy.List) bool { return l.Direction != direction })).
+			Draw(t, string(direction)).ID
+	}
+	maybe := func(direction api.PolicyType) policy.ListID {
+		if rapid.Bool().Draw(t, "none") {
 			return ""
 		}
-		return list(label)
+		return list(direction)
 	}
 	for i := range rapid.IntRange(0, 6).Draw(t, "endpoints") {
-		e := policy.Endpoint{Key: policy.EndpointKey{Name: fmt.Sprint("e", i)}, Ingress: list("in"), Egress: list("out")}
+		e := policy.Endpoint{Key: policy.EndpointKey{Name: fmt.Sprint("e", i)}, Ingress: list(api.Ingress), Egress: list(api.Egress)}
 		e.Interface = fmt.Sprint("cali", rapid.IntRange(0, 3).Draw(t, "iface"))
 		e.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(1, 5).Draw(t, "addr"))})}
 		e.Spoofable = drawNets(t, "spoofable")
 		if rapid.Bool().Draw(t, "host") {
 			e.Key.Kind, e.Interface, e.Addrs, e.Spoofable = policy.Host, rapid.SampledFrom([]string{"*", "", "eth0", "eth1"}).Draw(t, "dev"), addrs("192.0.2.1"), nil
-			e.ForwardIngress, e.ForwardEgress, e.UntrackedIngress = maybe("fi"), maybe("fe"), maybe("ui")
-			e.UntrackedEgress, e.PreDNAT = maybe("ue"), maybe("pd")
+			e.ForwardIngress, e.ForwardEgress, e.UntrackedIngress = maybe(api.Ingress), maybe(api.Egress), maybe(api.Ingress)
+			e.UntrackedEgress, e.PreDNAT = maybe(api.Egress), maybe(api.Ingress)
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
