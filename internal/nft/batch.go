@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -70,6 +71,7 @@ func (b *batch) failed(seq uint32) string {
 // delta encodes a delta in an order in which nothing refers to what is not there: counters, sets and chains come before the rules
 // that name them, and go after them. Elements of maps come between, since they name chains.
 func (b *batch) delta(d nftable.Delta, flags uint32) error {
+	b.b = slices.Grow(b.b, sizeOf(d))
 	if d.Whole {
 		b.whole(flags)
 	}
@@ -88,6 +90,24 @@ func (b *batch) delta(d nftable.Delta, flags uint32) error {
 	b.elems(d)
 	b.removals(d)
 	return b.err
+}
+
+// sizeOf returns about how many bytes a delta takes, rather too many: tens of megabytes are not to be copied again and again.
+func sizeOf(d nftable.Delta) int {
+	const object, rule, elem = 200, 1000, 100
+	n := object * (len(d.AddCounters) + len(d.DelCounters) + len(d.AddSets) + len(d.DelSets) + 2*len(d.DelChains) + 2)
+	for _, chains := range [][]*nftable.Chain{d.AddChains, d.SetChains} {
+		for _, c := range chains {
+			n += object + rule*len(c.Rules)
+		}
+	}
+	for _, s := range d.AddSets {
+		n += elem * len(s.Elems)
+	}
+	for _, e := range d.Elems {
+		n += object + elem*(len(e.Add)+len(e.Del))
+	}
+	return n
 }
 
 // whole makes the table, after it has deleted the one that there may be: to add what is there is no error.

@@ -83,7 +83,7 @@ func everything() *nftable.Table {
 			rule("", nftable.Iface{Out: true, Name: "eth0"}, drop),
 		),
 		nftable.NewChain("forward", nftable.Base{Hook: nftable.Forward, Priority: -10},
-			rule("", nftable.State(nftable.Established|nftable.Related), target),
+			rule("", nftable.Established|nftable.Related, target),
 			rule("", nftable.Invalid, drop),
 			rule("", nftable.Dispatch{Map: "from"}),
 			rule("", nftable.Dispatch{Out: true, Map: "from"}),
@@ -449,5 +449,51 @@ func TestEndedContextEndsTheWait(t *testing.T) {
 	}
 	if have := list(t, c); have.Exists {
 		t.Fatalf("got %+v", have)
+	}
+}
+
+func TestLogWithoutABackendNamesTheChain(t *testing.T) {
+	c, _ := open(t)
+	want := nftable.NewTable(table)
+	want.Chains["c"] = nftable.NewChain("c", nftable.Base{Hook: nftable.Input}, rule("", nftable.Syslog{Prefix: "calico-packet: ", Level: 5}))
+	switch err := c.Commit(t.Context(), table, nftable.Build(want), 0); {
+	case err == nil:
+		if d := nftable.Diff(list(t, c), want); !d.Empty() {
+			t.Fatalf("differs: %+v", d)
+		}
+	case !strings.Contains(err.Error(), "fill chain c"): // kernels without a backend for nf_log refuse the rule
+		t.Fatal(err)
+	default:
+		t.Log(err)
+	}
+}
+
+// TestLostAnswersAreNoAnswer makes the kernel say more than the socket holds.
+func TestLostAnswersAreNoAnswer(t *testing.T) {
+	c, _ := open(t)
+	c.flags = 0
+	want := everything()
+	k := NewKeeper(c, table)
+	if _, err := k.Sync(t.Context(), want, false); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := c.s.f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var d nftable.Delta
+	for i := range 2000 {
+		d.DelChains = append(d.DelChains, fmt.Sprint("absent", i))
+	}
+	if err := c.Commit(t.Context(), table, d, 0); !errors.Is(err, ErrUnknown) {
+		t.Fatalf("got %v", err)
+	}
+	if done, err := k.Sync(t.Context(), want, false); err != nil || !done.Changed.Empty() {
+		t.Fatalf("afterwards: %+v, %v", done, err)
 	}
 }

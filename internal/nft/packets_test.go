@@ -121,8 +121,8 @@ func lists(ls ...*policy.List) map[policy.ListID]*policy.List {
 	return out
 }
 
-func ports(min, max uint16) policy.Match {
-	return policy.Match{Ports: []policy.PortRange{{Min: min, Max: max}}}
+func ports(first, last uint16) policy.Match {
+	return policy.Match{Ports: []policy.PortRange{{Min: first, Max: last}}}
 }
 
 // twoPods is an update with two pods: a may send everywhere, b gets what one policy allows.
@@ -471,4 +471,32 @@ func TestHostsEndpointsAreAskedAtTheirPlaces(t *testing.T) {
 	w.expect("arrived", w.away, "", w.b, addrB+":80")
 	w.expect("arrived", w.a, "", w.b, addrB+":81") // not by eth0
 	w.expect("arrived", w.host, "", w.away, addrAway+":80")
+}
+
+func TestPoliciesHoldForIPv6(t *testing.T) {
+	const a6, b6 = "fd00:65::1", "fd00:65::2"
+	w := newWorld(t, settings())
+	w.host.Exec("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+	for i, pod := range []*nettest.NS{w.a, w.b} {
+		dev, addr := fmt.Sprint("cali", i+1), []string{a6, b6}[i]
+		w.host.Exec("ip", "-6", "addr", "add", "fe80::1/64", "dev", dev, "nodad")
+		w.host.Exec("ip", "-6", "route", "add", addr, "dev", dev)
+		pod.Exec("ip", "-6", "addr", "add", addr+"/128", "dev", "eth0", "nodad")
+		pod.Exec("ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
+	}
+	u := twoPods(policyOf("web", api.Ingress,
+		policy.Rule{Action: api.Allow, Protocol: 17, Destination: ports(80, 80), Source: policy.Match{Sets: []policy.SetID{"friends"}}},
+		policy.Rule{Action: api.Allow, Protocol: 17, Source: policy.Match{Nets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+	))
+	u.Sets = map[policy.SetID]policy.SetChange{"friends": {Set: &policy.Set{ID: "friends"}, Added: policy.Members{Addrs: []netip.Addr{netip.MustParseAddr(a6)}}}}
+	for key, addr := range map[string]string{"a": a6, "b": b6} {
+		e := u.Endpoints[policy.EndpointKey{Name: key}]
+		e.Addrs = append(e.Addrs, netip.MustParseAddr(addr))
+	}
+	w.apply(u)
+	w.expect("arrived", w.a, "", w.b, "["+b6+"]:80")
+	w.expect("r-deny-tier-i", w.a, "", w.b, "["+b6+"]:81")
+	w.expect("arrived", w.a, "", w.b, addrB+":81")
+	w.a.Exec("ip", "-6", "addr", "add", "fd00:65::99/128", "dev", "eth0", "nodad")
+	w.expect("r-spoof", w.a, "fd00:65::99", w.b, "["+b6+"]:80")
 }

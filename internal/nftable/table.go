@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strings"
 )
 
 // Table is the content of one table of the family inet. The zero value is not usable, see NewTable.
@@ -99,10 +100,11 @@ func (r Rule) note() string { return r.Note[:min(len(r.Note), maxNote)] }
 
 // MarkOf returns the mark in a comment that was read back, empty if there is none.
 func MarkOf(comment string) string {
-	if len(comment) < markLen || len(comment) > markLen && comment[markLen] != ' ' {
+	mark, _, _ := strings.Cut(comment, " ")
+	if len(mark) != markLen || strings.Trim(mark, "0123456789abcdef") != "" {
 		return ""
 	}
-	return comment[:markLen]
+	return mark
 }
 
 // Hash returns 16 hexadecimal digits that stand for the parts, in this order. Names of things that are known by their content

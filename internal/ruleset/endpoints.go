@@ -95,7 +95,7 @@ func (l *Layout) workloadElems(e *policy.Endpoint, do func(string, nftable.Elem)
 	do("wl-from", nftable.Elem{Key: key, To: "ge-" + string(e.Egress) + "-t0"})
 	do("wl-to", nftable.Elem{Key: key, To: "gi-" + string(e.Ingress) + "-t0"})
 	for _, a := range e.Addrs {
-		do(families[familyOf(a)].spoofSet, nftable.Elem{Key: nftable.IfaceAddrKey(e.Interface, a)})
+		do(families[familyOf(a)].spoof, nftable.Elem{Key: nftable.IfaceAddrKey(e.Interface, a)})
 	}
 }
 
@@ -113,14 +113,16 @@ const (
 	places
 )
 
-// hostPlaces says of each place which map it dispatches by, how the chains are named that lead from there into lists, and which list of an
+// hostPlace says of a place which map it dispatches by, how the chains are named that lead from there into lists, and which list of an
 // endpoint is asked there.
-var hostPlaces = [places]struct {
+type hostPlace struct {
 	dispatch, entry string
 	out             bool
 	list            func(*policy.Endpoint) policy.ListID
 	chain           string // how the list's chain begins
-}{
+}
+
+var hostPlaces = [places]hostPlace{
 	fromHost:    {"hep-from", "hi-", false, func(e *policy.Endpoint) policy.ListID { return e.Ingress }, "gi-"},
 	toHost:      {"hep-to", "ho-", true, func(e *policy.Endpoint) policy.ListID { return e.Egress }, "ge-"},
 	fromForward: {"hep-from-fwd", "hfi-", false, func(e *policy.Endpoint) policy.ListID { return e.ForwardIngress }, "gi-"},

@@ -15,9 +15,6 @@ type listState struct {
 	uses   uses
 }
 
-// listChain returns the name of a list's first chain.
-func listChain(list *policy.List) string { return tierChain(list, 0) }
-
 func tierChain(list *policy.List, tier int) string {
 	prefix := "ge"
 	if list.Direction == api.Ingress {

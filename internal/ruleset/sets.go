@@ -14,25 +14,28 @@ type setState struct {
 	users map[policy.PolicyID]bool // policies whose rules name the set: they are rendered anew when CIDRs come first or go last
 }
 
-// families are in the order of arrays that have one entry for each.
-var families = [2]struct {
-	v6                             bool
-	digit                          string
-	addr, addrPort, ifaceAddr      nftable.Type
-	version                        uint8
-	addrs, nets, ports, constNets  string // how the names of sets begin
-	spoofSet, vxlanPeers, vxlanNet string
-	ipipPeers, ipipNet             string
-}{
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	v6                            bool
+	version                       uint8
+	addr, addrPort, ifaceAddr     nftable.Type
+	addrs, nets, ports, constNets string // how the names of sets begin
+	spoof                         string // names of sets
+	vxlanPeers, vxlanNets         string
+	ipipPeers, ipipNets           string
+}
+
+// families are in the order of arrays that have an entry for each.
+var families = [2]family{
 	{
-		digit: "4", version: 4, addr: nftable.Addr4, addrPort: nftable.AddrPort4, ifaceAddr: nftable.IfaceAddr4,
+		version: 4, addr: nftable.Addr4, addrPort: nftable.AddrPort4, ifaceAddr: nftable.IfaceAddr4,
 		addrs: "a4-", nets: "n4-", ports: "p4-", constNets: "k4-",
-		spoofSet: "wl-src4", vxlanPeers: "vxlan-peers4", vxlanNet: "vxlan-nets4", ipipPeers: "ipip-peers4", ipipNet: "ipip-nets4",
+		spoof: "wl-src4", vxlanPeers: "vxlan-peers4", vxlanNets: "vxlan-nets4", ipipPeers: "ipip-peers4", ipipNets: "ipip-nets4",
 	},
 	{
-		v6: true, digit: "6", version: 6, addr: nftable.Addr6, addrPort: nftable.AddrPort6, ifaceAddr: nftable.IfaceAddr6,
+		v6: true, version: 6, addr: nftable.Addr6, addrPort: nftable.AddrPort6, ifaceAddr: nftable.IfaceAddr6,
 		addrs: "a6-", nets: "n6-", ports: "p6-", constNets: "k6-",
-		spoofSet: "wl-src6", vxlanPeers: "vxlan-peers6", vxlanNet: "vxlan-nets6", ipipPeers: "ipip-peers6", ipipNet: "ipip-nets6",
+		spoof: "wl-src6", vxlanPeers: "vxlan-peers6", vxlanNets: "vxlan-nets6", ipipPeers: "ipip-peers6", ipipNets: "ipip-nets6",
 	},
 }
 

@@ -39,11 +39,11 @@ func (l *Layout) putStaticSets() {
 		}
 	}
 	for _, f := range families {
-		if l.ed.Table().Sets[f.spoofSet] == nil {
-			l.ed.PutSet(nftable.NewSet(f.spoofSet, f.ifaceAddr))
+		if l.ed.Table().Sets[f.spoof] == nil {
+			l.ed.PutSet(nftable.NewSet(f.spoof, f.ifaceAddr))
 		}
-		l.putPeers(f.v6, f.vxlanPeers, f.vxlanNet, f.addr, l.settings.VXLANPeers)
-		l.putPeers(f.v6, f.ipipPeers, f.ipipNet, f.addr, l.settings.IPIPPeers)
+		l.putPeers(f.v6, f.vxlanPeers, f.vxlanNets, f.addr, l.settings.VXLANPeers)
+		l.putPeers(f.v6, f.ipipPeers, f.ipipNets, f.addr, l.settings.IPIPPeers)
 	}
 	l.ed.PutSet(nftable.NewSet("failsafe-in", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeIn)...))
 	l.ed.PutSet(nftable.NewSet("failsafe-out", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeOut)...))
@@ -214,11 +214,11 @@ func (l *Layout) input() (r rules) {
 	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("wl-to-host")) })
 	for _, s := range l.tunnels(nftable.Local{}) {
 		v6 := s[0].(nftable.Family).V6
-		l.fromPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNet, v6)
+		l.fromPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNets, v6)
 	}
 	if l.settings.IPIP {
 		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: protoIPIP}, nftable.Local{}}
-		l.fromPeers(&r, s, families[0].ipipPeers, families[0].ipipNet, false)
+		l.fromPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
 	}
 	if l.used[fromHost] {
 		r.add(l.isAccepted(), nftable.Verdict{Kind: nftable.Accept})
@@ -241,11 +241,11 @@ func (l *Layout) output() (r rules) {
 	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, nftable.Verdict{Kind: nftable.Accept}) })
 	for _, s := range l.tunnels() {
 		v6 := s[0].(nftable.Family).V6
-		l.toPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNet, v6)
+		l.toPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNets, v6)
 	}
 	if l.settings.IPIP {
 		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: protoIPIP}}
-		l.toPeers(&r, s, families[0].ipipPeers, families[0].ipipNet, false)
+		l.toPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
 	}
 	l.askHosts(&r, toHost)
 	return r
@@ -275,7 +275,7 @@ func (l *Layout) accepted() (r rules) {
 func (l *Layout) spoof() (r rules) {
 	leave := nftable.Verdict{Kind: nftable.Return}
 	for _, f := range families {
-		r.add(nftable.IfaceAddrIn{V6: f.v6, Set: f.spoofSet}, leave)
+		r.add(nftable.IfaceAddrIn{V6: f.v6, Set: f.spoof}, leave)
 	}
 	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("fe80::/10")}, leave)
 	// Duplicate address detection has no address yet (RFC 4862 section 5.4.2).
