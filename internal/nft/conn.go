@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,10 +48,9 @@ var ErrUnknown = errors.New("the outcome is unknown: answers of the kernel were 
 type Conn struct {
 	flags uint32 // of tables that it makes
 
-	port atomic.Uint32 // the address of s, which the kernel names as author of what we change
+	s *socket
 
 	mu  sync.Mutex // held from a request to its last answer
-	s   *socket
 	seq uint32
 	buf []byte
 }
@@ -64,7 +62,6 @@ func Open() (*Conn, error) {
 		return nil, err
 	}
 	c := &Conn{s: s, buf: make([]byte, readSize)}
-	c.port.Store(s.port)
 	if err := c.probe(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -182,9 +179,9 @@ func (c *Conn) answers(ctx context.Context, f func(header, []byte) (done bool, e
 		n, err := c.s.receive(c.buf)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			return errors.Join(ErrUnknown, c.reopen())
+			return errors.Join(ErrUnknown, c.drain())
 		case ctx.Err() != nil:
-			return fmt.Errorf("await nftables' answer: %w", errors.Join(ErrUnknown, ctx.Err()))
+			return fmt.Errorf("await nftables' answer: %w", errors.Join(ErrUnknown, ctx.Err(), c.drain()))
 		case err != nil:
 			return fmt.Errorf("receive from nftables: %w", errors.Join(ErrUnknown, err))
 		}
@@ -194,16 +191,17 @@ func (c *Conn) answers(ctx context.Context, f func(header, []byte) (done bool, e
 	}
 }
 
-// reopen replaces the socket after a loss: stale answers are left on it. An owned table is adopted by the next Sync.
-func (c *Conn) reopen() error {
-	s, err := openSocket(0)
-	if err != nil {
-		return err
+// drain throws away what still waits to be received: answers that nobody awaits any more. A dump that was given up goes on for as long as it is
+// not read to its end, and the kernel takes no other one meanwhile.
+func (c *Conn) drain() error {
+	for {
+		switch _, err := c.s.poll(c.buf); {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case err != nil && !errors.Is(err, unix.ENOBUFS):
+			return fmt.Errorf("empty socket to nftables: %w", err)
+		}
 	}
-	old := c.s
-	c.s = s
-	c.port.Store(s.port)
-	return old.Close()
 }
 
 // header is a netlink message's.

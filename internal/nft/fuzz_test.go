@@ -29,7 +29,7 @@ func FuzzDump(f *testing.F) {
 	gen.message(unix.NFT_MSG_NEWGEN, 0, func() { gen.attr32(unix.NFTA_GEN_ID, 3) })
 	f.Add(gen.b)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := &Conn{}
+		c := &Conn{s: &socket{port: 1}}
 		m := Monitor{c: c, table: table}
 		m.take(data)
 		r := reader{nftable.Listing{

@@ -66,7 +66,7 @@ func (m *Monitor) take(b []byte) (foreign bool) {
 			m.touched = m.touched || text(find(body[nfgenLen:], unix.NFTA_TABLE_NAME)) == m.table
 			return false, nil
 		}
-		foreign = foreign || m.touched && h.port != m.c.port.Load()
+		foreign = foreign || m.touched && h.port != m.c.s.port
 		m.touched = false
 		return false, nil
 	})

@@ -53,11 +53,19 @@ func size(fd, force, plain, bytes int) error {
 
 func (s *socket) Close() error { return s.f.Close() }
 
-// until makes receive fail once ctx is done. The function it returns ends that.
+// until makes receive fail once ctx is done. The function it returns ends that: when it has returned, nothing of it comes after.
 func (s *socket) until(ctx context.Context) (stop func()) {
 	_ = s.f.SetReadDeadline(time.Time{})
-	cancel := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
-	return func() { cancel() }
+	done := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = s.f.SetReadDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !cancel() {
+			<-done
+		}
+	}
 }
 
 func (s *socket) send(b []byte) error {
@@ -71,6 +79,17 @@ func (s *socket) send(b []byte) error {
 		return true // a batch is taken or refused, there is nothing to wait for
 	})
 	return errors.Join(err, sent)
+}
+
+// poll receives a datagram if one is there, from whomever, and else fails with EAGAIN.
+func (s *socket) poll(b []byte) (n int, err error) {
+	raw, err := s.f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var received error
+	err = raw.Control(func(fd uintptr) { n, _, received = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT) })
+	return n, errors.Join(err, received)
 }
 
 // receive waits for a datagram from the kernel.
