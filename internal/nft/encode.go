@@ -98,28 +98,8 @@ func (e *ruleEncoder) condition(s nftable.Stmt) {
 		e.compare(s.Not, []byte{s.Number})
 	case nftable.Addr:
 		e.addr(s)
-	case nftable.AddrIn:
-		e.loadAddr(s.Dst, s.V6, reg)
-		e.lookup(s.Set, s.Not, false)
 	case nftable.Port:
 		e.port(s)
-	case nftable.PortIn:
-		e.loadPort(s.Dst, reg)
-		e.lookup(s.Set, s.Not, false)
-	case nftable.AddrPortIn:
-		next := e.loadAddr(s.Dst, s.V6, reg)
-		e.meta(unix.NFT_META_L4PROTO, next)
-		e.loadPort(s.Dst, next+1)
-		e.lookup(s.Set, s.Not, false)
-	case nftable.IfaceAddrIn:
-		e.need(s.V6)
-		e.ifname(false, reg)
-		e.loadAddr(false, s.V6, reg+unix.IFNAMSIZ/4)
-		e.lookup(s.Set, false, false)
-	case nftable.ProtoPortIn:
-		e.meta(unix.NFT_META_L4PROTO, reg)
-		e.loadPort(s.Dst, reg+1)
-		e.lookup(s.Set, false, false)
 	case nftable.ICMP:
 		e.icmp(s)
 	case nftable.Mark:
@@ -140,6 +120,34 @@ func (e *ruleEncoder) condition(s nftable.Stmt) {
 			e.attr32(unix.NFTA_FIB_FLAGS, fibDaddr)
 		})
 		e.compare(false, native32(typeLocal))
+	default:
+		e.membership(s)
+	}
+}
+
+// membership encodes conditions that look in a set.
+func (e *ruleEncoder) membership(s nftable.Stmt) {
+	switch s := s.(type) {
+	case nftable.AddrIn:
+		e.loadAddr(s.Dst, s.V6, reg)
+		e.lookup(s.Set, s.Not, false)
+	case nftable.PortIn:
+		e.loadPort(s.Dst, reg)
+		e.lookup(s.Set, s.Not, false)
+	case nftable.AddrPortIn:
+		next := e.loadAddr(s.Dst, s.V6, reg)
+		e.meta(unix.NFT_META_L4PROTO, next)
+		e.loadPort(s.Dst, next+1)
+		e.lookup(s.Set, s.Not, false)
+	case nftable.IfaceAddrIn:
+		e.need(s.V6)
+		e.ifname(false, reg)
+		e.loadAddr(false, s.V6, reg+unix.IFNAMSIZ/4)
+		e.lookup(s.Set, false, false)
+	case nftable.ProtoPortIn:
+		e.meta(unix.NFT_META_L4PROTO, reg)
+		e.loadPort(s.Dst, reg+1)
+		e.lookup(s.Set, false, false)
 	default:
 		e.err = errors.Join(e.err, fmt.Errorf("statement %T is unknown", s))
 	}
