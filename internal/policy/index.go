@@ -17,7 +17,7 @@ type home struct {
 }
 
 // homeOf picks the demand that the fewest label sets are likely to meet: being in one of some namespaces, else the label of which the
-// fewest values will do, else a label that must be there.
+// fewest values will do, else a label that must be there. Nearly all endpoints are of one orchestrator, so that this label comes last.
 func homeOf(s selector.Selector) home {
 	demands := s.Restrictions()
 	var best home
@@ -39,6 +39,8 @@ func better(key string, values []string, than home) bool {
 		return than.key == "" || values != nil && than.values == nil
 	case than.key == api.LabelNamespace || key == api.LabelNamespace:
 		return key == api.LabelNamespace
+	case than.key == api.LabelOrchestrator || key == api.LabelOrchestrator:
+		return than.key == api.LabelOrchestrator
 	}
 	return len(values) < len(than.values)
 }

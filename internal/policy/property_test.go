@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/selector"
 )
 
 const node = "n1"
@@ -485,4 +486,13 @@ func (e *Engine) size() int {
 		n += len(p.values)
 	}
 	return n
+}
+
+func mustParse(t *testing.T, text string) selector.Selector {
+	t.Helper()
+	s, err := selector.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
