@@ -331,12 +331,12 @@ func (e *Engine) setChanges() map[SetID]SetChange {
 }
 
 // all are the members of a set.
-func (s *set) all() (ms Members) {
+func (s *set) all() (out Members) {
 	for m := range s.members {
-		ms.collect(m)
+		out.collect(m)
 	}
-	ms.sort()
-	return ms
+	out.sort()
+	return out
 }
 
 func (e *Engine) allProblems() []Problem {

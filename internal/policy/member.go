@@ -32,23 +32,23 @@ func portMember(p PortMember) member {
 	return m
 }
 
-// collect adds m to the members that it belongs to; nothing is sorted yet.
-func (ms *Members) collect(m member) {
-	a := netip.AddrFrom16(m.addr).Unmap()
+// collect adds a member where it belongs; nothing is sorted yet.
+func (m *Members) collect(one member) {
+	a := netip.AddrFrom16(one.addr).Unmap()
 	switch {
-	case m.protocol != 0:
-		ms.Ports = append(ms.Ports, PortMember{a, m.protocol, m.port})
-	case m.bits == 128:
-		ms.Addrs = append(ms.Addrs, a)
+	case one.protocol != 0:
+		m.Ports = append(m.Ports, PortMember{a, one.protocol, one.port})
+	case one.bits == 128:
+		m.Addrs = append(m.Addrs, a)
 	default:
-		ms.Nets = append(ms.Nets, netip.PrefixFrom(a, int(m.bits)-(128-a.BitLen())))
+		m.Nets = append(m.Nets, netip.PrefixFrom(a, int(one.bits)-(128-a.BitLen())))
 	}
 }
 
-func (ms *Members) sort() {
-	slices.SortFunc(ms.Addrs, netip.Addr.Compare)
-	slices.SortFunc(ms.Nets, netip.Prefix.Compare)
-	slices.SortFunc(ms.Ports, PortMember.compare)
+func (m *Members) sort() {
+	slices.SortFunc(m.Addrs, netip.Addr.Compare)
+	slices.SortFunc(m.Nets, netip.Prefix.Compare)
+	slices.SortFunc(m.Ports, PortMember.compare)
 }
 
 // contribute calls yield for every member that an endpoint or network set is in a set, perhaps for one more than once.
