@@ -13,7 +13,7 @@ type (
 	// ListID names a List.
 	ListID string
 	// PolicyID names a Policy: one direction of a policy or profile.
-	PolicyID string
+	PolicyID string //nolint:revive // beside the names of lists, rules and sets, ID alone would be any of them
 	// RuleID names a Rule, or what a List does by default. It does not depend on the rule's place in its policy, nor on other rules.
 	RuleID string
 	// SetID names a Set by what is asked for, not by who answers to it: its members change.
@@ -26,8 +26,8 @@ type (
 // How a packet fares at an endpoint, in one direction: the List of that direction and use is walked. In each of its tiers in turn, the policies are
 // asked in order, in each policy the rules in order. The first rule that matches and is not Log decides: Allow and Deny are final for
 // this endpoint and direction, Pass goes on with the next tier. Log only notes the packet. Staged policies are asked likewise, and
-// whatever they say is only counted. If no rule of the tier decided, its End does. After the last tier the profiles are asked, in which
-// Pass is Deny, and at last the List's End decides. In Ingress the endpoint is the packet's destination (or what lies behind it),
+// whatever they say is only counted. If no rule of the tier decided, its End does. After the last tier the profiles are asked in order, in which
+// Pass goes on with the next profile, and at last the List's End decides. In Ingress the endpoint is the packet's destination (or what lies behind it),
 // in Egress the source.
 type Model struct {
 	Endpoints map[EndpointKey]*Endpoint // of this node

@@ -97,14 +97,14 @@ func (w *listWriter) write() {
 		}
 	}
 	if w.list.End == api.Deny {
-		// A profile's Pass is a Deny: what it has marked goes the way of what no profile knows.
-		w.ask(w.list.Profiles, nftable.Verdict{Kind: nftable.Goto, Chain: denial(w.list.EndID)})
+		w.ask(w.list.Profiles, nil) // a profile's Pass goes on with the next one, as does what it does not know
 		w.deny(w.list.EndID, "no profile matched")
 	}
 }
 
-// ask asks policies in order and leaves the list where one has accepted. Where one passes, next is done; passes tells whether one may.
-func (w *listWriter) ask(ids []policy.PolicyID, next nftable.Verdict) (passes bool) {
+// ask asks policies in order and leaves the list where one has accepted. Where one passes, next is done, if there is a next; passes tells
+// whether one may.
+func (w *listWriter) ask(ids []policy.PolicyID, next nftable.Stmt) (passes bool) {
 	accept, pass := w.l.settings.accept(), w.l.settings.pass()
 	for _, id := range ids {
 		st := w.l.policies[id]
@@ -115,7 +115,7 @@ func (w *listWriter) ask(ids []policy.PolicyID, next nftable.Verdict) (passes bo
 		if st.accepts {
 			w.add("", nftable.Mark{Mask: accept, Value: accept}, nftable.Verdict{Kind: nftable.Return})
 		}
-		if st.passes {
+		if st.passes && next != nil {
 			w.add("", nftable.Mark{Mask: pass, Value: pass}, next)
 			passes = true
 		}
