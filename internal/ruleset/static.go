@@ -13,6 +13,7 @@ const (
 	priorityRaw    = -300
 	priorityMangle = -150
 	priorityFilter = -10
+	priorityAgain  = -9
 )
 
 // Reasons for drops that are no rule's. Each has a chain d-<reason>, a counter r-<reason>, and the prefix S:<reason> in what is reported.
@@ -22,9 +23,10 @@ const (
 	reasonToHost  = "to-host"    // DefaultEndpointToHostAction
 	reasonTunnel  = "tunnel"     // a workload sent a packet of a tunnel
 	reasonPeer    = "peer"       // a packet of a tunnel came from no peer
+	reasonLost    = "undecided"  // no list has decided, twice: see again
 )
 
-var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer}
+var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost}
 
 // putStaticSets writes the maps and sets that are always there, as far as settings fill them.
 func (l *Layout) putStaticSets() {
@@ -119,9 +121,15 @@ func (l *Layout) putStaticChains() {
 	if l.used[toHost] {
 		put("output", base(nftable.Output, priorityFilter), l.output())
 	}
+	put("forward-again", base(nftable.Forward, priorityAgain), l.forwardAgain())
+	put("input-again", base(nftable.Input, priorityAgain), l.inputAgain())
+	if l.used[toHost] {
+		put("output-again", base(nftable.Output, priorityAgain), l.outputAgain())
+	}
 	put("accepted", nftable.Base{}, l.accepted())
 	put("wl-spoof", nftable.Base{}, l.spoof())
 	put("wl-to-host", nftable.Base{}, l.toHost())
+	put("wl-to-host-end", nftable.Base{}, l.toHostEnd())
 	put("wl-to-host-nd", nftable.Base{}, neighbourDiscovery())
 	put("wl-from-dispatch", nftable.Base{}, l.fromWorkload())
 	put("wl-to-dispatch", nftable.Base{}, l.toWorkload())
@@ -202,13 +210,59 @@ func (l *Layout) forward() (r rules) {
 		// Marked is what was accepted before connection tracking or address translation.
 		r.add(nftable.Mark{Mask: l.settings.accept()}, jump(dispatchChain(fromForward)))
 	}
-	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, jump("wl-from-dispatch")) })
-	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, jump("wl-to-dispatch")) })
-	l.askHosts(&r, toForward)
-	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("accepted")) })
-	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, goTo("accepted")) })
+	l.judge(&r, nftable.Verdict{Kind: nftable.Accept})
 	return r
 }
+
+// judge asks about forwarded packets. What no list has decided fares as undecided says; lists of workloads always decide, but see again.
+func (l *Layout) judge(r *rules, undecided nftable.Stmt) {
+	ask := func(out bool, dispatch string) {
+		l.forWorkloads(out, func(dev nftable.Stmt) {
+			r.add(dev, jump(dispatch))
+			r.add(dev, l.isUndecided(), undecided)
+		})
+	}
+	ask(false, "wl-from-dispatch")
+	ask(true, "wl-to-dispatch")
+	l.askHosts(r, toForward)
+	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("accepted")) })
+	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, goTo("accepted")) })
+}
+
+// forwardAgain judges what came out of forward undecided, as the chains beside it do for their hooks.
+//
+// A packet that is under way while a transaction takes effect walks the rules of before, for the kernel looks once, where it enters a base chain, which are
+// in force. Elements of maps it takes as they are when it looks. So it may follow a new element into a new chain, which before was empty, and
+// come back as if nobody had anything to say. It is neither let through then nor dropped, but asked again from another base chain, where it
+// sees all as it is now. Who comes back undecided once more, after another transaction in that very moment, is dropped.
+func (l *Layout) forwardAgain() (r rules) {
+	r.add(l.isAccepted(), nftable.Verdict{Kind: nftable.Accept})
+	l.judge(&r, goTo(reasonChain(reasonLost)))
+	return r
+}
+
+// inputAgain also takes back what wl-to-host has left: the mark of packets that the host's own rules are to judge.
+func (l *Layout) inputAgain() (r rules) {
+	r.add(nftable.Established|nftable.Related, nftable.Verdict{Kind: nftable.Accept})
+	r.add(nftable.Family{V6: true}, nftable.Proto{Number: protoICMPv6}, jump("wl-to-host-nd"))
+	l.forWorkloads(false, func(in nftable.Stmt) {
+		r.add(in, l.isUndecided(), jump("wl-from-dispatch"))
+		r.add(in, l.isUndecided(), goTo(reasonChain(reasonLost)))
+		r.add(in, goTo("wl-to-host-end"))
+	})
+	if l.used[fromHost] {
+		r.add(l.isUndecided(), jump(dispatchChain(fromHost)))
+	}
+	return r
+}
+
+func (l *Layout) outputAgain() (r rules) {
+	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, nftable.Verdict{Kind: nftable.Accept}) })
+	r.add(l.isUndecided(), jump(dispatchChain(toHost)))
+	return r
+}
+
+func (l *Layout) isUndecided() nftable.Stmt { return nftable.Mark{Mask: l.settings.accept()} }
 
 func (l *Layout) input() (r rules) {
 	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("wl-to-host")) })
@@ -289,10 +343,15 @@ func (l *Layout) spoof() (r rules) {
 	return r
 }
 
-// toHost judges what workloads send to their host: by their own policy first, then by the setting.
+// toHost judges what workloads send to their host by their own policy. What the setting says of the rest is left to input-again.
 func (l *Layout) toHost() (r rules) {
 	r.add(nftable.Family{V6: true}, nftable.Proto{Number: protoICMPv6}, jump("wl-to-host-nd"))
 	r.add(jump("wl-from-dispatch"))
+	return r
+}
+
+// toHostEnd does to packets from workloads to their host, which their own policy has let through, what the setting says.
+func (l *Layout) toHostEnd() (r rules) {
 	switch l.settings.ToHost {
 	case AcceptToHost:
 		r.add(goTo("accepted"))
