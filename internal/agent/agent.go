@@ -48,7 +48,7 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	damage     *xtables.Watch // of the chains
-	backend    string // of iptables, as set when the agent started
+	backend    string         // of iptables, as set when the agent started
 	kube       startup.Kubernetes
 	kernelIPv6 bool
 	noIPv6     string // why this host cannot do IPv6; "": it can

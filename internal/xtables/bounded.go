@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,8 @@ const (
 	killPause = 50 * time.Millisecond
 	// startHz is the unit of a process's start in proc_pid_stat(5): USER_HZ, which is 100 on all that Go runs on.
 	startHz = 100
+	// stopRounds bounds the search for what a hanging program has started, which ends when a round finds nothing new.
+	stopRounds = 20
 )
 
 // bounded calls go-iptables, which neither takes a context nor hands out its processes, so that the call returns soon after ctx is done or
@@ -70,11 +73,41 @@ func startNow() (uint64, error) {
 }
 
 // killChildren kills our child processes that began at since or later, with all that these have started: what is left of them
-// would hold the pipe on which the call waits.
+// would hold the pipe on which the call waits. They are stopped first, and looked for again until there are no more: what a process
+// starts just before it is killed could not be told from others' any more. (A process with a signal pending starts nothing: fork begins anew.)
 func killChildren(since uint64) error {
+	var doomed []int
+	var errs []error
+	for range stopRounds {
+		all, err := descendants(since)
+		if err != nil {
+			return err
+		}
+		more := slices.DeleteFunc(all, func(pid int) bool { return slices.Contains(doomed, pid) })
+		if len(more) == 0 {
+			break
+		}
+		errs = append(errs, signal(more, unix.SIGSTOP))
+		doomed = append(doomed, more...)
+	}
+	return errors.Join(append(errs, signal(doomed, unix.SIGKILL))...)
+}
+
+func signal(pids []int, s unix.Signal) error {
+	var errs []error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, s); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("send %v to process %d: %w", s, pid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// descendants are our child processes that began at since or later, and theirs.
+func descendants(since uint64) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	children := map[int][]int{}
 	for _, path := range stats {
@@ -86,14 +119,11 @@ func killChildren(since uint64) error {
 			children[p.parent] = append(children[p.parent], p.id)
 		}
 	}
-	var errs []error
-	for doomed := children[os.Getpid()]; len(doomed) > 0; doomed = doomed[1:] {
-		if err := unix.Kill(doomed[0], unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("kill process %d: %w", doomed[0], err))
-		}
-		doomed = append(doomed, children[doomed[0]]...)
+	out := slices.Clone(children[os.Getpid()])
+	for i := 0; i < len(out); i++ {
+		out = append(out, children[out[i]]...)
 	}
-	return errors.Join(errs...)
+	return out, nil
 }
 
 // process is what /proc tells of one.
