@@ -34,7 +34,7 @@ func etcdVariables() []Setting {
 func others() []string {
 	return []string{
 		"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "KUBERNETES_SERVICE_PORT_HTTPS", "HOSTNAME",
-		"MUSLIN_FAULT", "MUSLIN_LAB", "MUSLIN_LAB_ROLE", "MUSLIN_LAB_DIR",
+		"MUSLIN_LAB", "MUSLIN_LAB_ROLE", "MUSLIN_LAB_DIR",
 	}
 }
 

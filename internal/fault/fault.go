@@ -79,8 +79,9 @@ func Points() []Point {
 	return out
 }
 
-// String is the point's name, as the variable has it: program, command, and what has been done.
-func (p Point) String() string { return names()[p] }
+// Name is the point's name, as the variable has it: program, command, and what has been done. It is not a method: the linker keeps those
+// of every type that is printed anywhere.
+func Name(p Point) string { return names()[p] }
 
 func names() []string {
 	return []string{

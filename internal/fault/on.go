@@ -24,24 +24,24 @@ const pauseLimit = time.Minute
 func At(p Point) error {
 	for _, part := range strings.Split(orders(), ",") {
 		name, what, _ := strings.Cut(part, "=")
-		if name != p.String() {
+		if name != Name(p) {
 			continue
 		}
 		verb, file, _ := strings.Cut(what, ":")
 		switch verb {
 		case "kill":
 			if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
-				return fmt.Errorf("kill at %s: %w", p, err)
+				return fmt.Errorf("kill at %s: %w", Name(p), err)
 			}
 			select {} // until the signal has arrived
 		case "error":
-			return fmt.Errorf("%s: %w", p, ErrInjected)
+			return fmt.Errorf("%s: %w", Name(p), ErrInjected)
 		case "pause":
 			if err := pause(p, file); err != nil {
 				return err
 			}
 		default:
-			return fmt.Errorf("%s: %s says %q, want kill, error or pause:file", p, Variable, what)
+			return fmt.Errorf("%s: %s says %q, want kill, error or pause:file", Name(p), Variable, what)
 		}
 	}
 	return nil
@@ -63,7 +63,7 @@ func orders() string {
 
 func pause(p Point, file string) error {
 	if err := os.WriteFile(file+".reached", nil, 0o600); err != nil {
-		return fmt.Errorf("pause at %s: %w", p, err)
+		return fmt.Errorf("pause at %s: %w", Name(p), err)
 	}
 	for end := time.Now().Add(pauseLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		_, err := os.Stat(file)
@@ -71,8 +71,8 @@ func pause(p Point, file string) error {
 			return nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("pause at %s: %w", p, err)
+			return fmt.Errorf("pause at %s: %w", Name(p), err)
 		}
 	}
-	return fmt.Errorf("pause at %s: nobody made %s", p, file)
+	return fmt.Errorf("pause at %s: nobody made %s", Name(p), file)
 }

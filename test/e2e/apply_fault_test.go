@@ -58,7 +58,7 @@ func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 		a.each(t, additions(), func(a *applying, p fault.Point) {
 			a.order("")
 			a.backToDirect()
-			a.order(p.String() + "=kill")
+			a.order(fault.Name(p) + "=kill")
 			a.setMode("Always")
 		})
 		if got := s.stop(t); got.lost != 0 {
@@ -72,13 +72,13 @@ func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 			a.ends()
 			a.succeeds("stop the agent", l.StopAgent(a.t.Context(), "node-1"))
 			a.setMode("Never")
-			a.order(p.String() + "=kill")
+			a.order(fault.Name(p) + "=kill")
 			a.start()
 		})
 	})
 	for _, p := range applyPoints() {
 		if !a.cut[p] {
-			t.Errorf("no agent passed %s", p)
+			t.Errorf("no agent passed %s", fault.Name(p))
 		}
 	}
 	if r := check(t, l); !r.OK {
@@ -89,13 +89,13 @@ func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 // additions are the points that an apply passes in which nothing is to go.
 func additions() []fault.Point {
 	return slices.DeleteFunc(applyPoints(), func(p fault.Point) bool {
-		return strings.HasSuffix(p.String(), ".removed") || p == fault.ApplyMemberGone || p == fault.ApplyLinkTaken
+		return strings.HasSuffix(fault.Name(p), ".removed") || p == fault.ApplyMemberGone || p == fault.ApplyLinkTaken
 	})
 }
 
 func applyPoints() (out []fault.Point) {
 	for _, p := range fault.Points() {
-		if strings.HasPrefix(p.String(), "apply.") {
+		if strings.HasPrefix(fault.Name(p), "apply.") {
 			out = append(out, p)
 		}
 	}
@@ -128,12 +128,12 @@ func (a *applying) learn() {
 // each has the agent killed at each point, while begin has it at work, then starts one that nothing disturbs.
 func (a *applying) each(t *testing.T, points []fault.Point, begin func(*applying, fault.Point)) {
 	for _, p := range points {
-		t.Run(p.String(), func(t *testing.T) {
+		t.Run(fault.Name(p), func(t *testing.T) {
 			r := *a.runtime
 			r.t = t
 			b := *a
 			b.runtime = &r
-			b.order(p.String() + "=kill")
+			b.order(fault.Name(p) + "=kill")
 			begin(&b, p)
 			if !b.killed() {
 				return // there was nothing to do of this kind, and it has ended right

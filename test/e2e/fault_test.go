@@ -67,7 +67,7 @@ func contents(t *testing.T, dir, name string) []byte {
 
 func pointNames() (out []string) {
 	for _, p := range fault.Points() {
-		out = append(out, p.String())
+		out = append(out, fault.Name(p))
 	}
 	return out
 }
@@ -85,7 +85,7 @@ type cut struct {
 // cuts lists every command with every point that it passes, by the agent's door or by the module's.
 func cuts(module bool) (out []cut) {
 	for _, p := range fault.Points() {
-		who, what, _ := strings.Cut(p.String(), ".")
+		who, what, _ := strings.Cut(fault.Name(p), ".")
 		if who == "agent" && module || who == "module" && !module || who == "apply" {
 			continue
 		}
@@ -120,7 +120,7 @@ func killedAtAnyPointNothingLeaks(t *testing.T, bin string) {
 		}
 		before := traceOf(t, l)
 		for i, c := range cuts(door == "module") {
-			t.Run(fmt.Sprintf("%s door, %s killed at %s", door, c.command, c.point), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s door, %s killed at %s", door, c.command, fault.Name(c.point)), func(t *testing.T) {
 				r := *r
 				r.t = t
 				first := r.container(fmt.Sprintf("%s%d", door, i), fmt.Sprintf("%s-%d", door, i))
@@ -159,7 +159,7 @@ func nextAgentCleansUp(t *testing.T, bin string) {
 	before := traceOf(t, l)
 	for _, door := range []string{"agent", "module"} {
 		for i, c := range cuts(door == "module") {
-			t.Run(fmt.Sprintf("%s door, %s killed at %s", door, c.command, c.point), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s door, %s killed at %s", door, c.command, fault.Name(c.point)), func(t *testing.T) {
 				r := *r
 				r.t = t
 				if door == "module" {
@@ -190,7 +190,7 @@ func delWaitsForTheModule(t *testing.T, bin string) {
 	c := r.container("c1", "nginx")
 	gate := filepath.Join(t.TempDir(), "gate")
 	reached := gate + ".reached" // the plugin is killed once its module is at work
-	if _, err := r.add(c, fmt.Sprintf("%s=%s=pause:%s,%s=kill,%s=pause:%s", fault.Variable, fault.PluginAddLinked, reached, fault.PluginAddLinked, fault.HandlerPlanned, gate)); err == nil {
+	if _, err := r.add(c, fmt.Sprintf("%s=%s=pause:%s,%s=kill,%s=pause:%s", fault.Variable, fault.Name(fault.PluginAddLinked), reached, fault.Name(fault.PluginAddLinked), fault.HandlerPlanned, gate)); err == nil {
 		t.Fatal("ADD went through")
 	}
 	if _, err := os.Stat(reached); err != nil {
@@ -241,9 +241,9 @@ func (r *runtime) cutOff(c cut, at container) {
 			r.t.Fatalf("ADD: %v", err)
 		}
 	}
-	orders := c.point.String() + "=kill"
+	orders := fault.Name(c.point) + "=kill"
 	if c.point == fault.PluginUndoUnlinked {
-		orders = fault.PluginAddConfigured.String() + "=error," + orders
+		orders = fault.Name(fault.PluginAddConfigured) + "=error," + orders
 	}
 	var env []string
 	if c.agents {
@@ -261,7 +261,7 @@ func (r *runtime) cutOff(c cut, at container) {
 		err = r.gc(nil, env...)
 	}
 	if err == nil {
-		r.t.Errorf("%s went through: it does not pass %s", c.command, c.point)
+		r.t.Errorf("%s went through: it does not pass %s", c.command, fault.Name(c.point))
 	}
 }
 
