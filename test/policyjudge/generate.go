@@ -437,7 +437,8 @@ func (g *generator) entity(six, peer bool) api.EntityRule {
 		e.NotSelector = g.selector()
 	}
 	if g.in(9) {
-		e.ServiceAccounts = &api.ServiceAccountMatch{Names: some(g, 2, "s", "t"), Selector: pick(g, "", "a == 'x'", "has(a)", "a != 'x'")}
+		e.ServiceAccounts = pick(g, &api.ServiceAccountMatch{Names: []string{pick(g, "s", "t")}}, &api.ServiceAccountMatch{Names: []string{"t", "s"}},
+			&api.ServiceAccountMatch{Names: some(g, 2, "s", "t"), Selector: pick(g, "a == 'x'", "has(a)", "a != 'x'")})
 	}
 	if g.in(4) {
 		e.Ports = some(g, 3, g.port(), g.port())
