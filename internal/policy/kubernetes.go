@@ -11,8 +11,8 @@ import (
 // kubernetesOrder is the order of policies that Kubernetes' own become.
 const kubernetesOrder = 1000.0
 
-// fromKubernetes says in Calico's terms what a Kubernetes policy says (node-startup: conversion of NetworkPolicy). A peer or port that cannot be said is
-// left out of the rule's alternatives: every rule allows, so that this allows less.
+// fromKubernetes says in Calico's terms what a Kubernetes policy says, as Calico's policy controller does. A port of a protocol
+// that nobody knows is left out, and an operator that nobody knows selects nothing: every rule allows, so that this allows less.
 func fromKubernetes(k api.StagedKubernetesNetworkPolicySpec) api.NetworkPolicySpec {
 	order := kubernetesOrder
 	p := api.NetworkPolicySpec{Tier: api.DefaultTier, Order: &order, Selector: podsOf(k.PodSelector), Types: k.PolicyTypes}
