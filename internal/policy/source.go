@@ -203,7 +203,14 @@ func tierOf(name string, t *api.Tier) tierInfo {
 	return info
 }
 
+// compare is the order of tiers. Those that do not exist come behind those without an order too.
 func (t tierInfo) compare(u tierInfo) int {
+	if t.missing != u.missing {
+		if t.missing {
+			return 1
+		}
+		return -1
+	}
 	return cmp.Or(cmp.Compare(t.order, u.order), strings.Compare(t.name, u.name))
 }
 

@@ -53,7 +53,7 @@ func (n *tally) hold(t *testing.T, seed uint64) {
 	if d := cmp.Diff(oracle, engine, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("seed %d: oracle and engine differ: %s", seed, d)
 	}
-	for _, p := range Packets(seed, packetsPerCluster) {
+	for _, p := range Packets(c, seed, packetsPerCluster) {
 		n.cases++
 		want := Evaluate(c, p)
 		if want.Allowed {

@@ -72,9 +72,10 @@ func ByPolicy(c *Cluster, p Packet) bool {
 			return false
 		}
 	}
-	if workloadDevice(p.Out) {
-		return c.workloadAt(p.Out) != nil
+	if workloadDevice(p.Out) && c.workloadAt(p.Out) == nil {
+		return false
 	}
 	open := Failsafe{p.Protocol, p.DestinationPort}
-	return !slices.Contains(c.Host.FailIn, open) && !slices.Contains(c.Host.FailOut, open)
+	byHost := p.In != "" && !workloadDevice(p.In) || p.Out != "" && !workloadDevice(p.Out)
+	return !byHost || !slices.Contains(c.Host.FailIn, open) && !slices.Contains(c.Host.FailOut, open)
 }

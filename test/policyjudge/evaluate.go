@@ -198,10 +198,15 @@ type tier struct {
 	end   api.Action
 }
 
-// tiers are the tiers in order; those without an order come last, and equal ones by name. A tier that policies name and that does not exist comes
-// behind all others and denies.
+// tiers are the tiers in order; those without an order come last, and equal ones by name. Some every cluster has. A tier that policies name and that
+// does not exist comes behind all others and denies.
 func (c *Cluster) tiers() []tier {
 	var out []tier
+	for _, s := range api.StaticTiers() {
+		if !slices.ContainsFunc(all[*api.Tier](c), func(t *api.Tier) bool { return t.Metadata.Name == s.Name }) {
+			out = append(out, tier{s.Name, s.Order, s.Action})
+		}
+	}
 	for _, t := range all[*api.Tier](c) {
 		order := math.Inf(1)
 		if t.Spec.Order != nil {

@@ -153,7 +153,7 @@ func (g *generator) endpoints(c *Cluster) {
 	if g.in(3) {
 		c.add(g.host("n2", "remote", "10.64.0.2", "fd64::2"))
 	}
-	if g.in(2) {
+	if !g.in(3) {
 		c.add(g.host(node, "local", "10.64.0.1", "fd64::1"))
 	}
 }
@@ -274,7 +274,7 @@ func (g *generator) service(namespace string) Service {
 // policy makes a policy of any kind. Names collide, and sort otherwise with what follows them than alone.
 func (g *generator) policy(i int) api.Object {
 	name := pick(g, "p", "p-q", "p.q", "q", fmt.Sprint("r", i))
-	tier := pick(g, "default", "default", "default", "red", "blue", "kube-admin", "kube-baseline")
+	tier := pick(g, "default", "default", "default", "default", "default", "red", "blue", "kube-admin", "kube-baseline")
 	ns := pick(g, "x", "y")
 	s := api.GlobalNetworkPolicySpec{Tier: tier, Order: g.order(), Selector: g.selector()}
 	s.Types = pick(g, nil, []api.PolicyType{api.Ingress}, []api.PolicyType{api.Egress}, []api.PolicyType{api.Ingress, api.Egress})
@@ -382,7 +382,7 @@ func (g *generator) rule(ingress bool) api.Rule {
 	if g.in(8) {
 		r.IPVersion = new(pick(g, 4, 6))
 	}
-	if !g.in(3) {
+	if g.in(2) {
 		r.Protocol = &api.Protocol{Name: pick(g, "TCP", "TCP", "UDP", "UDP", "SCTP", "ICMP", "ICMPv6", "")}
 		if r.Protocol.Name == "" {
 			r.Protocol.Number = pick[uint8](g, tcp, udp, icmp, 47)
@@ -417,26 +417,26 @@ func (g *generator) entity(six, peer bool) api.EntityRule {
 	if six {
 		nets = nets6()
 	}
-	if peer && g.in(10) {
+	if peer && g.in(14) {
 		e.Services = &api.ServiceMatch{Name: pick(g, "v", "w"), Namespace: pick(g, "x", "y")}
 		return e
 	}
-	if g.in(5) {
+	if g.in(7) {
 		e.Nets = some(g, 3, nets...)
 	}
-	if g.in(6) {
+	if g.in(9) {
 		e.NotNets = some(g, 2, nets[:len(nets)-1]...)
 	}
-	if g.in(3) {
+	if g.in(5) {
 		e.Selector = g.selector()
 	}
-	if g.in(6) {
+	if g.in(11) {
 		e.NamespaceSelector = pick(g, "all()", "a == 'x'", "has(a)", "a != 'x'", "global()", "projectcalico.org/name == 'y'")
 	}
-	if g.in(7) {
+	if g.in(12) {
 		e.NotSelector = g.selector()
 	}
-	if g.in(9) {
+	if g.in(16) {
 		e.ServiceAccounts = pick(g, &api.ServiceAccountMatch{Names: []string{pick(g, "s", "t")}}, &api.ServiceAccountMatch{Names: []string{"t", "s"}},
 			&api.ServiceAccountMatch{Names: some(g, 2, "s", "t"), Selector: pick(g, "a == 'x'", "has(a)", "a != 'x'")})
 	}

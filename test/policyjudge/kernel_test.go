@@ -35,7 +35,7 @@ func TestKernelAgrees(t *testing.T) {
 	for seed := *kernelSeed; n < *kernelCases; seed++ {
 		c := Generate(seed)
 		w.install(c, seed)
-		packets := firstOfFlows(Packets(seed, packetsPerTable))
+		packets := firstOfFlows(Packets(c, seed, packetsPerTable))
 		got := w.send(packets)
 		for i, p := range packets {
 			n++
