@@ -75,7 +75,7 @@ func ByPolicy(c *Cluster, p Packet) bool {
 	if workloadDevice(p.Out) && c.workloadAt(p.Out) == nil {
 		return false
 	}
-	open := Failsafe{p.Protocol, p.DestinationPort}
 	byHost := p.In != "" && !workloadDevice(p.In) || p.Out != "" && !workloadDevice(p.Out)
-	return !byHost || !slices.Contains(c.Host.FailIn, open) && !slices.Contains(c.Host.FailOut, open)
+	open := append(slices.Clone(c.Host.FailIn), c.Host.FailOut...)
+	return !byHost || !isTo(p, open) && !isFrom(p, open)
 }

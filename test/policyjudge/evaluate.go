@@ -78,6 +78,8 @@ func maySendFrom(w *api.WorkloadEndpoint, source netip.Addr) bool {
 	return inAny(w.Spec.AllowSpoofed, source) || source.Is6() && source.IsLinkLocalUnicast()
 }
 
+// fromHostEndpoint judges what comes in by a host's endpoint. Failsafe ports are open before connection tracking and before DNAT too, and before tracking, where
+// nothing else tells answers from other packets, what comes from the failsafe ports of the other direction. What is forwarded is judged as such all the same.
 func fromHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	if p.In == "" || workloadDevice(p.In) {
 		return Judgement{}, false
@@ -86,12 +88,14 @@ func fromHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	if h == nil {
 		return Judgement{}, false
 	}
-	failsafe := slices.Contains(c.Host.FailIn, Failsafe{p.Protocol, p.DestinationPort})
-	for _, u := range []use{untracked, preDNAT} {
-		if failsafe {
-			break // open before tracking and before DNAT too; what is forwarded is judged as such all the same
+	failsafe := isTo(p, c.Host.FailIn)
+	if !failsafe && !isFrom(p, c.Host.FailOut) {
+		if j, decided := c.askTiers(c.host(h), untracked, api.Ingress, p); decided {
+			return j, true
 		}
-		if j, decided := c.askTiers(c.host(h), u, api.Ingress, p); decided {
+	}
+	if !failsafe {
+		if j, decided := c.askTiers(c.host(h), preDNAT, api.Ingress, p); decided {
 			return j, true
 		}
 	}
@@ -116,14 +120,21 @@ func toHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	if p.In != "" {
 		return c.askTiers(c.host(h), forward, api.Egress, p)
 	}
-	if slices.Contains(c.Host.FailOut, Failsafe{p.Protocol, p.DestinationPort}) {
-		return allowed("failsafe port"), true
+	failsafe := isTo(p, c.Host.FailOut)
+	if !failsafe && !isFrom(p, c.Host.FailIn) {
+		if j, decided := c.askTiers(c.host(h), untracked, api.Egress, p); decided {
+			return j, true
+		}
 	}
-	if j, decided := c.askTiers(c.host(h), untracked, api.Egress, p); decided {
-		return j, true
+	if failsafe {
+		return allowed("failsafe port"), true
 	}
 	return c.ask(c.host(h), normal, api.Egress, p), true
 }
+
+func isTo(p Packet, ports []Failsafe) bool { return slices.Contains(ports, Failsafe{p.Protocol, p.DestinationPort}) }
+
+func isFrom(p Packet, ports []Failsafe) bool { return slices.Contains(ports, Failsafe{p.Protocol, p.SourcePort}) }
 
 // ask asks the tiers, and then the profiles, of which one has to allow the packet.
 func (c *Cluster) ask(e *endpoint, u use, direction api.PolicyType, p Packet) Judgement {

@@ -354,12 +354,8 @@ func (g *generator) rules(ingress, profile bool) []api.Rule {
 	return out
 }
 
-// valid tells whether a rule is valid in all policies, and it is documented what it means. It is not where ports have names and the protocol has none.
+// valid tells whether a rule is valid in policies of all kinds.
 func valid(r api.Rule, ingress, profile bool) bool {
-	if r.Protocol != nil && len(r.Source.Ports)+len(r.Source.NotPorts)+len(r.Destination.Ports)+len(r.Destination.NotPorts) > 0 &&
-		!slices.Contains([]uint8{tcp, udp, sctp}, number(*r.Protocol)) {
-		return false
-	}
 	rules := []api.Rule{r}
 	in, out := rules, []api.Rule(nil)
 	if !ingress {
