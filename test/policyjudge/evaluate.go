@@ -132,9 +132,13 @@ func toHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	return c.ask(c.host(h), normal, api.Egress, p), true
 }
 
-func isTo(p Packet, ports []Failsafe) bool { return slices.Contains(ports, Failsafe{p.Protocol, p.DestinationPort}) }
+func isTo(p Packet, ports []Failsafe) bool {
+	return slices.Contains(ports, Failsafe{p.Protocol, p.DestinationPort})
+}
 
-func isFrom(p Packet, ports []Failsafe) bool { return slices.Contains(ports, Failsafe{p.Protocol, p.SourcePort}) }
+func isFrom(p Packet, ports []Failsafe) bool {
+	return slices.Contains(ports, Failsafe{p.Protocol, p.SourcePort})
+}
 
 // ask asks the tiers, and then the profiles, of which one has to allow the packet.
 func (c *Cluster) ask(e *endpoint, u use, direction api.PolicyType, p Packet) Judgement {

@@ -20,7 +20,7 @@ import (
 )
 
 // kernelCases says how many packets TestKernelAgrees sends.
-var kernelCases = flag.Int("kernel", 600, "packets to send through the kernel")
+var kernelCases = flag.Int("kernel", 10_000, "packets to send through the kernel")
 
 // kernelSeed is the first seed of TestKernelAgrees.
 var kernelSeed = flag.Uint64("kernelseed", 0, "first seed of clusters in the kernel")
