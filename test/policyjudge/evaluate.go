@@ -48,7 +48,7 @@ func fromWorkload(c *Cluster, p Packet) (Judgement, bool) {
 	case p.Protocol == ipip:
 		return denied("workloads send no IP in IP"), true
 	}
-	j := c.ask(c.workload(w), normal, api.Egress, p)
+	j := c.ask(c.workload(w), api.Egress, p)
 	if j.Allowed && p.Out == "" && c.Host.ToHost == api.Deny {
 		return denied("DefaultEndpointToHostAction"), true
 	}
@@ -64,7 +64,7 @@ func toWorkload(c *Cluster, p Packet) (Judgement, bool) {
 	if w == nil {
 		return denied("the device is no endpoint's"), true
 	}
-	return c.ask(c.workload(w), normal, api.Ingress, p), true
+	return c.ask(c.workload(w), api.Ingress, p), true
 }
 
 // maySendFrom tells whether a source is the workload's: one of its addresses or of the prefixes that it may send from besides. Link-local IPv6 addresses are
@@ -105,7 +105,7 @@ func fromHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	case failsafe:
 		return allowed("failsafe port"), true
 	}
-	return c.ask(c.host(h), normal, api.Ingress, p), true
+	return c.ask(c.host(h), api.Ingress, p), true
 }
 
 // toHostEndpoint judges what leaves by a host's endpoint. What is forwarded has been tracked already, so untracked policies say nothing of it on its way out.
@@ -129,7 +129,7 @@ func toHostEndpoint(c *Cluster, p Packet) (Judgement, bool) {
 	if failsafe {
 		return allowed("failsafe port"), true
 	}
-	return c.ask(c.host(h), normal, api.Egress, p), true
+	return c.ask(c.host(h), api.Egress, p), true
 }
 
 func isTo(p Packet, ports []Failsafe) bool {
@@ -140,9 +140,9 @@ func isFrom(p Packet, ports []Failsafe) bool {
 	return slices.Contains(ports, Failsafe{p.Protocol, p.SourcePort})
 }
 
-// ask asks the tiers, and then the profiles, of which one has to allow the packet.
-func (c *Cluster) ask(e *endpoint, u use, direction api.PolicyType, p Packet) Judgement {
-	if j, decided := c.askTiers(e, u, direction, p); decided {
+// ask asks what is in force for what an endpoint itself receives or sends: the tiers, and then the profiles, of which one has to allow the packet.
+func (c *Cluster) ask(e *endpoint, direction api.PolicyType, p Packet) Judgement {
+	if j, decided := c.askTiers(e, normal, direction, p); decided {
 		return j
 	}
 	for _, name := range e.profiles {

@@ -68,9 +68,10 @@ func Generate(seed uint64) *Cluster {
 	for i := range 1 + g.IntN(7) {
 		c.add(g.policy(i))
 	}
-	for _, ns := range []string{"", "x", "y"} {
-		if g.in(3) {
-			c.Services = append(c.Services, g.service(ns))
+	for _, s := range []Service{{Namespace: "x", Name: "v"}, {Namespace: "x", Name: "w"}, {Namespace: "y", Name: "v"}} {
+		if g.in(2) {
+			s.Members = g.sockets()
+			c.Services = append(c.Services, s)
 		}
 	}
 	return c
@@ -258,17 +259,14 @@ func (g *generator) order() *float64 {
 	return pick(g, &o, &o, &o, nil)
 }
 
-func (g *generator) service(namespace string) Service {
-	if namespace == "" {
-		namespace = "x"
-	}
-	s := Service{Namespace: namespace, Name: pick(g, "v", "w")}
-	for range g.IntN(4) {
+func (g *generator) sockets() []Socket {
+	var out []Socket
+	for range 1 + g.IntN(4) {
 		v4, v6 := localAddrs(g.IntN(devices))
 		addr := pick(g, v4, v6, netip.MustParseAddr("10.65.1.1"), netip.MustParseAddr("192.0.2.1"))
-		s.Members = append(s.Members, Socket{addr, pick[uint8](g, tcp, udp), pick[uint16](g, 80, 81, 8000)})
+		out = append(out, Socket{addr, pick[uint8](g, tcp, udp), pick[uint16](g, 80, 81, 8000)})
 	}
-	return s
+	return out
 }
 
 // policy makes a policy of any kind. Names collide, and sort otherwise with what follows them than alone.
@@ -284,11 +282,13 @@ func (g *generator) policy(i int) api.Object {
 	s.Ingress, s.Egress = g.rules(true, false), g.rules(false, false)
 	local := api.NetworkPolicySpec{Tier: s.Tier, Order: s.Order, Selector: s.Selector, Types: s.Types, ServiceAccountSelector: s.ServiceAccountSelector,
 		Ingress: s.Ingress, Egress: s.Egress}
-	switch g.IntN(12) {
+	switch g.IntN(13) {
 	case 0:
 		p := named(&api.StagedNetworkPolicy{}, ns, name)
 		p.Spec.NetworkPolicySpec = local
 		return p
+	case 12:
+		return named(&api.StagedKubernetesNetworkPolicy{}, ns, name) // denies all ingress of its namespace, once it is not staged any more
 	case 1:
 		p := named(&api.StagedGlobalNetworkPolicy{}, "", name)
 		p.Spec.GlobalNetworkPolicySpec = s

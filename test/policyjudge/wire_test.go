@@ -29,21 +29,20 @@ func frame(p Packet, id uint32) []byte {
 
 // transport is what follows the IP header: a datagram, a SYN, an INIT, an echo or timestamp request, or a few bytes.
 func transport(p Packet, id uint32) []byte {
-	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.SourcePort), p.DestinationPort)
-	var b []byte
+	b := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.SourcePort), p.DestinationPort)
 	at := 0 // of the checksum
 	switch p.Protocol {
 	case udp:
-		b, at = append(ports, 0, 12, 0, 0), 6
+		b, at = append(b, 0, 12, 0, 0), 6
 	case tcp:
-		b, at = append(ports, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0), 16
+		b, at = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0), 16
 	case icmp, icmp6:
 		b, at = []byte{p.Type, p.Code, 0, 0, byte(id >> 8), byte(id), 0, 1}, 2
 		if p.Type == 13 {
 			b = append(b, make([]byte, 8)...) // two of three timestamps
 		}
 	case sctp:
-		b = append(ports, make([]byte, 8)...) // verification tag, checksum
+		b = append(b, make([]byte, 8)...) // verification tag, checksum
 		b = append(b, 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1)
 		b = binary.BigEndian.AppendUint32(b, id)
 		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
