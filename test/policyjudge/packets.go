@@ -48,7 +48,7 @@ func (c *Cluster) rules() []api.Rule {
 
 // packet makes a packet aimed at a rule; not all that come about can be sent.
 func (g *generator) packet(aim api.Rule) (Packet, bool) {
-	six := g.in(3)
+	six := g.in(3) || aim.Protocol != nil && aim.Protocol.Is("ICMPv6")
 	p := Packet{Source: g.end(six, aim.Source), Destination: g.end(six, aim.Destination)}
 	p.In, p.Out = route(p.Source), route(p.Destination)
 	switch {
@@ -71,6 +71,9 @@ func (g *generator) packet(aim api.Rule) (Packet, bool) {
 		p.Protocol, p.Type, p.Code = icmp, pick[uint8](g, 8, 8, 13), pick[uint8](g, 0, 0, 1)
 		if p.Source.Is6() {
 			p.Protocol, p.Type = icmp6, 128
+		}
+		if k := pick(g, aim.ICMP, aim.NotICMP); k != nil && k.Type != nil && slices.Contains([]int{8, 13}, *k.Type) && p.Source.Is4() {
+			p.Type = uint8(*k.Type) // of the requests, with which alone a flow begins
 		}
 	case tcp, udp, sctp:
 	default:
