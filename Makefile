@@ -22,8 +22,9 @@ PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
 TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
+CASES        ?= 100000
 
-.PHONY: help build lab test test-vm vm check fuzz lint bench golden clean deps deps-vm need-go need-root need-cc
+.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-vm need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +54,11 @@ check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the
 	$(GOLANGCI_LINT) run
 	$(GO) test -count=1 ./test/arch
 	$(if $(PURE_PRESENT),$(GO) test -race $(PURE_PRESENT:%/=./%))
+
+# Of the same tests `make test` runs 10,000 cases with fixed seeds each. SEED repeats a run: it is printed in front of each.
+policycheck: need-root need-go ## Judge policy by its documented semantics: CASES (100000) packets by model and in the kernel, random seeds (root)
+	@seed=$(or $(SEED),$$RANDOM$$RANDOM); echo "SEED=$$seed"; \
+	NETTEST=require $(GO) test -count=1 -timeout 60m -v ./test/policyjudge -clusters=$$(($(CASES) / 8)) -seed=$$seed -kernel=$(CASES) -kernelseed=$$seed
 
 # One target at a time, each for FUZZTIME; what breaks one is written below its package's testdata/fuzz, to be committed as a regression test.
 fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the other

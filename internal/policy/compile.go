@@ -223,14 +223,12 @@ func (b *ruleBuilder) ports(path string, in []api.Port, positive selector.Select
 		return nil, nil, nil
 	}
 	protocol := b.out.Protocol
-	if protocol != 0 && !hasPorts(protocol) {
-		return nil, nil, fmt.Errorf("%s: need protocol TCP, UDP or SCTP", path)
-	}
 	for _, p := range in {
 		switch {
 		case p.Name != "":
+			// Of another protocol no endpoint has ports: such a set is empty, and stays so.
 			sets = b.refer(sets, wantPorts(positive, p.Name, protocol))
-		case protocol == 0:
+		case !hasPorts(protocol):
 			return nil, nil, fmt.Errorf("%s: numeric ports need protocol TCP, UDP or SCTP", path)
 		case p.Min > p.Max:
 			return nil, nil, fmt.Errorf("%s: %v is not a range", path, p)

@@ -127,11 +127,14 @@ func appliesTo(p spec, namespace string) (selector.Selector, error) {
 	if err != nil {
 		return own, fmt.Errorf("spec.serviceAccountSelector: %w", err)
 	}
+	if p.NamespaceSelector != "" {
+		spaces = inNamespaces(spaces)
+	}
 	var home selector.Selector
 	if namespace != "" {
 		home = selector.OneOf(api.LabelNamespace, namespace)
 	}
-	return selector.All(home, spaces.Prefixed(namespacePrefix), accounts.Prefixed(accountPrefix), own), nil
+	return selector.All(home, spaces, accounts.Prefixed(accountPrefix), own), nil
 }
 
 // profileSource is a profile's rules. A profile that does not exist denies everything, as Calico has it.
@@ -200,7 +203,14 @@ func tierOf(name string, t *api.Tier) tierInfo {
 	return info
 }
 
+// compare is the order of tiers. Those that do not exist come behind those without an order too.
 func (t tierInfo) compare(u tierInfo) int {
+	if t.missing != u.missing {
+		if t.missing {
+			return 1
+		}
+		return -1
+	}
 	return cmp.Or(cmp.Compare(t.order, u.order), strings.Compare(t.name, u.name))
 }
 

@@ -190,7 +190,7 @@ func delWaitsForTheModule(t *testing.T, bin string) {
 	c := r.container("c1", "nginx")
 	gate := filepath.Join(t.TempDir(), "gate")
 	reached := gate + ".reached" // the plugin is killed once its module is at work
-	if _, err := r.add(c, fmt.Sprintf("%s=%s=pause:%s,%s=kill,%s=pause:%s", fault.Variable, fault.Name(fault.PluginAddLinked), reached, fault.Name(fault.PluginAddLinked), fault.HandlerPlanned, gate)); err == nil {
+	if _, err := r.add(c, fmt.Sprintf("%s=%s=pause:%s,%s=kill,%s=pause:%s", fault.Variable, fault.Name(fault.PluginAddLinked), reached, fault.Name(fault.PluginAddLinked), fault.Name(fault.HandlerPlanned), gate)); err == nil {
 		t.Fatal("ADD went through")
 	}
 	if _, err := os.Stat(reached); err != nil {
