@@ -127,11 +127,14 @@ func appliesTo(p spec, namespace string) (selector.Selector, error) {
 	if err != nil {
 		return own, fmt.Errorf("spec.serviceAccountSelector: %w", err)
 	}
+	if p.NamespaceSelector != "" {
+		spaces = inNamespaces(spaces)
+	}
 	var home selector.Selector
 	if namespace != "" {
 		home = selector.OneOf(api.LabelNamespace, namespace)
 	}
-	return selector.All(home, spaces.Prefixed(namespacePrefix), accounts.Prefixed(accountPrefix), own), nil
+	return selector.All(home, spaces, accounts.Prefixed(accountPrefix), own), nil
 }
 
 // profileSource is a profile's rules. A profile that does not exist denies everything, as Calico has it.
