@@ -23,6 +23,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/hosts"
 	"github.com/muslin-cni/muslin/internal/ctl/migrate"
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
+	"github.com/muslin-cni/muslin/internal/ctl/why"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -165,7 +166,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand}
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand, why.Command}
 }
 
 func (s *session) env() cli.Env {

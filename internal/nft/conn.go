@@ -68,6 +68,15 @@ func Open() (*Conn, error) {
 	return c, nil
 }
 
+// OpenToRead is Open for a process that only looks: it makes nothing, not even to find out what the kernel can do, and nobody is disturbed.
+func OpenToRead() (*Conn, error) {
+	s, err := openSocket(0)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{s: s, buf: make([]byte, readSize)}, nil
+}
+
 // Close releases the socket. An owned table stays and belongs to nobody.
 func (c *Conn) Close() error {
 	c.mu.Lock()

@@ -21,3 +21,10 @@ func CheckFormat(format string) error {
 	}
 	return nil
 }
+
+// PrintLine writes v as JSON on one line.
+func PrintLine(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}

@@ -1,5 +1,5 @@
 // Package hosts answers for the host that the command runs on: whether an agent runs, what support needs to know, whether the kernel has
-// what is needed, and whose a node's name is. These are the verbs below "node".
+// what is needed, whose a node's name is, and (from package why) what drops packets. These are the verbs below "node".
 package hosts
 
 import (
@@ -15,6 +15,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/ctl/why"
 	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -23,7 +24,7 @@ import (
 // Command is "node" with its verbs.
 func Command(env cli.Env) *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Look after the node that this host is", Args: cobra.NoArgs}
-	c.AddCommand(statusCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env))
+	c.AddCommand(statusCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env), why.DropsCommand(env))
 	return c
 }
 
