@@ -227,9 +227,11 @@ func TestFactsHaveANumberThatMovesWithThem(t *testing.T) {
 	h := newHost(t)
 	m := watch(t, h)
 	var first uint64
+	routes := 0
 	nettest.Eventually(t, func() error { // a new device's carrier and link-local address are facts that come when they come
 		_, first = m.Facts()
-		h.Exec("ip", "route", "replace", "10.244.1.0/24", "via", "172.30.0.5", "proto", "80")
+		routes++
+		h.Exec("ip", "route", "add", fmt.Sprintf("10.244.%d.0/24", routes), "via", "172.30.0.5", "proto", "80")
 		seen(t, m, "a route", func(e kernel.Events) bool { return len(e.Routes) > 0 })
 		if _, now := m.Facts(); now != first {
 			return fmt.Errorf("the number moved from %d to %d with a route, which is no fact", first, now)
