@@ -16,7 +16,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
-PURE := internal/attach internal/hostside internal/kernel internal/plan internal/policy pkg/api pkg/ipam/block pkg/selector
+PURE := internal/attach internal/hostside internal/kernel internal/peering internal/plan internal/policy pkg/api pkg/ipam/block pkg/selector
 PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
@@ -37,6 +37,7 @@ build: need-go ## Build every program of cmd/ into bin/
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo
 
+test: DEPS += $(TEST_DEPS)
 test: need-root need-go deps build ## Run every test (root: most of them make network namespaces)
 	NETTEST=require $(GO) test -count=1 -p 2 -timeout $(TEST_TIMEOUT) ./...
 
@@ -73,6 +74,8 @@ clean: ## Remove what the other targets made in this folder
 
 # program:package of what the agent, labs and tests call, or file:package. (The certificates are for go, which fetches modules.)
 DEPS := iptables:iptables ip:iproute2 ipset:ipset /etc/ssl/certs/ca-certificates.crt:ca-certificates
+# The routers that BGP is tested against.
+TEST_DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
 
 # Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
 deps: ## Install by apt what labs and tests need and this machine lacks (root)
