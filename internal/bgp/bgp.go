@@ -177,6 +177,7 @@ func (r *run) end(ctx context.Context, graceful bool) error {
 		return fmt.Errorf("stop BGP: %w", err)
 	}
 	r.serving.Wait()
+	r.Stop() // ends what StopBgp leaves, and complains to the log that the rest has ended (see listener.Handle)
 	return nil
 }
 

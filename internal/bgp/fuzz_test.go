@@ -54,7 +54,7 @@ func establish(from netip.Addr, to netip.AddrPort) (farEnd, error) {
 	}
 	id := from.As4()
 	open := append([]byte{4, 0xfd, 0xe9, 0, 240}, id[:]...)
-	open = append(open, 8, 2, 6, 1, 4, 0, 1, 0, 1) // multiprotocol, IPv4 unicast (RFC 4760)
+	open = append(open, 16, 2, 14, 1, 4, 0, 1, 0, 1, 64, 6, 0, 120, 0, 1, 1, 0) // IPv4 unicast (RFC 4760), that may restart (RFC 4724)
 	if err := w.send(msgOpen, open); err != nil {
 		return w, err
 	}

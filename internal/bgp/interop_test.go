@@ -290,3 +290,42 @@ func TestTenThousandRoutesFromBIRD(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestMeshOverIPv6WithBIRD(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	a, b := seg.host("10.0.0.1/24", "fd00::1/64"), seg.host("fd00::2/64")
+	m := peering.Model{Nodes: []*api.Node{node("a", "10.0.0.1/24"), node("b", "10.0.0.2/24")}, Blocks: blocks("fd00:244::/122"), Pools: []*api.IPPool{pool("fd00:244::/64")}}
+	m.Nodes[0].Spec.BGP.IPv6Address = api.Prefix{Prefix: netip.MustParsePrefix("fd00::1/64")}
+	m.Nodes[1].Spec.BGP = &api.NodeBGP{IPv6Address: api.Prefix{Prefix: netip.MustParsePrefix("fd00::2/64")}}
+	ours := startSpeaker(t, a, "first")
+	theirs := startBIRD(t, b, `
+router id 10.0.0.2;
+protocol device {}
+protocol direct { ipv6; }
+protocol static { ipv6; route fd00:244::40/122 blackhole; }
+protocol bgp Mesh_fd00__1 { local as 64512; multihop; neighbor fd00::1 as 64512; source address fd00::2; connect delay time 1; connect retry time 2;
+  graceful restart; ipv6 { import all; export where source = RTS_STATIC; add paths on; }; }
+`)
+	configured(ours, "a", m)
+	ours.eventually(learns("fd00:244::40/122 via fd00::2"))
+	theirs.has("fd00:244::/122", "via fd00::1")
+}
+
+func TestPasswordTakenAwayLetsFRRInWithout(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	a, b := seg.host("10.0.0.1/24"), seg.host("10.0.0.3/24")
+	ours := startSpeaker(t, a, "first")
+	m := rack("10.0.0.3")
+	plain := strings.ReplaceAll(torConfig("10.0.0.3", 65001, ""), " neighbor 10.0.0.1 password s3cret\n", "")
+	configured(ours, "a", m)
+	m.Peers = nil
+	configured(ours, "a", m)
+	m.Peers = []*api.BGPPeer{peer("tor", api.BGPPeerSpec{PeerIP: "10.0.0.3", ASNumber: 65001})}
+	r := peering.Compute("a", m)
+	r.Speaker.Sessions[0].Passive = true // so that it is FRR who dials
+	ours.do(request{Apply: &r.Speaker})
+	startFRR(t, b, plain)
+	ours.eventually(learns("192.0.2.0/24 via 10.0.0.3"))
+}

@@ -205,7 +205,7 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 			l.notes.say(peer, "sent notification "+notification(attrs["Code"], attrs["Subcode"]))
 		}
 	}
-	if r.Level < slog.LevelWarn || !l.next.Enabled(ctx, r.Level) {
+	if r.Message == "failed to stop BGP server" || r.Level < slog.LevelWarn || !l.next.Enabled(ctx, r.Level) {
 		return nil
 	}
 	return l.next.Handle(ctx, r)
