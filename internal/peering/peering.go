@@ -53,9 +53,9 @@ type Result struct {
 }
 
 const (
-	defaultAS       api.ASN = 64512
-	defaultPort             = 179
-	defaultPriority         = 1024
+	defaultAS       = 64512
+	defaultPort     = 179
+	defaultPriority = 1024
 	// maxPreference less a route's metric is its local preference: of two routes the one with the lower metric wins.
 	maxPreference = 2147483647
 )
