@@ -16,7 +16,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
-PURE := internal/attach internal/hostside internal/kernel internal/nftable internal/plan internal/policy internal/ruleset pkg/api pkg/ipam/block pkg/selector
+PURE := internal/attach internal/hostside internal/kernel internal/nftable internal/peering internal/plan internal/policy internal/ruleset pkg/api pkg/ipam/block pkg/selector
 PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
@@ -24,7 +24,7 @@ TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
 
-.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-vm need-go need-root need-cc
+.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-vm deps-bgp need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,7 @@ build: need-go ## Build every program of cmd/ into bin/
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo
 
-test: need-root need-go deps deps-vm build ## Run every test (root: most of them make network namespaces)
+test: need-root need-go deps deps-vm deps-bgp build ## Run every test (root: most of them make network namespaces)
 	NETTEST=require $(GO) test -count=1 -p 2 -timeout $(TEST_TIMEOUT) ./...
 
 test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual machine, the tests that need its kernel (root)
@@ -89,9 +89,15 @@ DEPS := iptables:iptables ip:iproute2 ipset:ipset nft:nftables /etc/ssl/certs/ca
 # The same for the virtual machine. It fetches its kernel itself, for that must not be installed.
 deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
 
+# The routers that BGP is tested against. Installed as usual they would start to run on this machine.
+deps-bgp: DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
+
+# While it is there, no package starts a service when it is installed.
+POLICY_RC := /usr/sbin/policy-rc.d
+
 # Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
-deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-vm: the same for test-vm
-deps deps-vm:
+deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-vm, deps-bgp: the same for the tests of these
+deps deps-vm deps-bgp:
 	@missing=(); \
 	for dep in $(DEPS); do \
 	  what=$${dep%%:*}; \
@@ -102,6 +108,7 @@ deps deps-vm:
 	[ "$$(id -u)" = 0 ] || { echo "missing: $${missing[*]}; installing them needs root: sudo make $@" >&2; exit 1; }; \
 	echo "installing: $${missing[*]}"; \
 	export DEBIAN_FRONTEND=noninteractive; \
+	if [ ! -e $(POLICY_RC) ]; then printf '#!/bin/sh\nexit 101\n' >$(POLICY_RC); chmod +x $(POLICY_RC); trap 'rm -f $(POLICY_RC)' EXIT; fi; \
 	apt-get update -qq; \
 	apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$${missing[@]}" >/dev/null
 

@@ -1,0 +1,94 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/muslin-cni/muslin/internal/peering"
+)
+
+func TestSpeakerWithoutConfigurationAnswers(t *testing.T) {
+	s := New(newFuzzed(t).s.log, Options{})
+	if err := s.Announce([]peering.Route{{Prefix: netip.MustParsePrefix("10.0.0.0/26")}}); err != nil {
+		t.Error(err)
+	}
+	if err := s.Apply(context.Background(), peering.Speaker{}); err != nil {
+		t.Error(err)
+	}
+	paths, err := s.Learned()
+	status, err2 := s.Status()
+	if len(paths)+len(status) != 0 || err != nil || err2 != nil {
+		t.Error(paths, status, err, err2)
+	}
+}
+
+func TestNewASNumberEndsSessionsAndKeepsRoutes(t *testing.T) {
+	f := newFuzzed(t)
+	if err := f.s.Announce([]peering.Route{{Prefix: netip.MustParsePrefix("10.0.0.0/26"), LocalPref: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	p := session(f.good)
+	f.apply(p)
+	w := f.connect(f.good)
+	f.cfg.AS, p.LocalAS = 64513, 64513
+	f.apply(p)
+	for { // updates, then the end
+		if _, err := w.receive(); err != nil {
+			break
+		}
+	}
+	w = f.connect(f.good)
+	for {
+		kind, err := w.receive()
+		if err != nil {
+			t.Fatalf("no route was sent: %v", err)
+		}
+		if kind == msgUpdate {
+			return
+		}
+	}
+}
+
+func TestNothingRunsAfterClose(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	f := newFuzzed(t)
+	f.apply(session(f.good))
+	w := f.connect(f.good)
+	if err := f.s.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if kind, err := w.receive(); err == nil && kind == 3 {
+		t.Error("the peer was sent a notification") // it would drop the routes
+	}
+	if err := f.s.Apply(context.Background(), f.cfg); !errors.Is(err, errClosed) {
+		t.Errorf("Apply after Close: %v", err)
+	}
+	if err := f.s.Announce(nil); !errors.Is(err, errClosed) {
+		t.Errorf("Announce after Close: %v", err)
+	}
+	goleak.VerifyNone(t, before)
+}
+
+func TestChangedSaysThatARouteCame(t *testing.T) {
+	f := newFuzzed(t)
+	f.apply(session(f.good))
+	w := f.connect(f.good)
+	if err := w.send(msgUpdate, update(f.good)); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		<-f.s.Changed() // the test's own deadline ends a wait for nothing
+		paths, err := f.s.Learned()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(paths) == 1 {
+			return
+		}
+	}
+	t.Error("no route after a thousand changes")
+}

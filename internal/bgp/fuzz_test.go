@@ -1,0 +1,227 @@
+package bgp
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/peering"
+)
+
+// Types of BGP messages (RFC 4271 section 4.1).
+const (
+	msgOpen      = 1
+	msgUpdate    = 2
+	msgKeepalive = 4
+)
+
+// farEnd is the far end of a session, played by the test byte by byte.
+type farEnd struct{ net.Conn }
+
+func (w farEnd) send(kind byte, body []byte) error {
+	head := append(bytes.Repeat([]byte{0xff}, 16), 0, 0, kind)
+	binary.BigEndian.PutUint16(head[16:], uint16(len(head)+len(body)))
+	_, err := w.Write(append(head, body...))
+	return err
+}
+
+func (w farEnd) receive() (kind byte, err error) {
+	var head [19]byte
+	if _, err := io.ReadFull(w, head[:]); err != nil {
+		return 0, err
+	}
+	_, err = io.CopyN(io.Discard, w, int64(binary.BigEndian.Uint16(head[16:]))-int64(len(head)))
+	return head[18], err
+}
+
+// establish makes a session from the address to the server at to, as AS 65001 with the address as router id.
+func establish(from netip.Addr, to netip.AddrPort) (farEnd, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: 5 * time.Second}
+	c, err := d.Dial("tcp", to.String())
+	if err != nil {
+		return farEnd{}, err
+	}
+	w := farEnd{c}
+	if err := w.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return w, err
+	}
+	id := from.As4()
+	open := append([]byte{4, 0xfd, 0xe9, 0, 240}, id[:]...)
+	open = append(open, 16, 2, 14, 1, 4, 0, 1, 0, 1, 64, 6, 0, 120, 0, 1, 1, 0) // IPv4 unicast (RFC 4760), that may restart (RFC 4724)
+	if err := w.send(msgOpen, open); err != nil {
+		return w, err
+	}
+	for {
+		kind, err := w.receive()
+		switch {
+		case err != nil:
+			return w, fmt.Errorf("open session: %w", err)
+		case kind == msgOpen:
+			if err := w.send(msgKeepalive, nil); err != nil {
+				return w, err
+			}
+		case kind == msgKeepalive:
+			return w, nil
+		default:
+			return w, fmt.Errorf("the session was answered with message %d", kind)
+		}
+	}
+}
+
+// update is the body of a well-formed UPDATE for 203.0.113.0/24 (RFC 4271 section 4.3).
+func update(hop netip.Addr) []byte {
+	a := hop.As4()
+	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 4, 2, 1, 0xfd, 0xe9, 0x40, 3, 4, a[0], a[1], a[2], a[3]}
+	body := append([]byte{0, 0, 0, byte(len(attrs))}, attrs...)
+	return append(body, 24, 203, 0, 113)
+}
+
+// fuzzed is a server on loopback with one well-behaved peer, and as many others as are asked for.
+type fuzzed struct {
+	t    testing.TB
+	s    *Server
+	cfg  peering.Speaker
+	at   netip.AddrPort
+	good netip.Addr
+}
+
+func session(peer netip.Addr) peering.Session {
+	accept := []peering.Term{{Verdict: peering.Accept}}
+	return peering.Session{Name: "Global_" + peer.String(), Kind: peering.Global, Peer: peer, Port: 1, PeerAS: 65001, LocalAS: 64512, Passive: true, Import: accept, Export: accept}
+}
+
+func newFuzzed(t testing.TB) *fuzzed {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // to learn of a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f := &fuzzed{t: t, s: New(slog.New(slog.DiscardHandler), Options{}), at: at, good: netip.MustParseAddr("127.1.0.1")}
+	f.cfg = peering.Speaker{AS: 64512, RouterID: at.Addr(), Port: at.Port(), Listen: []netip.Addr{at.Addr()}}
+	t.Cleanup(func() {
+		if err := f.s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func (f *fuzzed) apply(sessions ...peering.Session) {
+	f.t.Helper()
+	f.cfg.Sessions = sessions
+	if err := f.s.Apply(context.Background(), f.cfg); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// connect establishes a session. The server takes connections from a moment after Apply on.
+func (f *fuzzed) connect(from netip.Addr) farEnd {
+	f.t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		w, err := establish(from, f.at)
+		if err == nil {
+			return w
+		}
+		if w.Conn != nil {
+			_ = w.Close() // it has failed already
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("no session from %v: %v", from, err)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// learnsFrom waits for the good peer's route.
+func (f *fuzzed) learnsFrom(peer netip.Addr) {
+	f.t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		paths, err := f.s.Learned()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		for _, p := range paths {
+			if p.Peer == peer && p.NextHop == peer && p.Prefix == netip.MustParsePrefix("203.0.113.0/24") {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("the route of %v is not there: %v", peer, paths)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// FuzzUpdate sends an UPDATE with the body through a real session. Whatever it holds, the process lives, and another peer keeps its
+// session and its route.
+func FuzzUpdate(f *testing.F) {
+	bad := netip.MustParseAddr("127.2.0.0")
+	f.Add(update(bad))
+	f.Add([]byte{})
+	f.Add([]byte{0, 0, 0, 0})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte{0, 0, 0, 3, 0x40, 2, 200})                           // an AS path longer than the message
+	f.Add([]byte{0, 0, 0, 4, 0x40, 1, 1, 9, 24, 203, 0, 113})         // an origin that there is not, and no next hop
+	f.Add([]byte{0, 0, 0, 7, 0x40, 3, 4, 0, 0, 0, 0, 33, 1, 2, 3, 4}) // a prefix of 33 bits
+	f.Add([]byte{0, 4, 24, 203, 0, 113, 0, 0})                        // a withdrawal
+	f.Add([]byte{0, 0, 0, 8, 0x80, 14, 5, 0, 1, 1, 4, 1, 2})          // MP_REACH_NLRI cut short
+	f.Add([]byte{0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1})                   // MP_UNREACH_NLRI of a family that was not agreed on
+	f.Add([]byte{0, 0, 0, 7, 0xc0, 8, 4, 0xfb, 0xf0, 0, 1, 8, 10})    // communities without the mandatory attributes
+	f.Add(append(update(bad), update(bad)...))                        // two in one
+	speaker := newFuzzed(f)
+	good := session(speaker.good)
+	speaker.apply(good)
+	w := speaker.connect(speaker.good)
+	f.Cleanup(func() { _ = w.Close() }) // the test is over
+	if err := w.SetDeadline(time.Time{}); err != nil {
+		f.Fatal(err)
+	}
+	if err := w.send(msgUpdate, update(speaker.good)); err != nil {
+		f.Fatal(err)
+	}
+	speaker.learnsFrom(speaker.good)
+	n := uint32(0)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if len(body) > 4096-19 {
+			return // larger than a message can be
+		}
+		speaker.t = t
+		n++
+		peer := bad // one that has been reset is not heard for some seconds: each input is a new peer's
+		for i, b := range []byte{byte(n >> 8), byte(n)} {
+			a := peer.As4()
+			a[2+i] = b
+			peer = netip.AddrFrom4(a)
+		}
+		speaker.apply(good, session(peer))
+		w := speaker.connect(peer)
+		defer func() { _ = w.Close() }() // the server may have closed it before
+		if err := w.send(msgUpdate, body); err != nil {
+			t.Fatal(err)
+		}
+		_ = w.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATE, if it has not before
+		for {
+			if _, err := w.receive(); err != nil {
+				break
+			}
+		}
+		speaker.apply(good)
+		speaker.learnsFrom(speaker.good)
+		status, err := speaker.s.Status()
+		if err != nil || len(status) != 1 || !status[0].Established() || status[0].Flaps != 0 {
+			t.Errorf("the other session: %+v, %v", status, err)
+		}
+	})
+}
