@@ -1,10 +1,9 @@
 // Command muslin-node is the agent: one process on every node that programs routes, tunnels and NAT from etcd and serves the CNI
-// plugin. Its settings come from the environment.
+// plugin. Its settings come from the environment; --help lists them.
 package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -12,12 +11,11 @@ import (
 	"github.com/muslin-cni/muslin/internal/agent"
 )
 
+var version = "unknown" // set by the linker
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := agent.Main(ctx, os.Getenv, os.Stderr)
+	code := agent.Main(ctx, agent.Process{Args: os.Args[1:], Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr, Version: version})
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "muslin-node:", err)
-		os.Exit(1)
-	}
+	os.Exit(code)
 }

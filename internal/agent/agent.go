@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -46,9 +47,13 @@ type Agent struct {
 	rtnl       *rtnl.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
+	damage     *xtables.Watch // of the chains
 	backend    string // of iptables, as set when the agent started
+	kube       startup.Kubernetes
+	kernelIPv6 bool
 	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
+	addresses  *addresses
 	handler    *register.Handler
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
@@ -57,7 +62,7 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
-	planned     atomic.Pointer[health.Planned]
+	wanted      atomic.Pointer[health.Planned]
 	problems    atomic.Int64 // that are said and still there
 	began       time.Time
 
@@ -69,19 +74,28 @@ type Agent struct {
 	said    map[string]struct{} // problems that were logged and are still there
 	failing string              // why the last rounds failed, as logged; "": they did not
 	mtu     int                 // as published; 0: not yet
+	planned planned             // what the last round wanted
+	looks   looks               // when which tables are listed without being told to
 }
 
-// Main runs the agent with the process's environment until ctx ends. It is the whole of the program's main.
-func Main(ctx context.Context, env config.Env, out *os.File) error {
+// Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
+func Run(ctx context.Context, environ []string, out io.Writer) error {
 	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), pulse: newPulse(), began: time.Now()}
 	a.log = a.logs.logger()
-	if err := a.read(env); err != nil {
+	if err := a.read(lookup(environ)); err != nil {
 		return err
 	}
 	a.metrics = health.NewMetrics(a.node, a.facts)
 	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
 	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
-	return a.run(ctx)
+	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, a.log)
+	a.kube = kubernetes(a.cfg, a.env)
+	a.introduce(environ)
+	err := a.run(ctx)
+	if ctx.Err() != nil { // asked to end
+		err = errors.Join(err, startup.SayDown(a.cfg.ShutdownFile, time.Now()))
+	}
+	return err
 }
 
 // read reads what the host says: the environment and the settings file. What they say of logs and ports counts at once, and until etcd
@@ -120,6 +134,9 @@ func (a *Agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	d, _ := config.Effective(config.Sources{Env: a.env, File: a.file}) // problems are said by the loop
 	a.logs.set(d)
+	if l := a.cfg.LogLevel; l != nil {
+		a.logs.screen.level.Set(*l) // until the loop sets it by what etcd says
+	}
 	a.serve(d)
 	g.Go(func() error { return a.healthPort.Run(ctx) })
 	g.Go(func() error { return a.metricsPort.Run(ctx) })
@@ -142,8 +159,12 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
+	g.Go(func() error { return a.damage.Run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
+	if a.cfg.Looks() {
+		g.Go(func() error { return a.addresses.run(ctx) })
+	}
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
@@ -164,7 +185,8 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	if a.kernelIPv6 = err == nil; !a.kernelIPv6 {
 		a.noIPv6 = "the kernel has no IPv6"
 	}
 	a.feed = feed.New(a.store, a.log)
@@ -204,6 +226,9 @@ func (a *Agent) close() {
 // ready is called once every table has been listed and gone through.
 func (a *Agent) ready() {
 	a.first.Do(func() {
+		if err := startup.SayUp(a.cfg.ShutdownFile); err != nil {
+			a.log.Warn("say that the agent is up", "error", err)
+		}
 		close(a.isUp)
 		a.pulse.Ready(dataplanePart)
 		a.metrics.FirstResync(time.Since(a.began))

@@ -19,8 +19,7 @@ import (
 
 // loop makes the kernel equal to the plan, again and again, until ctx ends. An event only says "look again".
 func (a *Agent) loop(ctx context.Context) error {
-	refresh := newRefresher()
-	defer refresh.timer.Stop()
+	a.looks = newLooks()
 	retry := backoff{}
 	for {
 		if err := a.round(ctx); err != nil {
@@ -30,18 +29,19 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.reset()
 			a.succeeded()
 		}
-		refresh.arm(time.Now(), a.settled.Refresh)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.feed.Changed():
 		case <-a.monitor.Changed():
+		case <-a.damage.Changed():
+			a.looks.spoiled(a.damage.Spoiled())
 		case <-retry.due():
 			retry.fired()
-		case <-refresh.timer.C:
-			if due := refresh.take(time.Now()); len(due) > 0 {
-				a.kernel.MarkDirty(due...)
-			}
+		case <-a.looks.due(time.Now()):
+		}
+		if names := a.looks.take(time.Now()); len(names) > 0 {
+			a.kernel.MarkDirty(names...)
 		}
 	}
 }
@@ -78,11 +78,11 @@ func (a *Agent) round(ctx context.Context) error {
 		listErr = fmt.Errorf("list the kernel: %w", listErr)
 	}
 	if !listed {
-		return errors.Join(listErr, a.program(ctx, snap, a.kernel.Apply, slog.LevelDebug))
+		return errors.Join(listErr, a.program(ctx, snap, a.kernel.Apply))
 	}
 	// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen. What is missing is put back at once,
 	// etcd or no etcd; only removals wait until the feed has caught up.
-	repairErr := a.program(ctx, snap, a.kernel.Repair, slog.LevelInfo)
+	repairErr := a.program(ctx, snap, a.kernel.Repair)
 	if err := a.catchUp(ctx); err != nil {
 		a.kernel.MarkDirty()
 		return errors.Join(listErr, repairErr, err)
@@ -91,7 +91,7 @@ func (a *Agent) round(ctx context.Context) error {
 		a.kernel.MarkDirty()
 		return errors.Join(listErr, repairErr)
 	}
-	err := a.program(ctx, snap, a.kernel.Apply, slog.LevelInfo)
+	err := a.program(ctx, snap, a.kernel.Apply)
 	if listErr == nil {
 		// Every table has been seen and gone through. One object that the kernel refuses keeps no pod from being served: each waits
 		// for its own routes.
@@ -138,27 +138,68 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 	return ""
 }
 
-// program computes what the kernel should hold by a usable snapshot and writes it by write, whose changes are logged at a level:
-// what pods bring with them is routine, and what a list has found is for the operator to know.
-func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error), level slog.Level) error {
+// program computes what the kernel should hold by a usable snapshot and writes it by write, unless that is what the kernel holds already.
+func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
-	result := plan.Compute(model(snap, a.node), settings, a.monitor.Host())
+	host, facts := a.monitor.Facts()
+	result, again := a.planned.compute(snap, a.node, settings, host, facts)
 	a.say(problems, result.Problems, snap.Bad())
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
+	if again && a.kernel.Settled() {
+		a.consider(snap)
+		return nil
+	}
 	start := time.Now()
 	done, err := write(ctx, result.State)
 	a.wrote(result.State, done, time.Since(start), err)
-	if done.Changed > 0 {
-		a.log.Log(ctx, level, "kernel changed", "objects", done.Changed, "by_table", done.Tables)
-	}
+	a.tell(ctx, done)
 	a.programmed.publish(a.kernel.Routes(), settings.Ours)
-	a.tunnels.consider(snap)
+	a.consider(snap)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
 	return nil
+}
+
+// consider tells those who work beside the loop what it has just seen.
+func (a *Agent) consider(snap feed.Snapshot) {
+	a.tunnels.consider(snap)
+	a.addresses.consider(a.monitor.Host())
+}
+
+// tell logs what was done: each repair by itself, until there are many, and the rest in sum. What pods and etcd ask for is routine, but for the
+// first time, when the operator may want to know what an agent without memory has found.
+func (a *Agent) tell(ctx context.Context, done reconcile.Result) {
+	told := done.Repairs[:min(len(done.Repairs), maxToldRepairs)]
+	for _, r := range told {
+		a.log.Info("repaired what others changed", "table", r.Table, "object", r.Object, "found", r.Found, "done", r.Done)
+	}
+	if done.Repaired > len(told) {
+		a.log.Info("repaired more that others changed", "objects", done.Repaired-len(told), "by_table", done.Tables)
+	}
+	if done.Changed == done.Repaired {
+		return
+	}
+	level := slog.LevelDebug
+	if !a.up() {
+		level = slog.LevelInfo
+	}
+	a.log.Log(ctx, level, "kernel changed", "objects", done.Changed-done.Repaired, "by_table", done.Tables)
+}
+
+// maxToldRepairs bounds the repairs of one round that are logged one by one.
+const maxToldRepairs = 10
+
+// up tells whether the first complete apply has been made.
+func (a *Agent) up() bool {
+	select {
+	case <-a.isUp:
+		return true
+	default:
+		return false
+	}
 }
 
 // catchUp waits until the feed has seen everything that etcd holds now.

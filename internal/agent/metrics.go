@@ -24,7 +24,7 @@ func newPulse() *health.Pulse {
 // facts looks up what is asked for, from what the loop has left and from the feed.
 func (a *Agent) facts() health.Facts {
 	f := health.Facts{Problems: int(a.problems.Load()), LogErrors: int(a.logs.errors.Load()), LogsDropped: int(a.logs.dropped.Load())}
-	if p := a.planned.Load(); p != nil {
+	if p := a.wanted.Load(); p != nil {
 		f.Planned = *p
 	}
 	snap, synced := a.feed.Snapshot()
@@ -48,12 +48,12 @@ func (a *Agent) wrote(want kernel.State, done reconcile.Result, took time.Durati
 		changes[string(table)] = n
 	}
 	a.metrics.Applied(took, changes, err != nil)
-	p := planned(want)
-	a.planned.Store(&p)
+	p := census(want)
+	a.wanted.Store(&p)
 }
 
-// planned counts a state.
-func planned(s kernel.State) health.Planned {
+// census counts a state.
+func census(s kernel.State) health.Planned {
 	p := health.Planned{Routes: len(s.Routes), Sets: map[string]int{}, Chains: map[health.ByTable]int{}, Rules: map[health.ByTable]int{}}
 	devices := map[string]struct{}{}
 	for _, r := range s.Routes {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/config"
@@ -41,6 +42,7 @@ func (a *Agent) heed(snap feed.Snapshot) {
 		s.Dataplane, s.problems = config.Effective(config.Sources{Env: a.env, File: a.file, Node: node, Global: global})
 		a.serve(s.Dataplane)
 	}
+	a.looks.set(s.Refresh, time.Now())
 	a.own()
 	if last := s.ChainInsertMode == "append"; last != s.append {
 		s.append = last

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/muslin-cni/muslin/internal/apiserver"
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
+	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/machineid"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -47,12 +50,52 @@ func (a *Agent) identify() error {
 	return sources.Say(id)
 }
 
+// startupDeps is what startup works with, the host's facts as they are now.
+func (a *Agent) startupDeps() startup.Deps {
+	return startup.Deps{
+		Store: a.store, Host: a.monitor.Host(), IPv6: a.kernelIPv6, Machine: a.machine, Now: time.Now, UUID: uuid.NewString, Log: a.log,
+		Default: a.rtnl.DefaultDevices, Kube: a.kube,
+	}
+}
+
+// kubernetes is how to ask the API server; nil where there is none. Settings that cannot be read are an error of whoever asks.
+func kubernetes(cfg config.Node, env config.Env) startup.Kubernetes {
+	c, err := apiserver.New(cfg.Kubeconfig, env)
+	switch {
+	case err == nil:
+		return c
+	case errors.Is(err, apiserver.ErrNotConfigured):
+		return nil
+	default:
+		return unreachable{err}
+	}
+}
+
+// unreachable is an API server that cannot be asked.
+type unreachable struct{ why error }
+
+// Get says why.
+func (u unreachable) Get(context.Context, string, any) error { return u.why }
+
+// introduce says what of the environment will not do what whoever set it may expect.
+func (a *Agent) introduce(environ []string) {
+	known, unknown := config.Unheeded(environ)
+	if len(known) > 0 {
+		a.log.Info("variables that change nothing here", "variables", strings.Join(known, "; "))
+	}
+	for _, name := range unknown {
+		a.log.Warn("unknown variable", "variable", name)
+	}
+	if a.cfg.Backend == config.BGP {
+		a.log.Info("CALICO_NETWORKING_BACKEND is bird, and this version has no BGP yet: nodes of one subnet and tunnels get their routes from etcd, and no router is told of any")
+	}
+}
+
 // start does what has to be done before the loop, and waits for etcd as long as it takes.
 func (a *Agent) start(ctx context.Context) error {
 	waiting := false
 	for {
-		deps := startup.Deps{Store: a.store, Host: a.monitor.Host(), Machine: a.machine, IPv6: a.noIPv6 == "", Now: time.Now, UUID: uuid.NewString, Log: a.log}
-		err := startup.Run(ctx, a.node, a.cfg, deps)
+		err := startup.Run(ctx, a.node, a.cfg, a.startupDeps())
 		if err == nil {
 			a.tunnels.ensure(ctx)
 			return startup.WriteFile(a.cfg.NodeNameFile, a.node)

@@ -2,23 +2,20 @@ package agent
 
 import (
 	"context"
-	"errors"
 
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/internal/xtables"
-	"github.com/muslin-cni/muslin/pkg/api"
-	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 // openKernel opens every kernel table. Which iptables to use is a setting, so etcd has been read by now.
 func (a *Agent) openKernel(ctx context.Context) error {
-	global, err := a.felixConfig(ctx, "default")
+	global, err := felixConfig(ctx, a.store, "default")
 	if err != nil {
 		return err
 	}
-	node, err := a.felixConfig(ctx, "node."+a.node)
+	node, err := felixConfig(ctx, a.store, "node."+a.node)
 	if err != nil {
 		return err
 	}
@@ -50,15 +47,9 @@ func (a *Agent) openKernel(ctx context.Context) error {
 			a.chains = append(a.chains, chains6)
 		}
 	}
+	if a.damage, err = chains.Watch(a.log); err != nil {
+		return err
+	}
 	a.kernel = reconcile.New(tables, a.log)
 	return ctx.Err()
-}
-
-func (a *Agent) felixConfig(ctx context.Context, name string) (*api.FelixConfiguration, error) {
-	e, err := store.Get[api.FelixConfiguration](ctx, a.store, (*api.FelixConfiguration)(nil).KindOf().Key("", name))
-	var unreadable *store.UnreadableError
-	if errors.Is(err, store.ErrNotFound) || errors.As(err, &unreadable) { // the loop names what cannot be read
-		return nil, nil
-	}
-	return e.Value, err
 }

@@ -40,6 +40,34 @@ const (
 	AgentAddLinked                   // the plugin has made the interface
 	AgentAddProgrammed               // the routes are in the kernel; the plugin is not told
 	AgentDelDone                     // the plugin is not told
+
+	// Of a table, each passed only where something was changed. The order is that of the tables' dependency.
+	ApplySysctlsPut
+	ApplyLinksPut
+	ApplyAddrsPut
+	ApplyNeighsPut
+	ApplyFDBPut
+	ApplySetsPut
+	ApplyRoutesPut
+	ApplyChainsPut
+	ApplyChains6Put
+	ApplyLinksRemoved
+	ApplyAddrsRemoved
+	ApplyNeighsRemoved
+	ApplyFDBRemoved
+	ApplySetsRemoved
+	ApplyRoutesRemoved
+	ApplyChainsRemoved
+	ApplyChains6Removed
+
+	ApplyBegun      // there is something to change, and nothing has been
+	ApplyLinkTaken  // a device that is to be made anew is gone
+	ApplySetMade    // a new set is empty
+	ApplyMemberPut  // one member more is in a set
+	ApplyMemberGone // one member less is in a set
+	ApplyRoutePut   // one route more is there
+	ApplyChainMade  // a new chain is empty
+	ApplyRuleAdded  // one rule more is in a chain
 )
 
 // Points lists every point, plugin first. Only tests call it.
@@ -76,5 +104,32 @@ func names() []string {
 		AgentAddLinked:      "agent.add.linked",
 		AgentAddProgrammed:  "agent.add.programmed",
 		AgentDelDone:        "agent.del.done",
+
+		ApplySysctlsPut:     "apply.sysctls.put",
+		ApplyLinksPut:       "apply.links.put",
+		ApplyAddrsPut:       "apply.addrs.put",
+		ApplyNeighsPut:      "apply.neighs.put",
+		ApplyFDBPut:         "apply.fdb.put",
+		ApplySetsPut:        "apply.sets.put",
+		ApplyRoutesPut:      "apply.routes.put",
+		ApplyChainsPut:      "apply.chains.put",
+		ApplyChains6Put:     "apply.chains6.put",
+		ApplyLinksRemoved:   "apply.links.removed",
+		ApplyAddrsRemoved:   "apply.addrs.removed",
+		ApplyNeighsRemoved:  "apply.neighs.removed",
+		ApplyFDBRemoved:     "apply.fdb.removed",
+		ApplySetsRemoved:    "apply.sets.removed",
+		ApplyRoutesRemoved:  "apply.routes.removed",
+		ApplyChainsRemoved:  "apply.chains.removed",
+		ApplyChains6Removed: "apply.chains6.removed",
+
+		ApplyBegun:      "apply.begun",
+		ApplyLinkTaken:  "apply.link.taken",
+		ApplySetMade:    "apply.set.made",
+		ApplyMemberPut:  "apply.member.put",
+		ApplyMemberGone: "apply.member.gone",
+		ApplyRoutePut:   "apply.route.put",
+		ApplyChainMade:  "apply.chain.made",
+		ApplyRuleAdded:  "apply.rule.added",
 	}
 }

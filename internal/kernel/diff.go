@@ -20,14 +20,21 @@ func Diff[K comparable, V comparable](have, want map[K]V) []Change[K, V] {
 // DiffFunc is Diff for values that may say the same in different words: same tells.
 func DiffFunc[K comparable, V comparable](have, want map[K]V, same func(key K, have, want V) bool) []Change[K, V] {
 	var out []Change[K, V]
+	met := 0
 	for k, w := range want {
 		h, ok := have[k]
+		if ok {
+			met++
+		}
 		switch {
 		case !ok:
 			out = append(out, Change[K, V]{Key: k, New: ptr(w)})
 		case !same(k, h, w):
 			out = append(out, Change[K, V]{Key: k, Old: ptr(h), New: ptr(w)})
 		}
+	}
+	if met == len(have) { // as in most rounds: there is nothing to remove, and no need to look for it
+		return out
 	}
 	for k, h := range have {
 		if _, ok := want[k]; !ok {

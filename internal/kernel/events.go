@@ -15,6 +15,8 @@ type Events struct {
 	Neighs map[NeighKey]*MAC
 	FDB    map[FDBKey]*netip.Addr
 	Routes map[RouteKey]*Route
+
+	Sysctls map[SysctlKey]string // of workloads' devices, of our own and of the whole host: those few that the kernel reports
 }
 
 // NewEvents returns events that say nothing, ready to be added to.
@@ -25,11 +27,13 @@ func NewEvents() Events {
 		Neighs: map[NeighKey]*MAC{},
 		FDB:    map[FDBKey]*netip.Addr{},
 		Routes: map[RouteKey]*Route{},
+
+		Sysctls: map[SysctlKey]string{},
 	}
 }
 
 // Empty tells whether nothing was reported.
 func (e Events) Empty() bool {
 	return !e.Lost && !e.RoutesLost &&
-		len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes) == 0
+		len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes)+len(e.Sysctls) == 0
 }

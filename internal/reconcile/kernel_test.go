@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -23,7 +27,9 @@ type node struct {
 	conn    *rtnl.Conn
 	sets    *xtables.Sets
 	monitor *rtnl.Monitor
+	watch   *xtables.Watch
 	r       *Reconciler
+	told    []Repair // by the rounds so far
 }
 
 func newNode(t *testing.T) *node {
@@ -47,17 +53,23 @@ func newNode(t *testing.T) *node {
 			t.Fatal(err)
 		}
 	})
+	follow(t, n.monitor.Run)
+	n.restart()
+	return n
+}
+
+// follow runs what follows events until the test ends.
+func follow(t *testing.T, run func(context.Context) error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- n.monitor.Run(ctx) }()
+	go func() { done <- run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("monitor: %v", err)
+			t.Errorf("follow events: %v", err)
 		}
 	})
-	n.restart()
-	return n
 }
 
 // restart replaces the reconciler by one without memory.
@@ -67,6 +79,9 @@ func (n *node) restart() {
 	n.Do(func() {
 		chains, err := xtables.OpenChains(n.t.Context(), xtables.NFT)
 		if err != nil {
+			n.t.Fatal(err)
+		}
+		if n.watch, err = chains.Watch(silent()); err != nil {
 			n.t.Fatal(err)
 		}
 		settings, err := sysctl.Open(sysctl.Root)
@@ -79,6 +94,7 @@ func (n *node) restart() {
 			Sets: n.sets, Routes: n.conn.Routes(), Chains: chains,
 		}
 	})
+	follow(n.t, n.watch.Run)
 	n.r = New(tables, silent())
 }
 
@@ -106,6 +122,7 @@ func (n *node) want() kernel.State {
 		s.Routes[kernel.RouteKey{Dst: netip.PrefixFrom(pod, 32), Metric: 1024}] = kernel.Route{Scope: kernel.LinkScope, Dev: dev, Protocol: 80}
 		s.Neighs[kernel.NeighKey{Dev: dev, Addr: pod}] = kernel.MAC{2, 5}
 		s.Sysctls[kernel.SysctlKey{Path: "net/ipv4/conf/cali0/proxy_arp", Index: dev.Index}] = "1"
+		s.Sysctls[kernel.SysctlKey{Path: "net/ipv4/conf/cali0/route_localnet", Index: dev.Index}] = "1"
 	}
 	s.Sets["cali40pools"] = kernel.Set{Members: "10.244.0.0/16"}
 	s.Chains[kernel.ChainKey{Table: "nat", Chain: "POSTROUTING"}] = kernel.Chain{Rules: "-j cali-POSTROUTING"}
@@ -118,10 +135,14 @@ func (n *node) want() kernel.State {
 func (n *node) round(want func() kernel.State) (changed int, listed bool, err error) {
 	n.Do(func() {
 		n.r.Observe(n.monitor.Events())
+		if v4, _ := n.watch.Spoiled(); v4 {
+			n.r.MarkDirty(Chains)
+		}
 		var errList, errApply error
 		listed, errList = n.r.Refresh(n.t.Context())
 		var res Result
 		res, errApply = n.r.Apply(n.t.Context(), want())
+		n.told = append(n.told, res.Repairs...)
 		changed, err = res.Changed, errors.Join(errList, errApply)
 	})
 	return changed, listed, err
@@ -173,6 +194,10 @@ func (n *node) foreign() func() {
 	n.Exec("ip", "neigh", "add", "172.30.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0", "nud", "permanent")
 	n.Exec("ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dstport", "8472")
 	n.Exec("ipset", "create", "others", "hash:net")
+	n.Exec("ip", "rule", "add", "from", "192.0.2.0/24", "lookup", "99")
+	n.Exec("ip", "route", "add", "blackhole", "192.0.2.0/24", "table", "99", "proto", "80")
+	n.Exec("bridge", "fdb", "add", "02:00:00:00:00:77", "dev", "flannel.1", "dst", "172.30.0.77")
+	n.Exec("nft", "add table inet other; add chain inet other cali-not-ours; add rule inet other cali-not-ours accept")
 	n.Exec("iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.0/24", "-j", "MASQUERADE")
 	return func() {
 		n.t.Helper()
@@ -266,38 +291,216 @@ func TestOwnWritesCauseNoList(t *testing.T) {
 	}
 }
 
-func TestWhatOthersChangeIsRepaired(t *testing.T) {
+// others is all that the namespace holds and that is not ours, as the usual tools print it. What changes by itself is left out.
+func (n *node) others() string {
+	var lines []string
+	for _, c := range []string{"ip -d link", "ip addr", "ip route show table all", "ip -6 route show table all", "ip rule", "ip neigh show nud permanent", "bridge fdb", "ipset list", "iptables-nft-save", "nft list table inet other"} {
+		for line := range strings.Lines(counters.ReplaceAllString(n.Exec(strings.Fields(c)...), "")) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") && !ours.MatchString(line) {
+				lines = append(lines, line)
+			}
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+var (
+	counters = regexp.MustCompile(`\[\d+:\d+\]|(?m)^\d+: |(?m)^ .*|hashsize \d+ |initval 0x[0-9a-f]+|Size in memory: \d+|fe80::\S+|ff00::\S+`)
+	ours     = regexp.MustCompile(`proto kernel .*pref medium|self permanent|cali|10\.244\.|proto 80|66:0|eth0.*172\.30\.0\.1\b`)
+)
+
+func TestWhatOthersChangeIsRepairedAndTold(t *testing.T) {
 	n := newNode(t)
+	n.foreign()
 	n.settle()
-	for _, spoil := range []string{
-		"ip route del 10.244.1.0/26",
-		"ip route replace 10.244.2.0/26 via 172.30.0.77 proto static",
-		"ip route add 10.77.0.0/16 via 172.30.0.2 proto 80",
-		"ip route del 10.244.0.5",
-		"ip neigh del 10.244.1.0 dev vxlan.calico",
-		"ip neigh replace 10.244.0.5 lladdr 02:99:00:00:00:00 dev cali0 nud permanent",
-		"bridge fdb del 66:02:00:00:00:00 dev vxlan.calico dst 172.30.0.3",
-		"ip addr del 10.244.0.0/32 dev vxlan.calico",
-		"ip addr add 10.9.9.9/32 dev vxlan.calico",
-		"ip link set vxlan.calico mtu 1300",
-		"ip link set vxlan.calico down",
-		"ip link del vxlan.calico",
-		"ip link set cali0 down",
-		"ip link set eth0 down",
+	for _, c := range []struct{ spoil, object, found string }{
+		{"ip route del 10.244.1.0/26", "10.244.1.0/26", "gone"},
+		{"ip route replace 10.244.2.0/26 via 172.30.0.77 proto static", "10.244.2.0/26", "gone"},
+		{"ip route replace 10.244.2.0/26 via 172.30.0.77 proto 80", "10.244.2.0/26", "changed to 10.244.2.0/26 via 172.30.0.77"},
+		{"ip route add 10.77.0.0/16 via 172.30.0.2 proto 80", "10.77.0.0/16", "added by others: 10.77.0.0/16 via 172.30.0.2"},
+		{"ip route del 10.244.0.5", "10.244.0.5/32", "gone"},
+		{"ip route flush proto 80", "10.244.0.0/26", "gone"},
+		{"ip neigh del 10.244.1.0 dev vxlan.calico", "10.244.1.0 dev vxlan.calico", "gone"},
+		{"ip neigh replace 10.244.0.5 lladdr 02:99:00:00:00:00 dev cali0 nud permanent", "10.244.0.5 dev cali0", "changed to lladdr 02:99"},
+		{"bridge fdb del 66:02:00:00:00:00 dev vxlan.calico dst 172.30.0.3", "66:02:00:00:00:00 dev vxlan.calico", "gone"},
+		{"ip addr del 10.244.0.0/32 dev vxlan.calico", "10.244.0.0/32 dev vxlan.calico", "gone"},
+		{"ip addr flush dev vxlan.calico", "10.244.0.0/32 dev vxlan.calico", "gone"},
+		{"ip addr add 10.9.9.9/32 dev vxlan.calico", "10.9.9.9/32 dev vxlan.calico", "added by others"},
+		{"ip link set vxlan.calico mtu 1300", "vxlan.calico", "changed to mtu 1300"},
+		{"ip link set vxlan.calico down", "vxlan.calico", "changed to down"},
+		{"ip link del vxlan.calico", "vxlan.calico", "gone"},
+		{"remake ip link add vxlan.calico type vxlan id 9 dstport 4789 dev eth0 local 172.30.0.1", "vxlan.calico", "changed to"},
+		{"ip link set cali0 down", "10.244.0.5/32", "gone"},
+		{"ip link set eth0 down", "10.244.2.0/26", "gone"},
+		{"iptables-nft -t nat -F cali-POSTROUTING", "cali-POSTROUTING of table nat", "1 of 1 rules missing"},
+		{"iptables-nft -t nat -I cali-POSTROUTING -j ACCEPT", "cali-POSTROUTING of table nat", "0 of 1 rules missing, and 1 there"},
+		{"iptables-nft -t nat -D POSTROUTING 1", "POSTROUTING of table nat", "gone"},
+		{"iptables-nft -t nat -I POSTROUTING -s 192.0.2.9 -j ACCEPT", "POSTROUTING of table nat", "0 of 1 rules missing, and 1 there"},
+		{"iptables-nft -t nat -N cali-stray", "cali-stray of table nat", "added by others"},
+		{"write 0 net/ipv4/conf/cali0/proxy_arp", "net/ipv4/conf/cali0/proxy_arp", "changed to 0"},
+		{"write 0 net/ipv4/ip_forward", "net/ipv4/ip_forward", "changed to 0"},
 	} {
-		t.Run(spoil, func(t *testing.T) {
-			n.Exec(strings.Fields(spoil)...)
-			if strings.HasPrefix(spoil, "ip route replace") {
-				n.Exec("ip", "route", "del", "10.244.2.0/26") // a foreign route in the way is not ours to remove
-			}
-			if dev := strings.Fields(spoil)[3]; strings.HasSuffix(spoil, "down") && dev != kernel.VXLANDevice {
-				n.Exec("ip", "link", "set", dev, "up") // not ours to repair; what hung on it is
-			}
+		t.Run(c.spoil, func(t *testing.T) {
+			before := n.others()
+			n.told = nil
+			n.spoil(c.spoil)
 			n.settle()
-			if out := n.Exec("ip", "route"); strings.Contains(out, "10.77.") {
-				t.Errorf("a stray route stays:\n%s", out)
+			n.tells(t, c.object, c.found)
+			n.clear(c.spoil)
+			if d := cmp.Diff(before, n.others()); d != "" {
+				t.Errorf("what is others' differs (-before +after):\n%s", d)
 			}
 		})
+	}
+}
+
+// spoil does what others do.
+func (n *node) spoil(what string) {
+	n.t.Helper()
+	args := strings.Fields(what)
+	switch args[0] {
+	case "write":
+		n.Exec("sh", "-c", "echo "+args[1]+" >/proc/sys/"+args[2])
+		return
+	case "remake":
+		n.Exec("sh", "-c", "ip link del "+args[4]+" && "+strings.Join(args[1:], " "))
+		return
+	}
+	n.Exec(args...)
+	if strings.HasSuffix(what, "proto static") {
+		n.Exec("ip", "route", "del", "10.244.2.0/26") // a foreign route in the way is not ours to remove
+	}
+	if dev := args[min(3, len(args)-1)]; strings.HasSuffix(what, "down") && dev != kernel.VXLANDevice {
+		n.Exec("ip", "link", "set", dev, "up") // not ours to repair; what hung on it is
+	}
+}
+
+// clear takes back what of a spoiling is others' to keep.
+func (n *node) clear(what string) {
+	switch {
+	case strings.HasSuffix(what, "192.0.2.9 -j ACCEPT"):
+		n.Exec("iptables-nft", "-t", "nat", "-D", "POSTROUTING", "-s", "192.0.2.9", "-j", "ACCEPT")
+	case strings.HasSuffix(what, "eth0 down"):
+		n.Exec("ip", "route", "add", "10.99.0.0/16", "via", "172.30.0.9", "proto", "bird")
+		n.Exec("ip", "neigh", "add", "172.30.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0", "nud", "permanent")
+	}
+}
+
+// tells runs rounds until a repair is told, since its event may be under way.
+func (n *node) tells(t *testing.T, object, found string) {
+	t.Helper()
+	nettest.Eventually(t, func() error {
+		for _, r := range n.told {
+			if r.Object == object && strings.HasPrefix(r.Found, found) && r.Done != "" {
+				return nil
+			}
+		}
+		_, _, err := n.round(n.want)
+		return errors.Join(err, fmt.Errorf("nothing is told of %s found %q: %+v", object, found, n.told))
+	})
+	n.settle()
+}
+
+// A firewall that is reloaded takes all rules with it, ours too.
+func TestReloadedFirewallIsRepairedAndTold(t *testing.T) {
+	n := newNode(t)
+	n.settle()
+	for _, reload := range []string{"iptables-nft -t nat -F", "nft flush ruleset", "nft delete table ip nat", "iptables-nft-restore"} {
+		t.Run(reload, func(t *testing.T) {
+			n.told = nil
+			if reload == "iptables-nft-restore" {
+				n.Exec("sh", "-c", "printf '*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE\nCOMMIT\n' | iptables-nft-restore")
+			} else {
+				n.Exec(strings.Fields(reload)...)
+			}
+			n.settle()
+			n.tells(t, "POSTROUTING of table nat", "gone")
+		})
+	}
+}
+
+// No event tells of these: only the lists of a refresh find them.
+func TestWhatNoEventTellsIsRepairedOnRefresh(t *testing.T) {
+	n := newNode(t)
+	n.settle()
+	for _, c := range []struct {
+		spoil, object, found string
+		table                Name
+	}{
+		{"ipset flush cali40pools", "cali40pools", "1 of 1 members missing", Sets},
+		{"ipset add cali40pools 192.0.2.0/24", "cali40pools", "0 of 1 members missing, and 1 there", Sets},
+		{"ipset create cali40stray hash:net", "cali40stray", "added by others", Sets},
+		{"write 0 net/ipv4/conf/cali0/route_localnet", "net/ipv4/conf/cali0/route_localnet", "changed to 0", Sysctls},
+	} {
+		n.told = nil
+		n.spoil(c.spoil)
+		n.r.MarkDirty(c.table)
+		n.settle()
+		n.tells(t, c.object, c.found)
+	}
+}
+
+// What the wanted state asks for is no repair, nor is it when we make a device anew ourselves.
+func TestWhatIsWantedOtherwiseIsNoRepair(t *testing.T) {
+	n := newNode(t)
+	n.settle()
+	n.told = nil
+	other := func() kernel.State {
+		s := n.want()
+		if l, ok := s.Links[kernel.VXLANDevice]; ok {
+			l.VNI = 4097
+			s.Links[kernel.VXLANDevice] = l
+		}
+		delete(s.Routes, dst("10.244.0.0/26"))
+		return s
+	}
+	nettest.Eventually(t, func() error {
+		changed, listed, err := n.round(other)
+		if err != nil || changed > 0 || listed || !strings.Contains(n.Exec("ip", "route"), "10.244.1.0/26 via 10.244.1.0 dev vxlan.calico") {
+			return fmt.Errorf("changed %d: %w", changed, errors.Join(err, errors.New("not settled")))
+		}
+		return nil
+	})
+	n.Exec("ip", "link", "del", "cali0") // as a pod ends
+	n.eventsUntilGone("cali0")
+	if _, _, err := n.round(other); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.told) > 0 {
+		t.Errorf("told as repairs: %+v", n.told)
+	}
+}
+
+// eventsUntilGone waits until the monitor knows that a device is gone.
+func (n *node) eventsUntilGone(dev string) {
+	n.t.Helper()
+	nettest.Eventually(n.t, func() error {
+		if _, ok := n.monitor.Host().Links[dev]; ok {
+			return errors.New("the monitor lags")
+		}
+		return nil
+	})
+}
+
+func TestSettledUntilSomethingHappens(t *testing.T) {
+	n := newNode(t)
+	if n.r.Settled() {
+		t.Error("settled before anything was applied")
+	}
+	n.settle()
+	for _, spoil := range []string{"ip route del 10.244.1.0/26", "ip link del vxlan.calico", "write 0 net/ipv4/ip_forward"} {
+		if n.eventsUntilNow(); !n.r.Settled() {
+			t.Fatal("not settled after the last round")
+		}
+		n.spoil(spoil)
+		nettest.Eventually(t, func() error {
+			if n.r.Observe(n.monitor.Events()); n.r.Settled() {
+				return fmt.Errorf("settled after %q", spoil)
+			}
+			return nil
+		})
+		n.settle()
 	}
 }
 

@@ -6,8 +6,9 @@
 //     what the last list of a table returned together with what has been written since.
 //  2. Only our objects are touched, also by an agent without memory: a list returns only what carries our mark, and a table that
 //     has never been listed removes nothing.
-//  3. What others do to our objects is repaired: events that contradict the confirmed state make the table be listed again. Events of
-//     our own writes agree with it and cost nothing.
+//  3. What others do to our objects is repaired, and told: events that contradict the confirmed state make the table be listed again. Events of
+//     our own writes agree with it and cost nothing. A change that makes an object what it was before is a Repair; what the wanted
+//     state itself asks for is none.
 //  4. What fails does not stop the rest: every table makes what it can, and is listed again before it is trusted.
 //  5. Nothing hangs on what is not there: changes are made in the order of dependency, removals in the opposite order after them.
 package reconcile
@@ -18,8 +19,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/xtables"
 )
 
 // Table is one kind of kernel object. A table may also have two more methods:
@@ -70,8 +74,10 @@ const (
 
 // Result says what an Apply has done.
 type Result struct {
-	Changed int          // objects that were added, replaced or removed
-	Tables  map[Name]int // the same by table; tables without change are left out
+	Changed  int          // objects that were added, replaced or removed
+	Tables   map[Name]int // the same by table; tables without change are left out
+	Repaired int          // how many of them others had changed
+	Repairs  []Repair     // of these the first of each table, ten at most
 }
 
 // Reconciler holds the confirmed state of every table. It is for one goroutine.
@@ -86,24 +92,37 @@ type Reconciler struct {
 	routes  table[kernel.RouteKey, kernel.Route]
 	chains  table[kernel.ChainKey, kernel.Chain]
 	chains6 table[kernel.ChainKey, kernel.Chain]
+
+	settled bool
+	remade  map[string]bool // devices that we took away or made anew ourselves: events say so only later
 }
 
 // New returns a reconciler that knows nothing yet.
 func New(t Tables, log *slog.Logger) *Reconciler {
 	r := &Reconciler{
-		log:     log,
-		sysctls: newTable(Sysctls, t.Sysctls, func(s kernel.State) map[kernel.SysctlKey]string { return s.Sysctls }),
-		links:   newTable(Links, t.Links, func(s kernel.State) map[string]kernel.Link { return s.Links }),
-		addrs:   newTable(Addrs, t.Addrs, func(s kernel.State) map[kernel.AddrKey]struct{} { return s.Addrs }),
-		neighs:  newTable(Neighs, t.Neighs, func(s kernel.State) map[kernel.NeighKey]kernel.MAC { return s.Neighs }),
-		fdb:     newTable(FDB, t.FDB, func(s kernel.State) map[kernel.FDBKey]netip.Addr { return s.FDB }),
-		sets:    newTable(Sets, t.Sets, func(s kernel.State) map[kernel.SetKey]kernel.Set { return s.Sets }),
-		routes:  newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes }),
-		chains:  newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains }),
-		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 }),
+		log: log, remade: map[string]bool{},
+		sysctls: newTable(Sysctls, t.Sysctls, func(s kernel.State) map[kernel.SysctlKey]string { return s.Sysctls },
+			sysctlWords(), points{put: fault.ApplySysctlsPut}),
+		links: newTable(Links, t.Links, func(s kernel.State) map[string]kernel.Link { return s.Links },
+			linkWords(), points{put: fault.ApplyLinksPut, removed: fault.ApplyLinksRemoved}),
+		addrs: newTable(Addrs, t.Addrs, func(s kernel.State) map[kernel.AddrKey]struct{} { return s.Addrs },
+			addrWords(), points{put: fault.ApplyAddrsPut, removed: fault.ApplyAddrsRemoved}),
+		neighs: newTable(Neighs, t.Neighs, func(s kernel.State) map[kernel.NeighKey]kernel.MAC { return s.Neighs },
+			neighWords(), points{put: fault.ApplyNeighsPut, removed: fault.ApplyNeighsRemoved}),
+		fdb: newTable(FDB, t.FDB, func(s kernel.State) map[kernel.FDBKey]netip.Addr { return s.FDB },
+			fdbWords(), points{put: fault.ApplyFDBPut, removed: fault.ApplyFDBRemoved}),
+		sets: newTable(Sets, t.Sets, func(s kernel.State) map[kernel.SetKey]kernel.Set { return s.Sets },
+			setWords(), points{put: fault.ApplySetsPut, removed: fault.ApplySetsRemoved}),
+		routes: newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes },
+			routeWords(), points{put: fault.ApplyRoutesPut, removed: fault.ApplyRoutesRemoved}),
+		chains: newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains },
+			chainWords(xtables.Marks), points{put: fault.ApplyChainsPut, removed: fault.ApplyChainsRemoved}),
+		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 },
+			chainWords(xtables.Marks), points{put: fault.ApplyChains6Put, removed: fault.ApplyChains6Removed}),
 	}
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
+	r.links.noted = r.remake
 	return r
 }
 
@@ -112,9 +131,10 @@ type part interface {
 	id() Name
 	absent() bool
 	refresh(context.Context) (listed bool, err error)
-	put(context.Context, kernel.State) (changed int, err error)
-	remove(context.Context) (changed int, err error)
+	put(context.Context, kernel.State) (outcome, error)
+	remove(context.Context) (outcome, error)
 	markDirty()
+	doubted() bool
 }
 
 // parts lists the tables in order of dependency: what is in one needs nothing of a later one.
@@ -130,6 +150,7 @@ func (r *Reconciler) Refresh(ctx context.Context) (listed bool, err error) {
 	for _, p := range r.parts() {
 		did, err := p.refresh(ctx)
 		listed = listed || did
+		r.settled = r.settled && !did && err == nil
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -150,31 +171,42 @@ func (r *Reconciler) Repair(ctx context.Context, want kernel.State) (Result, err
 }
 
 func (r *Reconciler) apply(ctx context.Context, want kernel.State, removing bool) (Result, error) {
+	r.settled = false
 	res := Result{Tables: map[Name]int{}}
 	var errs []error
-	add := func(p part, n int, err error) {
-		res.Changed += n
-		if n > 0 {
-			res.Tables[p.id()] += n
+	add := func(p part, o outcome, err error) {
+		if o.changed > 0 {
+			res.Changed += o.changed
+			res.Tables[p.id()] += o.changed
 		}
+		res.Repaired += o.repaired
+		res.Repairs = append(res.Repairs, o.repairs...)
 		if err != nil {
 			errs = append(errs, err)
 		}
 	}
 	parts := r.parts()
 	for _, p := range parts {
-		n, err := p.put(ctx, want)
-		add(p, n, err)
+		o, err := p.put(ctx, want)
+		add(p, o, err)
 	}
 	if !removing {
 		return res, errors.Join(errs...)
 	}
 	for i := range parts {
 		p := parts[len(parts)-1-i]
-		n, err := p.remove(ctx)
-		add(p, n, err)
+		o, err := p.remove(ctx)
+		add(p, o, err)
 	}
-	return res, errors.Join(errs...)
+	err := errors.Join(errs...)
+	r.settled = err == nil
+	return res, err
+}
+
+// Settled tells whether another Apply of the state that was applied last would find nothing to do: all of it was made, and nothing has
+// cast doubt on it since.
+func (r *Reconciler) Settled() bool {
+	return r.settled && !slices.ContainsFunc(r.parts(), part.doubted)
 }
 
 // MarkDirty makes the next Refresh list tables again, all if none is named.
@@ -192,17 +224,17 @@ func (r *Reconciler) MarkDirty(names ...Name) {
 }
 
 // Observe compares events with the confirmed state. What the kernel is certain to have dropped is confirmed no longer, so that
-// the next Apply writes it again where it is wanted; where an event contradicts the confirmed state, the table becomes dirty.
-// It tells whether a table did.
+// the next Apply writes it again where it is wanted, and so are settings that were changed; where another event contradicts the confirmed
+// state, the table becomes dirty. It tells whether a table did.
 func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 	for _, d := range e.Down {
 		r.flushed(d)
 	}
 	for _, d := range e.Gone {
-		r.flushed(d)
-		r.fdb.forget(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev == d })
-		r.addrs.forget(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
-		r.sysctls.forget(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
+		r.gone(d)
+	}
+	if r.sysctls.reread(e.Sysctls) {
+		r.settled = false
 	}
 	if e.Lost {
 		r.MarkDirty(Sysctls, Links, Addrs, Neighs, FDB, Routes)
@@ -220,6 +252,42 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 
 // flushed drops what the kernel drops when a device is set down.
 func (r *Reconciler) flushed(d kernel.Dev) {
-	r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
-	r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Index == d.Index })
+	neighs := r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
+	routes := r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Index == d.Index })
+	r.settled = r.settled && !neighs && !routes
+}
+
+// remake notes which devices go by our own doing. One that was only changed keeps what hangs on it.
+func (r *Reconciler) remake(changes []kernel.Change[string, kernel.Link]) {
+	for _, c := range changes {
+		if c.Old == nil {
+			continue
+		}
+		if c.New != nil {
+			same := *c.Old
+			same.MTU = c.New.MTU
+			if same == *c.New {
+				continue
+			}
+		}
+		r.remade[c.Key] = true
+	}
+}
+
+// gone drops what the kernel drops with a device. That a workload's device goes is how workloads end, and others we make anew ourselves:
+// what went with them nobody has taken away.
+func (r *Reconciler) gone(d kernel.Dev) {
+	r.flushed(d)
+	fdb := r.fdb.forget(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev == d })
+	addrs := r.addrs.forget(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
+	sysctls := r.sysctls.forget(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
+	r.settled = r.settled && !fdb && !addrs && !sysctls
+	if strings.HasPrefix(d.Name, kernel.WorkloadPrefix) || r.remade[d.Name] {
+		delete(r.remade, d.Name)
+		r.neighs.pardon(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Name == d.Name })
+		r.routes.pardon(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Name == d.Name })
+		r.fdb.pardon(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev.Name == d.Name })
+		r.addrs.pardon(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
+		r.sysctls.pardon(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
+	}
 }

@@ -7,29 +7,46 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
 // table is a Table with what is known of it.
 type table[K, V comparable] struct {
-	name  Name
-	t     Table[K, V] // nil: the table is left out
-	pick  func(kernel.State) map[K]V
-	group func(K) any // nil, or what a failed addition shares with removals that must wait for it
+	name   Name
+	t      Table[K, V] // nil: the table is left out
+	pick   func(kernel.State) map[K]V
+	words  words[K, V]
+	points points
+	noted  func([]kernel.Change[K, V]) // nil, or who is to know of changes that were made
+	group  func(K) any                 // nil, or what a failed addition shares with removals that must wait for it
 
 	confirmed map[K]V
-	listed    bool // a list has succeeded at least once
-	dirty     bool // confirmed may be wrong
+	believed  map[K]V // of a table that a list does not show: what was confirmed until it is read anew
+	listed    bool    // a list has succeeded at least once
+	dirty     bool    // confirmed may be wrong
 	removals  []kernel.Change[K, V]
+	suspects  suspects[K, V]
 }
 
-func newTable[K, V comparable](name Name, t Table[K, V], pick func(kernel.State) map[K]V) table[K, V] {
-	return table[K, V]{name: name, t: t, pick: pick, confirmed: map[K]V{}, dirty: t != nil}
+// points are where a table's apply can be cut off. A table of which nothing is ever removed has no second one.
+type points struct{ put, removed fault.Point }
+
+// outcome is what was done to a table.
+type outcome struct {
+	changed  int
+	repaired int
+	repairs  []Repair // the first of them
 }
 
-func (x *table[K, V]) id() Name     { return x.name }
-func (x *table[K, V]) absent() bool { return x.t == nil }
-func (x *table[K, V]) markDirty()   { x.dirty = true }
+func newTable[K, V comparable](name Name, t Table[K, V], pick func(kernel.State) map[K]V, w words[K, V], p points) table[K, V] {
+	return table[K, V]{name: name, t: t, pick: pick, words: w, points: p, confirmed: map[K]V{}, dirty: t != nil, suspects: suspects[K, V]{}}
+}
+
+func (x *table[K, V]) id() Name      { return x.name }
+func (x *table[K, V]) absent() bool  { return x.t == nil }
+func (x *table[K, V]) markDirty()    { x.dirty = true }
+func (x *table[K, V]) doubted() bool { return x.dirty }
 
 func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 	if !x.dirty {
@@ -39,6 +56,12 @@ func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("list %s: %w", x.name, err)
 	}
+	switch {
+	case x.reader() != nil:
+		x.believed = x.confirmed
+	case x.listed:
+		x.compare(have)
+	}
 	x.confirmed, x.listed, x.dirty = have, true, false
 	if x.confirmed == nil {
 		x.confirmed = map[K]V{}
@@ -47,11 +70,11 @@ func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 }
 
 // put makes the additions and replacements, and keeps the removals for later.
-func (x *table[K, V]) put(ctx context.Context, s kernel.State) (changed int, err error) {
+func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) {
 	want := x.pick(s)
 	if err := x.readUnknown(ctx, want); err != nil {
 		x.dirty = true
-		return 0, err
+		return outcome{}, err
 	}
 	var puts []kernel.Change[K, V]
 	x.removals = nil
@@ -65,9 +88,9 @@ func (x *table[K, V]) put(ctx context.Context, s kernel.State) (changed int, err
 			x.removals = append(x.removals, c)
 		}
 	}
-	failed, n, err := x.apply(ctx, puts)
+	failed, done, err := x.apply(ctx, puts, x.points.put)
 	x.hold(failed)
-	return n, err
+	return done, err
 }
 
 // hold leaves out the removals that must wait for an addition that failed.
@@ -83,22 +106,27 @@ func (x *table[K, V]) hold(failed []K) {
 }
 
 // remove makes the removals that the last put has found.
-func (x *table[K, V]) remove(ctx context.Context) (changed int, err error) {
+func (x *table[K, V]) remove(ctx context.Context) (outcome, error) {
 	removals := x.removals
 	x.removals = nil
-	_, n, err := x.apply(ctx, removals)
-	return n, err
+	_, done, err := x.apply(ctx, removals, x.points.removed)
+	x.expire()
+	return done, err
 }
 
 // apply makes changes and confirms those that succeeded. failed are the keys of those that may not have.
-func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V]) (failed []K, changed int, err error) {
+func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V], after fault.Point) (failed []K, out outcome, err error) {
 	if len(changes) == 0 {
-		return nil, 0, nil
+		return nil, outcome{}, nil
 	}
-	err = x.t.Apply(ctx, changes)
+	if err = fault.At(fault.ApplyBegun); err == nil {
+		err = x.t.Apply(ctx, changes)
+	}
 	if err == nil {
-		kernel.Patch(x.confirmed, changes)
-		return nil, len(changes), nil
+		err = fault.At(after)
+	}
+	if err == nil {
+		return nil, x.confirm(changes), nil
 	}
 	x.dirty = true
 	failed, all := kernel.Failed[K](err)
@@ -113,8 +141,16 @@ func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V]) 
 		bad[k] = true
 	}
 	done := slices.DeleteFunc(slices.Clone(changes), func(c kernel.Change[K, V]) bool { return bad[c.Key] })
+	return failed, x.confirm(done), err
+}
+
+// confirm takes changes for made.
+func (x *table[K, V]) confirm(done []kernel.Change[K, V]) outcome {
 	kernel.Patch(x.confirmed, done)
-	return failed, len(done), err
+	if x.noted != nil {
+		x.noted(done)
+	}
+	return x.judge(done)
 }
 
 // readUnknown confirms what is wanted and not yet known, in tables that a list does not show in full.
@@ -136,6 +172,12 @@ func (x *table[K, V]) readUnknown(ctx context.Context, want map[K]V) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", x.name, err)
 	}
+	for k, now := range have {
+		if was, ok := x.believed[k]; ok && was != now {
+			x.doubt(k, &was, &now)
+		}
+	}
+	x.believed = nil
 	maps.Copy(x.confirmed, have)
 	return nil
 }
@@ -157,7 +199,29 @@ func (x *table[K, V]) same() func(K, V, V) bool {
 	return func(_ K, have, want V) bool { return have == want }
 }
 
-func (x *table[K, V]) forget(gone func(K, V) bool) { maps.DeleteFunc(x.confirmed, gone) }
+// forget confirms objects no longer that the kernel has dropped with their device.
+func (x *table[K, V]) forget(gone func(K, V) bool) (some bool) {
+	for k, v := range x.confirmed {
+		if gone(k, v) {
+			x.doubt(k, &v, nil)
+			delete(x.confirmed, k)
+			some = true
+		}
+	}
+	return some
+}
+
+// reread confirms objects no longer that an event contradicts. Of a table that a list does not show, they are read again.
+func (x *table[K, V]) reread(events map[K]V) (some bool) {
+	for k, now := range events {
+		if was, ok := x.confirmed[k]; ok && was != now {
+			x.doubt(k, &was, &now)
+			delete(x.confirmed, k)
+			some = true
+		}
+	}
+	return some
+}
 
 // observe makes the table dirty if an object is not as it is confirmed to be.
 func (x *table[K, V]) observe(events map[K]*V) {

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -106,6 +107,9 @@ func (t Links) put(name string, want kernel.Link) error {
 	have.MTU = want.MTU
 	if have != want {
 		if err := t.remove(name); err != nil {
+			return err
+		}
+		if err := fault.At(fault.ApplyLinkTaken); err != nil {
 			return err
 		}
 		return t.create(name, want)

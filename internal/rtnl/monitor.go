@@ -40,6 +40,7 @@ type Monitor struct {
 	neighs   map[kernel.NeighKey]kernel.MAC // permanent ones of ours: the kernel's own come and go and are no news
 	events   kernel.Events                  // since the last call of Events
 	snapshot kernel.Host                    // of devices and addrs, if not stale
+	version  uint64                         // of the snapshot
 	stale    bool
 }
 
@@ -47,7 +48,8 @@ type Monitor struct {
 // facts once: when it returns, Host is complete. Run must be called to keep it so, and to release the socket.
 func NewMonitor(ctx context.Context, c *Conn, log *slog.Logger) (*Monitor, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to netlink events: %w", err)
 	}
@@ -91,12 +93,19 @@ func (m *Monitor) Run(ctx context.Context) error {
 
 // Host returns the host facts. The value is never modified afterwards. It costs nothing while nothing has changed.
 func (m *Monitor) Host() kernel.Host {
+	h, _ := m.Facts()
+	return h
+}
+
+// Facts is Host together with a number that differs whenever the facts do.
+func (m *Monitor) Facts() (h kernel.Host, version uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.stale {
 		m.snapshot, m.stale = m.host(), false
+		m.version++
 	}
-	return m.snapshot
+	return m.snapshot, m.version
 }
 
 func (m *Monitor) host() kernel.Host {
@@ -209,7 +218,7 @@ func (m *Monitor) take(msgs []syscall.NetlinkMessage) {
 // bound makes of too many events one that says that everything may have changed.
 func (m *Monitor) bound() {
 	e := m.events
-	if len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes) <= maxEvents {
+	if len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes)+len(e.Sysctls) <= maxEvents {
 		return
 	}
 	m.events = kernel.NewEvents()
@@ -236,6 +245,9 @@ func (m *Monitor) one(msg syscall.NetlinkMessage) (news bool, err error) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, ok, err := decodeRoute(msg.Data)
 		return err == nil && ok && m.route(r, msg.Header), err
+	case unix.RTM_NEWNETCONF:
+		n, err := decodeNetconf(msg.Data)
+		return err == nil && m.settings(n), err
 	}
 	return false, nil
 }
@@ -274,6 +286,7 @@ func (m *Monitor) linkGone(d device) (news bool) {
 	delete(m.devices, d.host.Index)
 	m.addrs = slices.DeleteFunc(m.addrs, func(a address) bool { return a.index == d.host.Index })
 	m.forget(d.host.Index)
+	maps.DeleteFunc(m.events.Sysctls, func(k kernel.SysctlKey, _ string) bool { return k.Index == d.host.Index })
 	maps.DeleteFunc(m.events.FDB, func(k kernel.FDBKey, _ *netip.Addr) bool { return k.Dev.Index == d.host.Index })
 	maps.DeleteFunc(m.events.Addrs, func(k kernel.AddrKey, _ *struct{}) bool { return k.Link == d.name })
 	m.events.Down = slices.DeleteFunc(m.events.Down, func(x kernel.Dev) bool { return x.Index == d.host.Index })
@@ -348,6 +361,18 @@ func (m *Monitor) route(r route, h syscall.NlMsghdr) (news bool) {
 	}
 	m.events.Routes[r.key] = present(r.val, ours && added)
 	return true
+}
+
+// settings takes notice of settings of the whole host, of workloads' devices and of our own.
+func (m *Monitor) settings(n netconf) (news bool) {
+	d, known := m.devices[n.index]
+	if n.index != allDevices && (!known || !m.c.ourDevice(d.name)) {
+		return false
+	}
+	for k, v := range n.settings(d) {
+		m.events.Sysctls[k], news = v, true
+	}
+	return news
 }
 
 func present[V any](v V, there bool) *V {

@@ -195,6 +195,52 @@ func TestEventsReportNeighboursForwardingAndAddresses(t *testing.T) {
 	seen(t, m, "the removed address", func(e kernel.Events) bool { x, ok := e.Addrs[addr]; return ok && x == nil && e.RoutesLost })
 }
 
+func TestEventsReportSettings(t *testing.T) {
+	h := newHost(t)
+	m := watch(t, h)
+	write := func(path, value string) { h.Exec("sh", "-c", "echo "+value+" >/proc/sys/"+path) }
+	write("net/ipv4/conf/eth0/proxy_arp", "1") // not ours
+	cali0 := h.Index("cali0")
+	for path, index := range map[string]int{
+		"net/ipv4/conf/cali0/proxy_arp": cali0, "net/ipv4/conf/cali0/rp_filter": cali0, "net/ipv4/conf/cali0/forwarding": cali0,
+		"net/ipv6/conf/cali0/proxy_ndp": cali0, "net/ipv6/conf/cali0/forwarding": cali0,
+		"net/ipv4/ip_forward": 0, "net/ipv6/conf/all/forwarding": 0,
+	} {
+		key := kernel.SysctlKey{Path: path, Index: index}
+		for _, value := range []string{"1", "0"} {
+			write(path, "1")
+			write(path, value)
+			seen(t, m, path+" = "+value, func(e kernel.Events) bool {
+				for k := range e.Sysctls {
+					if k.Index != cali0 && k.Index != 0 {
+						t.Errorf("%+v is reported", k)
+					}
+				}
+				return e.Sysctls[key] == value
+			})
+		}
+		write(path, "0")
+	}
+}
+
+func TestFactsHaveANumberThatMovesWithThem(t *testing.T) {
+	h := newHost(t)
+	m := watch(t, h)
+	_, first := m.Facts()
+	h.Exec("ip", "route", "add", "10.244.1.0/24", "via", "172.30.0.5", "proto", "80")
+	seen(t, m, "a route", func(e kernel.Events) bool { return len(e.Routes) > 0 })
+	if _, now := m.Facts(); now != first {
+		t.Errorf("the number moved from %d to %d with a route, which is no fact", first, now)
+	}
+	h.Exec("ip", "link", "set", "eth0", "mtu", "1400")
+	nettest.Eventually(t, func() error {
+		if facts, now := m.Facts(); now == first || facts.Links["eth0"].MTU != 1400 {
+			return fmt.Errorf("number %d", now)
+		}
+		return nil
+	})
+}
+
 func TestEventsReportDevicesThatTakeThingsWithThem(t *testing.T) {
 	h := newHost(t)
 	cali0 := h.dev("cali0")

@@ -2,12 +2,15 @@ package rtnl
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -76,14 +79,19 @@ func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteK
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("change route to %v: %w", c.Key.Dst, err)
 		}
-		switch {
-		case c.New == nil:
+		if c.New == nil {
 			return t.remove(c.Key, *c.Old)
-		case c.Old == nil:
-			return x.add(ctx, c.Key, *c.New)
-		default:
-			return t.replace(c.Key, *c.New)
 		}
+		var err error
+		if c.Old == nil {
+			err = x.add(ctx, c.Key, *c.New)
+		} else {
+			err = t.replace(c.Key, *c.New)
+		}
+		if err != nil {
+			return err
+		}
+		return fault.At(fault.ApplyRoutePut)
 	})
 }
 
@@ -94,7 +102,7 @@ type routing struct {
 }
 
 func (x *routing) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) error {
-	err := x.c.h.RouteAdd(encodeRoute(k, r))
+	err := x.make(k, r, x.c.h.RouteAdd)
 	if !is(err, unix.EEXIST) {
 		return putError(k, r, err)
 	}
@@ -128,7 +136,27 @@ func (x *routing) listForeign(ctx context.Context) error {
 
 // replace relies on the kernel taking (destination, metric) for a route's identity, and swapping the rest in one step.
 func (t Routes) replace(k kernel.RouteKey, r kernel.Route) error {
-	return putError(k, r, t.c.h.RouteReplace(encodeRoute(k, r)))
+	return putError(k, r, t.make(k, r, t.c.h.RouteReplace))
+}
+
+// make adds or replaces a route. IPv6 does not take a gateway that it knows behind another device, even for onlink: such is the remote tunnel address
+// in a block that was routed without a tunnel until now. Such a route is made while another leads to the gateway alone by the right device. Who is
+// killed between leaves that one, which is marked as ours and which nobody wants.
+func (t Routes) make(k kernel.RouteKey, r kernel.Route, put func(*netlink.Route) error) error {
+	err := put(encodeRoute(k, r))
+	if !is(err, unix.EINVAL) || !r.Onlink || !r.Gateway.Is6() {
+		return err
+	}
+	way := kernel.RouteKey{Dst: netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), Metric: 1}
+	x := encodeRoute(way, kernel.Route{Dev: r.Dev, Protocol: kernel.RouteProtocol})
+	if err := t.c.h.RouteAdd(x); err != nil && !is(err, unix.EEXIST) {
+		return fmt.Errorf("make the gateway known: %w", err)
+	}
+	err = put(encodeRoute(k, r))
+	if gone := t.c.h.RouteDel(x); gone != nil && !is(gone, unix.ESRCH) {
+		err = errors.Join(err, fmt.Errorf("forget the gateway: %w", gone))
+	}
+	return err
 }
 
 func putError(k kernel.RouteKey, r kernel.Route, err error) error {

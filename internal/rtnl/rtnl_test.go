@@ -392,6 +392,23 @@ func TestRoutesReplaceInPlace(t *testing.T) {
 	}
 }
 
+// The tunnel's address of another node is in the block that was routed to the node without a tunnel.
+func TestIPv6RouteMovesIntoTheTunnelAndBack(t *testing.T) {
+	nettest.Need(t, "vxlan")
+	h := newHost(t)
+	h.Exec("ip", "addr", "add", "fd00:1::1/64", "dev", "eth0", "nodad")
+	mustBecome(t, h.Links(), map[string]kernel.Link{kernel.VXLANDevice: h.tunnel()})
+	block := routeKey("fd00:9::40/122", 1024)
+	plain := kernel.Route{Dev: h.dev("eth0"), Gateway: netip.MustParseAddr("fd00:1::2"), Onlink: true, Protocol: 80}
+	tunnelled := kernel.Route{Dev: h.dev(kernel.VXLANDevice), Gateway: netip.MustParseAddr("fd00:9::41"), Onlink: true, Protocol: 80}
+	borrowed := routeKey("fd00:9::83/128", 1024)
+	for range 2 {
+		mustBecome(t, h.Routes(), map[kernel.RouteKey]kernel.Route{block: plain})
+		mustBecome(t, h.Routes(), map[kernel.RouteKey]kernel.Route{block: plain, borrowed: tunnelled})
+		mustBecome(t, h.Routes(), map[kernel.RouteKey]kernel.Route{block: tunnelled})
+	}
+}
+
 func TestThousandsOfRoutesRoundTrip(t *testing.T) {
 	h := newHost(t)
 	r := kernel.Route{Dev: h.dev("eth0"), Gateway: netip.MustParseAddr("172.30.0.2"), Onlink: true, Protocol: 80}

@@ -76,11 +76,11 @@ func unreadableRecord(n named, err error) error {
 	return err
 }
 
-// ensureNode is ensure for our own Node. The record of whose it is changes in the same transaction: a machine never allocates under a
-// Node that is another's, and never makes one while the name is.
-func (s *starter) ensureNode(ctx context.Context, change func(n *api.Node, exists bool) bool) error {
+// ensureNode is ensure for our own Node; only with create one is made that does not exist. The record of whose it is changes in the same
+// transaction: a machine never allocates under a Node that is another's, and never makes one while the name is.
+func (s *starter) ensureNode(ctx context.Context, create bool, change func(n *api.Node) bool) error {
 	for range holderTries {
-		err := s.tryNode(ctx, change)
+		err := s.tryNode(ctx, create, change)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -88,7 +88,7 @@ func (s *starter) ensureNode(ctx context.Context, change func(n *api.Node, exist
 	return fmt.Errorf("write node %s: %w %d times in a row", s.node, store.ErrConflict, holderTries)
 }
 
-func (s *starter) tryNode(ctx context.Context, change func(n *api.Node, exists bool) bool) error {
+func (s *starter) tryNode(ctx context.Context, create bool, change func(n *api.Node) bool) error {
 	had, err := readNamed(ctx, s.Store, s.node)
 	if err != nil {
 		return unreadableRecord(had, err)
@@ -97,6 +97,9 @@ func (s *starter) tryNode(ctx context.Context, change func(n *api.Node, exists b
 		return err
 	}
 	next, exists := had.node.Value, had.node.Exists()
+	if !exists && !create {
+		return nil
+	}
 	if !exists {
 		next = &api.Node{}
 		next.Metadata.Name = s.node
@@ -107,7 +110,7 @@ func (s *starter) tryNode(ctx context.Context, change func(n *api.Node, exists b
 		next.Metadata.UID = s.UUID() // written by hand: without one, nobody could tell this Node from the next
 	}
 	var t store.Txn
-	if change(next, exists) || nameless || !exists {
+	if change(next) || nameless || !exists {
 		store.Put(&t, had.node, next)
 	}
 	want := api.NodeIdentity{MachineID: s.Machine, NodeUID: next.Metadata.UID}

@@ -33,22 +33,30 @@ type Deps struct {
 	Now     func() time.Time
 	UUID    func() string // random, with dashes
 	Log     *slog.Logger
+
+	Default func(ctx context.Context, v6 bool) ([]string, error) // the devices of the default route; nil: there is none
+	Kube    Kubernetes                                           // nil: none is known
+	// Resolve is net.Resolver's LookupNetIP; nil: the system's.
+	Resolve func(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
 // Run writes what the cluster and the node need, in the order in which other components rely on it. Any error is final for this
 // attempt; it names the object and what to do. Objects that cannot be read stop nothing, but for our own Node: they are logged.
 func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
-	s := starter{Deps: d, cfg: cfg, node: node}
+	s := &starter{Deps: d, cfg: cfg, node: node}
+	defer s.sayProblems()
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
 		must bool // also where what etcd holds cannot be read
 	}{
 		{"hold the node's name", s.holdName, true},
+		{"ask Kubernetes", s.askKubernetes, false},
 		{"write the cluster's own objects", s.cluster, false},
 		{"write the address-management settings", s.ipamConfig, false},
 		{"register the node", s.register, true},
 		{"write the default settings", s.felix, false},
+		{"write the default BGP settings", s.bgp, false},
 		{"write the default IPv4 pool", func(ctx context.Context) error { return s.pool(ctx, ipv4) }, false},
 		{"write the default IPv6 pool", func(ctx context.Context) error { return s.pool(ctx, ipv6) }, false},
 	} {
@@ -67,8 +75,21 @@ func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
 
 type starter struct {
 	Deps
-	cfg  config.Node
-	node string
+	cfg      config.Node
+	node     string
+	told     told
+	problems []string // what is wrong and stops nothing
+}
+
+// warn notes a problem.
+func (s *starter) warn(format string, args ...any) {
+	s.problems = append(s.problems, fmt.Sprintf(format, args...))
+}
+
+func (s *starter) sayProblems() {
+	for _, p := range s.problems {
+		s.Log.Warn("problem", "what", p)
+	}
 }
 
 // family is IPv4 or IPv6.
@@ -120,7 +141,7 @@ func (s *starter) cluster(ctx context.Context) error {
 			ready := true
 			c.Spec.DatastoreReady = &ready
 		}
-		c.Spec.ClusterType = merge(c.Spec.ClusterType, s.cfg.ClusterType)
+		c.Spec.ClusterType = merge(c.Spec.ClusterType, s.cfg.ClusterType+","+strings.Join(s.told.words, ","))
 		return c.Spec != before
 	})
 	if err != nil {
@@ -186,6 +207,11 @@ func (s *starter) felix(ctx context.Context) error {
 	})
 }
 
+// bgp makes the cluster's BGP settings, which say nothing at first: readers know the defaults.
+func (s *starter) bgp(ctx context.Context) error {
+	return ensure(ctx, s, "default", func(*api.BGPConfiguration, bool) bool { return false })
+}
+
 // pool writes the default pool of a family if there is none of that family at all, not even a disabled one. That of IPv6 is made
 // where its range is given or this node has an IPv6 address: with a pool of IPv6 a node becomes an IPv6 router, and a router takes
 // no default route from router advertisements.
@@ -193,6 +219,9 @@ func (s *starter) pool(ctx context.Context, f family) error {
 	c, name := s.cfg.Pool, "default-ipv4-ippool"
 	if f == ipv6 {
 		c, name = s.cfg.Pool6, "default-ipv6-ippool"
+	}
+	if !c.CIDR.IsValid() {
+		c.CIDR = s.told.ranges[f]
 	}
 	if s.cfg.NoDefault || c.None || f == ipv6 && (!s.IPv6 || !c.CIDR.IsValid() && s.cfg.IP6.Want == "none") {
 		return nil
@@ -220,7 +249,7 @@ func (s *starter) pool(ctx context.Context, f family) error {
 	return ensure(ctx, s, name, func(v *api.IPPool, exists bool) bool {
 		if !exists {
 			v.Spec = p.Spec
-			s.Log.Info("made the default pool", "pool", v.Metadata.Name, "cidr", p.Spec.CIDR, "vxlan_mode", p.Spec.VXLANMode, "nat_outgoing", p.Spec.NATOutgoing)
+			s.Log.Info("made the default pool", "pool", v.Metadata.Name, "cidr", p.Spec.CIDR, "vxlan_mode", p.Spec.VXLANMode, "ipip_mode", p.Spec.IPIPMode, "nat_outgoing", p.Spec.NATOutgoing)
 		}
 		return false
 	})

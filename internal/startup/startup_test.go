@@ -39,6 +39,7 @@ func hostWith(addrs ...string) kernel.Host {
 // machine is the id of the tests' machine.
 const machine = "11111111111111111111111111111111"
 
+// deps are those of a host without a default route and without Kubernetes.
 func deps(c *store.Client, h kernel.Host) startup.Deps {
 	return startup.Deps{Store: c, Host: h, Machine: machine, IPv6: true, Now: time.Now, UUID: uuid.NewString, Log: slog.New(slog.DiscardHandler)}
 }
@@ -85,6 +86,7 @@ func TestFreshClusterHoldsWhatCalicoWouldWrite(t *testing.T) {
 	const r = api.ResourcesRoot
 	want := map[string]int64{ // key → version: nothing is written the second time
 		r + "clusterinformations/default":     1,
+		r + "bgpconfigurations/default":       1,
 		r + "tiers/default":                   1,
 		r + "tiers/kube-admin":                1,
 		r + "tiers/kube-baseline":             1,
@@ -193,94 +195,6 @@ func TestAddressTakenByAnotherNodeIsRefused(t *testing.T) {
 	err := startup.Run(t.Context(), "node-2", settings(t), deps(srv.Store(), h))
 	if err == nil || !strings.Contains(err.Error(), `node "node-1" is already using the IPv4 address 172.30.1.1`) {
 		t.Errorf("error: %v", err)
-	}
-}
-
-func TestAddressComesFromTheMethod(t *testing.T) {
-	h := hostWith("lo 127.0.0.1/8", "eth0 172.30.1.1/24", "docker0 172.17.0.1/16", "eth1 10.5.0.7/16", "cali123 10.244.0.1/32")
-	for _, c := range []struct{ ip, method, want, err string }{
-		{ip: "autodetect", method: "first-found", want: "10.5.0.7/16"},
-		{ip: "", method: "interface=eth0", want: "172.30.1.1/24"},
-		{ip: "autodetect", method: "skip-interface=eth1", want: "172.30.1.1/24"},
-		{ip: "autodetect", method: "cidr=172.17.0.0/16", want: "172.17.0.1/16"},
-		{ip: "172.30.1.1", want: "172.30.1.1/24"},
-		{ip: "172.30.1.1/16", want: "172.30.1.1/16"},
-		{ip: "192.0.2.7", want: "192.0.2.7/32"},
-		{ip: "none", want: ""},
-		{ip: "autodetect", method: "interface=wlan", err: "seen: cali123 10.244.0.1/32, eth1 10.5.0.7/16"},
-		{ip: "autodetect", method: "guess", err: "IP_AUTODETECTION_METHOD=guess"},
-		{ip: "many", err: "IP=many"},
-		{ip: "autodetect", method: "interface=(", err: "IP_AUTODETECTION_METHOD=interface=("},
-	} {
-		srv := etcdtest.New(t)
-		st := srv.Store()
-		err := startup.Run(t.Context(), "node-1", settings(t, "IP="+c.ip, "IP_AUTODETECTION_METHOD="+c.method), deps(st, h))
-		if c.err != "" {
-			if err == nil || !strings.Contains(err.Error(), c.err) {
-				t.Errorf("IP=%s %s: error %v, want %q in it", c.ip, c.method, err, c.err)
-			}
-			continue
-		}
-		if err != nil {
-			t.Errorf("IP=%s %s: %v", c.ip, c.method, err)
-			continue
-		}
-		n, err := store.Get[api.Node](t.Context(), st, api.ResourcesRoot+"nodes/node-1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := ""
-		if a, ok := n.Value.Address(false); ok {
-			got = a.String()
-		}
-		if got != c.want {
-			t.Errorf("IP=%s %s: got %q, want %q", c.ip, c.method, got, c.want)
-		}
-	}
-}
-
-func TestIPv6AddressComesFromTheMethod(t *testing.T) {
-	h := hostWith("lo ::1/128", "eth0 172.30.1.1/24", "eth0 fd00:1::1/64", "eth0 fe80::1/64", "docker0 fd00:d::1/64", "eth1 fd00:5::7/64", "eth2 10.0.0.1/8")
-	h.Links["eth3"] = kernel.HostLink{Index: 99, MTU: 1500, Up: true, Live: true}
-	h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: "eth3", Addr: netip.MustParsePrefix("2001:db8::7/64"), Temporary: true})
-	for _, c := range []struct{ ip6, method, want, err string }{
-		{ip6: "autodetect", want: "fd00:5::7/64"},
-		{ip6: "autodetect", method: "interface=eth0", want: "fd00:1::1/64"},
-		{ip6: "autodetect", method: "skip-interface=eth1", want: "fd00:1::1/64"},
-		{ip6: "autodetect", method: "cidr=fd00:d::/32", want: "fd00:d::1/64"},
-		{ip6: "fd00:1::1", want: "fd00:1::1/64"},
-		{ip6: "2001:db8::1/48", want: "2001:db8::1/48"},
-		{ip6: "none", want: ""},
-		{ip6: "", want: ""},
-		{ip6: "autodetect", method: "interface=eth3", err: "seen: eth1 fd00:5::7/64"}, // which has a temporary one only
-		{ip6: "autodetect", method: "interface=wlan", err: "detect the IPv6 address by interface=wlan"},
-		{ip6: "autodetect", method: "guess", err: "IP6_AUTODETECTION_METHOD=guess"},
-		{ip6: "172.30.1.1", err: "IP6=172.30.1.1"},
-	} {
-		srv := etcdtest.New(t)
-		st := srv.Store()
-		err := startup.Run(t.Context(), "node-1", settings(t, "IP=none", "IP6="+c.ip6, "IP6_AUTODETECTION_METHOD="+c.method), deps(st, h))
-		if c.err != "" {
-			if err == nil || !strings.Contains(err.Error(), c.err) {
-				t.Errorf("IP6=%s %s: error %v, want %q in it", c.ip6, c.method, err, c.err)
-			}
-			continue
-		}
-		if err != nil {
-			t.Errorf("IP6=%s %s: %v", c.ip6, c.method, err)
-			continue
-		}
-		n, err := store.Get[api.Node](t.Context(), st, api.ResourcesRoot+"nodes/node-1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := ""
-		if a, ok := n.Value.Address(true); ok {
-			got = a.String()
-		}
-		if got != c.want {
-			t.Errorf("IP6=%s %s: got %q, want %q", c.ip6, c.method, got, c.want)
-		}
 	}
 }
 

@@ -9,13 +9,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
-	"github.com/coreos/go-iptables/iptables"
-
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -27,16 +27,17 @@ const (
 // Chains is the table of our chains of one family, and of our rules in the kernel's own chains. Marks are the chain's name and the rule's
 // comment. The programs are run in the namespace of the calling thread. For one caller at a time.
 type Chains struct {
-	ipt  *iptables.IPTables
-	save string // program that prints all tables
-	last bool   // see Append
+	program string
+	v6      bool
+	hands   *hands // shared with the table of the other family, and with a Watch
+	last    bool   // see Append
 }
 
 // Append makes our rules stand last in the kernel's own chains, or else first, from the next List on.
 func (c *Chains) Append(last bool) { c.last = last }
 
 // Backend returns the name of the iptables program that is used.
-func (c *Chains) Backend() string { return strings.TrimSuffix(c.save, saveSuffix) }
+func (c *Chains) Backend() string { return c.program }
 
 // Marks returns the marks of a chain's rules, in order. A line that is no rule but a mark, as List returns them, stands for itself.
 func Marks(k kernel.ChainKey, c kernel.Chain) []string {
@@ -58,7 +59,7 @@ func Marks(k kernel.ChainKey, c kernel.Chain) []string {
 
 // Same compares two contents by their marks.
 func (c *Chains) Same(k kernel.ChainKey, have, want kernel.Chain) bool {
-	return slices.Equal(Marks(k, have), Marks(k, want))
+	return have == want || slices.Equal(Marks(k, have), Marks(k, want))
 }
 
 // List returns our chains, and of the kernel's chains those that hold a rule of ours. Instead of the rules it returns their
@@ -74,6 +75,7 @@ func (c *Chains) List(ctx context.Context) (map[kernel.ChainKey]kernel.Chain, er
 			out[k] = kernel.Chain{Rules: strings.Join(ours, "\n")}
 		}
 	}
+	c.hands.use(c.v6, slices.Collect(maps.Keys(out))...)
 	return out, nil
 }
 
@@ -114,18 +116,21 @@ func (c *Chains) Apply(ctx context.Context, changes []kernel.Change[kernel.Chain
 		return err
 	}
 	puts, removals := sortChanges(changes)
+	for _, p := range puts {
+		c.hands.use(c.v6, p.Key)
+	}
 	a := attempt{c: c, have: have, failed: map[kernel.ChainKey]error{}}
 	for _, p := range puts {
-		a.step(ctx, p.Key, a.create)
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.create(ctx, k) })
 	}
 	for _, p := range puts {
-		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(k, *p.New) })
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(ctx, k, *p.New) })
 	}
 	for _, p := range removals {
-		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(k, kernel.Chain{}) })
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.fill(ctx, k, kernel.Chain{}) })
 	}
 	for _, p := range removals {
-		a.step(ctx, p.Key, a.destroy)
+		a.step(ctx, p.Key, func(k kernel.ChainKey) error { return a.destroy(ctx, k) })
 	}
 	return a.err(changes)
 }
@@ -203,26 +208,30 @@ func (a *attempt) err(changes []kernel.Change[kernel.ChainKey, kernel.Chain]) er
 	return kernel.Each(changes, func(c kernel.Change[kernel.ChainKey, kernel.Chain]) error { return a.failed[c.Key] })
 }
 
-func (a *attempt) create(k kernel.ChainKey) error {
+func (a *attempt) create(ctx context.Context, k kernel.ChainKey) error {
 	if _, ok := a.have[k]; ok || !ourChain(k) {
 		return nil
 	}
-	return a.c.ipt.NewChain(k.Table, k.Chain)
+	if _, err := a.c.change(ctx, k.Table, "-N", k.Chain); err != nil {
+		return err
+	}
+	return fault.At(fault.ApplyChainMade)
 }
 
-func (a *attempt) destroy(k kernel.ChainKey) error {
+func (a *attempt) destroy(ctx context.Context, k kernel.ChainKey) error {
 	if _, ok := a.have[k]; !ok || !ourChain(k) {
 		return nil
 	}
-	return ignoreMissing(a.c.ipt.DeleteChain(k.Table, k.Chain))
+	_, err := a.c.change(ctx, k.Table, "-X", k.Chain)
+	return ignoreMissing(err)
 }
 
 // fill gives a chain its rules: those that are right stay, the others are inserted after them, and then what is left
 // of the old ones goes.
-func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
+func (a *attempt) fill(ctx context.Context, k kernel.ChainKey, want kernel.Chain) error {
 	have, marks := a.have[k], Marks(k, want)
 	if a.c.last && !ourChain(k) {
-		return a.fillLast(k, want, have)
+		return a.fillLast(ctx, k, want, have)
 	}
 	keep := 0
 	for keep < len(have) && keep < len(marks) && have[keep].mark == marks[keep] {
@@ -230,11 +239,7 @@ func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
 	}
 	lines := strings.Split(want.Rules, "\n")
 	for i := keep; i < len(marks); i++ {
-		spec, err := marked(lines[i], marks[i])
-		if err != nil {
-			return err
-		}
-		if err := a.c.ipt.Insert(k.Table, k.Chain, i+1, spec...); err != nil {
+		if err := a.add(ctx, k, []string{"-I", k.Chain, strconv.Itoa(i + 1)}, marks[i], lines[i]); err != nil {
 			return fmt.Errorf("add rule %q: %w", lines[i], err)
 		}
 	}
@@ -243,7 +248,7 @@ func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
 		if have[i].mark == "" && !ourChain(k) {
 			continue
 		}
-		if err := a.drop(k, have[i], i+len(inserted)+1, slices.Contains(inserted, have[i].mark)); err != nil {
+		if err := a.drop(ctx, k, have[i], i+len(inserted)+1, slices.Contains(inserted, have[i].mark)); err != nil {
 			return fmt.Errorf("remove rule %s: %w", have[i].mark, err)
 		}
 	}
@@ -251,18 +256,14 @@ func (a *attempt) fill(k kernel.ChainKey, want kernel.Chain) error {
 }
 
 // fillLast gives one of the kernel's chains its rules at the end: first the new ones, so that there is no gap, and then the old ones go.
-func (a *attempt) fillLast(k kernel.ChainKey, want kernel.Chain, have []rule) error {
+func (a *attempt) fillLast(ctx context.Context, k kernel.ChainKey, want kernel.Chain, have []rule) error {
 	marks := Marks(k, want)
 	if slices.Equal(a.c.ourPart(k, have), marks) {
 		return nil
 	}
 	lines := strings.Split(want.Rules, "\n")
 	for i, m := range marks {
-		spec, err := marked(lines[i], m)
-		if err != nil {
-			return err
-		}
-		if err := a.c.ipt.Append(k.Table, k.Chain, spec...); err != nil {
+		if err := a.add(ctx, k, []string{"-A", k.Chain}, m, lines[i]); err != nil {
 			return fmt.Errorf("add rule %q: %w", lines[i], err)
 		}
 	}
@@ -270,41 +271,45 @@ func (a *attempt) fillLast(k kernel.ChainKey, want kernel.Chain, have []rule) er
 		if have[i].mark == "" {
 			continue
 		}
-		if err := a.drop(k, have[i], i+1, slices.Contains(marks, have[i].mark)); err != nil {
+		if err := a.drop(ctx, k, have[i], i+1, slices.Contains(marks, have[i].mark)); err != nil {
 			return fmt.Errorf("remove rule %s: %w", have[i].mark, err)
 		}
 	}
 	return nil
 }
 
-// marked is a rule's words with its mark before them.
-func marked(line, mark string) ([]string, error) {
+// add puts a rule where the words of a command say.
+func (a *attempt) add(ctx context.Context, k kernel.ChainKey, where []string, mark, line string) error {
 	text, err := words(line)
 	if err != nil {
-		return nil, fmt.Errorf("read rule %q: %w", line, err)
+		return err
 	}
-	return append([]string{"-m", "comment", "--comment", mark}, text...), nil
+	if _, err := a.c.change(ctx, k.Table, slices.Concat(where, []string{"-m", "comment", "--comment", mark}, text)...); err != nil {
+		return err
+	}
+	return fault.At(fault.ApplyRuleAdded)
 }
 
 // drop removes a rule by its text, since others may be changing the chain too and its position may be wrong. Only if it has
 // a twin that stays it must be the position, which is checked just before.
-func (a *attempt) drop(k kernel.ChainKey, r rule, position int, twin bool) error {
+func (a *attempt) drop(ctx context.Context, k kernel.ChainKey, r rule, position int, twin bool) error {
 	if !twin && r.spec != nil {
-		return ignoreMissing(a.c.ipt.Delete(k.Table, k.Chain, r.spec...))
+		_, err := a.c.change(ctx, k.Table, append([]string{"-D", k.Chain}, r.spec...)...)
+		return ignoreMissing(err)
 	}
-	line, err := a.c.ipt.ListById(k.Table, k.Chain, position)
+	line, err := a.c.change(ctx, k.Table, "-S", k.Chain, strconv.Itoa(position))
 	if err != nil {
 		return err
 	}
-	if !strings.Contains(line, r.mark) {
+	if !strings.Contains(string(line), r.mark) {
 		return fmt.Errorf("another program is changing the chain")
 	}
-	return a.c.ipt.DeleteById(k.Table, k.Chain, position)
+	_, err = a.c.change(ctx, k.Table, "-D", k.Chain, strconv.Itoa(position))
+	return err
 }
 
 func ignoreMissing(err error) error {
-	var e *iptables.Error
-	if errors.As(err, &e) && e.IsNotExist() {
+	if missing(err) {
 		return nil
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -130,6 +131,9 @@ func (s *Sets) put(name kernel.SetKey, set kernel.Set) error {
 		if err := s.element(nl.IPSET_CMD_ADD, name, p); err != nil {
 			return fmt.Errorf("add %v to ipset %s: %w", p, name, err)
 		}
+		if err := fault.At(fault.ApplyMemberPut); err != nil {
+			return err
+		}
 	}
 	for _, p := range sorted(have) {
 		if want[p] {
@@ -137,6 +141,9 @@ func (s *Sets) put(name kernel.SetKey, set kernel.Set) error {
 		}
 		if err := s.element(nl.IPSET_CMD_DEL, name, p); err != nil {
 			return fmt.Errorf("remove %v from ipset %s: %w", p, name, err)
+		}
+		if err := fault.At(fault.ApplyMemberGone); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -157,7 +164,10 @@ func (s *Sets) open(name kernel.SetKey) (map[netip.Prefix]bool, error) {
 			return nil, fmt.Errorf("replace ipset of type %s: %w", found.kind, err)
 		}
 	}
-	return nil, s.create(name)
+	if err := s.create(name); err != nil {
+		return nil, err
+	}
+	return nil, fault.At(fault.ApplySetMade)
 }
 
 func nameAttr(name kernel.SetKey) *nl.RtAttr {

@@ -55,6 +55,7 @@ var Layers = []Row{
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
 
+	{Level: 2, Path: "internal/apiserver", Sentence: "reads single objects from the Kubernetes API server"},
 	{Level: 2, Path: "internal/attachlock", Sentence: "the lock of a host interface while its pod is attached or detached"},
 	{Level: 2, Path: "internal/authority", Sentence: "a certificate authority and what it signs, for the lab's etcd and for tests"},
 	{Level: 2, Path: "internal/bgp", Sentence: "speaks BGP: full set to announce, full set learned"},

@@ -38,6 +38,7 @@ func TestFaults(t *testing.T) {
 	t.Run("leak nothing after DEL", func(t *testing.T) { killedAtAnyPointNothingLeaks(t, bin) })
 	t.Run("are cleaned up after by the next agent", func(t *testing.T) { nextAgentCleansUp(t, bin) })
 	t.Run("let no DEL overtake a module", func(t *testing.T) { delWaitsForTheModule(t, bin) })
+	t.Run("in an apply leave what a fresh start makes right", func(t *testing.T) { appliesEndWhereAFreshStartEnds(t, bin) })
 }
 
 func faultsAreNotInstalled(t *testing.T, faulty string) {
@@ -85,7 +86,7 @@ type cut struct {
 func cuts(module bool) (out []cut) {
 	for _, p := range fault.Points() {
 		who, what, _ := strings.Cut(p.String(), ".")
-		if who == "agent" && module || who == "module" && !module {
+		if who == "agent" && module || who == "module" && !module || who == "apply" {
 			continue
 		}
 		agents := !module && (who == "agent" || who == "handler")

@@ -1,0 +1,223 @@
+package reconcile
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Repair is an object of ours that others had changed, taken away or added, and that was put right.
+type Repair struct {
+	Table  Name
+	Object string // as the usual tools name it
+	Found  string // what had become of it
+	Done   string // added, replaced or removed
+}
+
+const (
+	// toldRepairs bounds the repairs of a table that are described; the others are counted.
+	toldRepairs = 10
+	// suspectMemory is how long what was found is held against what is done: a device that was taken away may be back only after
+	// several rounds, and what hung on it after that.
+	suspectMemory = time.Minute
+)
+
+// suspect is an object that was found otherwise than it was left. Only what is done about it makes of it a repair: it may as well go because
+// it is not wanted any more.
+type suspect[K, V comparable] struct {
+	key   K
+	was   *V // as it was confirmed; nil: it was not known
+	now   *V // as it was found; nil: it was gone
+	since time.Time
+}
+
+// suspects of a table, by their keys' text: a device that was made anew has another index and the same name.
+type suspects[K, V comparable] map[string]suspect[K, V]
+
+// doubt notes that an object is not as it was confirmed to be.
+func (x *table[K, V]) doubt(k K, was, now *V) {
+	text := fmt.Sprint(k)
+	if before, ok := x.suspects[text]; ok && before.was != nil {
+		was = before.was // what others have done since is theirs too
+	}
+	if was != nil && now != nil && x.same()(k, *was, *now) {
+		delete(x.suspects, text)
+		return
+	}
+	x.suspects[text] = suspect[K, V]{key: k, was: was, now: now, since: time.Now()}
+}
+
+// compare notes how a list differs from what was confirmed.
+func (x *table[K, V]) compare(have map[K]V) {
+	for _, c := range kernel.DiffFunc(x.confirmed, have, x.same()) {
+		x.doubt(c.Key, c.Old, c.New)
+	}
+}
+
+// pardon forgets suspects: what became of them was nobody's doing.
+func (x *table[K, V]) pardon(gone func(K, V) bool) {
+	for text, s := range x.suspects {
+		if s.was != nil && gone(s.key, *s.was) {
+			delete(x.suspects, text)
+		}
+	}
+}
+
+// expire forgets the suspects about which nothing was to be done.
+func (x *table[K, V]) expire() {
+	for text, s := range x.suspects {
+		if time.Since(s.since) > suspectMemory {
+			delete(x.suspects, text)
+		}
+	}
+}
+
+// judge tells which of the changes that were made were repairs.
+func (x *table[K, V]) judge(done []kernel.Change[K, V]) (out outcome) {
+	out.changed = len(done)
+	if len(x.suspects) == 0 {
+		return out
+	}
+	for _, c := range done {
+		text := fmt.Sprint(c.Key)
+		s, ok := x.suspects[text]
+		if !ok {
+			continue
+		}
+		delete(x.suspects, text)
+		if !x.restores(c, s) {
+			continue
+		}
+		if out.repaired++; len(out.repairs) < toldRepairs {
+			out.repairs = append(out.repairs, x.describe(c, s))
+		}
+	}
+	return out
+}
+
+// restores tells whether a change makes an object what it was before others changed it.
+func (x *table[K, V]) restores(c kernel.Change[K, V], s suspect[K, V]) bool {
+	if c.New == nil || s.was == nil {
+		return c.New == nil && s.was == nil
+	}
+	return x.same()(c.Key, *s.was, *c.New) || fmt.Sprint(*s.was) == fmt.Sprint(*c.New)
+}
+
+func (x *table[K, V]) describe(c kernel.Change[K, V], s suspect[K, V]) Repair {
+	r := Repair{Table: x.name, Object: x.words.object(c.Key)}
+	switch {
+	case c.New == nil:
+		r.Found, r.Done = "added by others: "+x.words.value(c.Key, *s.now), "removed"
+	case s.now == nil:
+		r.Found, r.Done = "gone", "added: "+x.words.value(c.Key, *c.New)
+	case x.words.changed != nil:
+		r.Found, r.Done = x.words.changed(c.Key, *c.New, *s.now), "replaced"
+	default:
+		r.Found, r.Done = "changed to "+x.words.value(c.Key, *s.now), "replaced: "+x.words.value(c.Key, *c.New)
+	}
+	return r
+}
+
+// words say in a log what an object is.
+type words[K, V comparable] struct {
+	object  func(K) string
+	value   func(K, V) string
+	changed func(k K, want, now V) string // nil: the value is short enough to be shown before and after
+}
+
+func text[K ~string](k K) string { return string(k) }
+
+func sysctlWords() words[kernel.SysctlKey, string] {
+	return words[kernel.SysctlKey, string]{
+		object: func(k kernel.SysctlKey) string { return k.Path },
+		value:  func(_ kernel.SysctlKey, v string) string { return v },
+	}
+}
+
+func linkWords() words[string, kernel.Link] {
+	return words[string, kernel.Link]{object: text[string], value: func(_ string, l kernel.Link) string {
+		switch {
+		case l == kernel.Link{}:
+			return "a device of another kind"
+		case l.MTU == 0:
+			return "down"
+		}
+		return fmt.Sprintf("mtu %d %v vxlan id %d local %v dev %v dstport %d", l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
+	}}
+}
+
+func addrWords() words[kernel.AddrKey, struct{}] {
+	return words[kernel.AddrKey, struct{}]{
+		object: func(k kernel.AddrKey) string { return k.Addr.String() + " dev " + k.Link },
+		value:  func(k kernel.AddrKey, _ struct{}) string { return k.Addr.String() },
+	}
+}
+
+func neighWords() words[kernel.NeighKey, kernel.MAC] {
+	return words[kernel.NeighKey, kernel.MAC]{
+		object: func(k kernel.NeighKey) string { return k.Addr.String() + " dev " + k.Dev.Name },
+		value:  func(_ kernel.NeighKey, m kernel.MAC) string { return "lladdr " + m.String() },
+	}
+}
+
+func fdbWords() words[kernel.FDBKey, netip.Addr] {
+	return words[kernel.FDBKey, netip.Addr]{
+		object: func(k kernel.FDBKey) string { return k.MAC.String() + " dev " + k.Dev.Name },
+		value:  func(_ kernel.FDBKey, a netip.Addr) string { return "dst " + a.String() },
+	}
+}
+
+func routeWords() words[kernel.RouteKey, kernel.Route] {
+	return words[kernel.RouteKey, kernel.Route]{object: func(k kernel.RouteKey) string { return k.Dst.String() }, value: kernel.RouteText}
+}
+
+func setWords() words[kernel.SetKey, kernel.Set] {
+	members := func(s kernel.Set) []string {
+		return strings.FieldsFunc(s.Members, func(r rune) bool { return r == ',' })
+	}
+	return words[kernel.SetKey, kernel.Set]{
+		object: text[kernel.SetKey],
+		value:  func(_ kernel.SetKey, s kernel.Set) string { return fmt.Sprintf("%d members", len(members(s))) },
+		changed: func(_ kernel.SetKey, want, now kernel.Set) string {
+			return versus("members", members(want), members(now))
+		},
+	}
+}
+
+// chainWords describe chains, which a list tells the marks of only.
+func chainWords(marks func(kernel.ChainKey, kernel.Chain) []string) words[kernel.ChainKey, kernel.Chain] {
+	return words[kernel.ChainKey, kernel.Chain]{
+		object: func(k kernel.ChainKey) string { return k.Chain + " of table " + k.Table },
+		value:  func(k kernel.ChainKey, c kernel.Chain) string { return fmt.Sprintf("%d rules", len(marks(k, c))) },
+		changed: func(k kernel.ChainKey, want, now kernel.Chain) string {
+			return versus("rules", marks(k, want), marks(k, now))
+		},
+	}
+}
+
+// versus says how two lists differ without repeating them.
+func versus(what string, want, now []string) string {
+	missing, more := lacking(now, want), lacking(want, now)
+	switch {
+	case missing == 0 && more == 0:
+		return fmt.Sprintf("%s in another order", what)
+	case more == 0:
+		return fmt.Sprintf("%d of %d %s missing", missing, len(want), what)
+	}
+	return fmt.Sprintf("%d of %d %s missing, and %d there that are not ours", missing, len(want), what, more)
+}
+
+// lacking counts what of list is not in have.
+func lacking(have, list []string) (n int) {
+	sorted := slices.Sorted(slices.Values(have))
+	for _, s := range list {
+		if _, ok := slices.BinarySearch(sorted, s); !ok {
+			n++
+		}
+	}
+	return n
+}
