@@ -48,7 +48,7 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	damage     *xtables.Watch // of the chains
-	backend    string // of iptables, as set when the agent started
+	backend    string         // of iptables, as set when the agent started
 	kube       startup.Kubernetes
 	kernelIPv6 bool
 	noIPv6     string // why this host cannot do IPv6; "": it can
@@ -76,6 +76,8 @@ type Agent struct {
 	mtu     int                 // as published; 0: not yet
 	planned planned             // what the last round wanted
 	looks   looks               // when which tables are listed without being told to
+	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
+	linger  *linger             // start looks at it before there is a loop
 }
 
 // Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
@@ -185,6 +187,11 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
+	length, err := lingerFrom(a.env)
+	if err != nil {
+		return err
+	}
+	a.linger = newLinger(length, time.Now, a.monitor.Host())
 	_, err = os.Stat("/proc/sys/net/ipv6")
 	if a.kernelIPv6 = err == nil; !a.kernelIPv6 {
 		a.noIPv6 = "the kernel has no IPv6"

@@ -12,6 +12,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -38,6 +39,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			a.looks.spoiled(a.damage.Spoiled())
 		case <-retry.due():
 			retry.fired()
+		case <-a.linger.over():
 		case <-a.looks.due(time.Now()):
 		}
 		if names := a.looks.take(time.Now()); len(names) > 0 {
@@ -141,18 +143,23 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 // program computes what the kernel should hold by a usable snapshot and writes it by write, unless that is what the kernel holds already.
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
+	settings.Keep = a.linger.keep()
 	host, facts := a.monitor.Facts()
 	result, again := a.planned.compute(snap, a.node, settings, host, facts)
 	a.say(problems, result.Problems, snap.Bad())
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		a.log.Warn("write the pods' MTU", "error", err)
 	}
+	a.linger.saw(result.Modes)
 	if again && a.kernel.Settled() {
 		a.consider(snap)
 		return nil
 	}
 	start := time.Now()
 	done, err := write(ctx, result.State)
+	if errors.Is(err, rtnl.ErrNoIPIP) {
+		a.noIPIP = rtnl.ErrNoIPIP.Error() // the plan goes on without, and says so
+	}
 	a.wrote(result.State, done, time.Since(start), err)
 	a.tell(ctx, done)
 	a.programmed.publish(a.kernel.Routes(), settings.Ours)
@@ -165,7 +172,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 
 // consider tells those who work beside the loop what it has just seen.
 func (a *Agent) consider(snap feed.Snapshot) {
-	a.tunnels.consider(snap)
+	a.tunnels.consider(snap, a.linger.left())
 	a.addresses.consider(a.monitor.Host())
 }
 

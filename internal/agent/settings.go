@@ -154,7 +154,7 @@ func (a *Agent) settings() (plan.Settings, []string) {
 		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
 	}
 	return plan.Settings{
-		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, MTUIface: d.MTUIface,
+		Node: a.node, IPv6: d.IPv6Support, NoIPv6: a.noIPv6, NoIPIP: a.noIPIP, MTUIface: d.MTUIface,
 		IPIPEnabled: d.IPIPEnabled, IPIPMTU: d.IPIPMTU, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, TunnelPeers: d.TunnelPeers,
 		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,

@@ -97,7 +97,7 @@ func (a *Agent) start(ctx context.Context) error {
 	for {
 		err := startup.Run(ctx, a.node, a.cfg, a.startupDeps())
 		if err == nil {
-			a.tunnels.ensure(ctx)
+			a.tunnels.ensure(ctx, a.linger.left())
 			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
 		}
 		if ctx.Err() != nil {

@@ -66,8 +66,18 @@ type Dev struct {
 // String is the device's name.
 func (d Dev) String() string { return d.Name }
 
-// Link is a device that we make: a VXLAN device. Up is part of it.
+// LinkType is the kind of a device of ours.
+type LinkType uint8
+
+// The kinds of devices.
+const (
+	VXLAN LinkType = iota + 1
+	IPIP           // without endpoints: a route's gateway is where its packets go
+)
+
+// Link is a device that we make, or find made by the kernel. Up is part of it. Of an IPIP device there is nothing to say but the MTU.
 type Link struct {
+	Type   LinkType
 	VNI    uint32
 	Port   uint16
 	Local  netip.Addr // source address of the encapsulated packets
@@ -163,6 +173,10 @@ type State struct {
 	Sets    map[SetKey]Set
 	Chains  map[ChainKey]Chain // of IPv4
 	Chains6 map[ChainKey]Chain // of IPv6
+
+	// Held are routes that cannot be written yet, since the device that they lead through is not there or the other node is not
+	// ready. What stands in such a place, as from before a change of mode, is not removed meanwhile.
+	Held map[RouteKey]struct{}
 }
 
 // NewState returns a state in which every map is empty and ready.
@@ -177,5 +191,6 @@ func NewState() State {
 		Sets:    map[SetKey]Set{},
 		Chains:  map[ChainKey]Chain{},
 		Chains6: map[ChainKey]Chain{},
+		Held:    map[RouteKey]struct{}{},
 	}
 }

@@ -13,9 +13,7 @@ import (
 func (s State) Text() string {
 	var b strings.Builder
 	section(&b, "sysctl", lines(s.Sysctls, func(k SysctlKey, v string) string { return k.Path + " = " + v }))
-	section(&b, "ip -d link", lines(s.Links, func(name string, l Link) string {
-		return fmt.Sprintf("%s mtu %d link/ether %v vxlan id %d local %v dev %v dstport %d nolearning", name, l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
-	}))
+	section(&b, "ip -d link", lines(s.Links, linkText))
 	section(&b, "ip addr", lines(s.Addrs, addrText))
 	section(&b, "ip neigh", lines(s.Neighs, func(k NeighKey, m MAC) string {
 		return fmt.Sprintf("%v dev %v lladdr %v PERMANENT", k.Addr, k.Dev, m)
@@ -24,10 +22,18 @@ func (s State) Text() string {
 		return fmt.Sprintf("%v dev %v dst %v self permanent", k.MAC, k.Dev, dst)
 	}))
 	section(&b, "ip route", routeLines(s.Routes))
+	section(&b, "ip route, not yet", lines(s.Held, func(k RouteKey, _ struct{}) string { return k.Dst.String() }))
 	section(&b, "ipset", lines(s.Sets, func(k SetKey, v Set) string { return string(k) + ": " + strings.ReplaceAll(v.Members, ",", " ") }))
 	section(&b, "iptables", lines(s.Chains, chainText))
 	section(&b, "ip6tables", lines(s.Chains6, chainText))
 	return b.String()
+}
+
+func linkText(name string, l Link) string {
+	if l.Type == IPIP {
+		return fmt.Sprintf("%s mtu %d link/ipip any remote any local any", name, l.MTU)
+	}
+	return fmt.Sprintf("%s mtu %d link/ether %v vxlan id %d local %v dev %v dstport %d nolearning", name, l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
 }
 
 func addrText(k AddrKey, _ struct{}) string {

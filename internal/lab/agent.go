@@ -120,8 +120,8 @@ func agentEnv(s *state, n *Node) []string {
 		"CALICO_NETWORKING_BACKEND=vxlan",
 		"CALICO_IPV4POOL_CIDR="+s.Options.Pool.String(),
 		fmt.Sprintf("CALICO_IPV4POOL_BLOCK_SIZE=%d", s.Options.BlockSize),
-		"CALICO_IPV4POOL_VXLAN="+s.Options.vxlan(),
-		"CALICO_IPV4POOL_IPIP=Never",
+		"CALICO_IPV4POOL_VXLAN="+modes()[s.Options.mode(false)].vxlan,
+		"CALICO_IPV4POOL_IPIP="+modes()[s.Options.mode(false)].ipip,
 		"CALICO_IPV4POOL_NAT_OUTGOING=true",
 		fmt.Sprintf("FELIX_IPV6SUPPORT=%t", s.Options.DualStack),
 		"CALICO_MANAGE_CNI=false",
@@ -131,7 +131,7 @@ func agentEnv(s *state, n *Node) []string {
 			"IP6=autodetect",
 			"CALICO_IPV6POOL_CIDR="+s.Options.Pool6.String(),
 			fmt.Sprintf("CALICO_IPV6POOL_BLOCK_SIZE=%d", s.Options.BlockSize6),
-			"CALICO_IPV6POOL_VXLAN="+s.Options.vxlan(),
+			"CALICO_IPV6POOL_VXLAN="+modes()[s.Options.mode(true)].vxlan,
 			"CALICO_IPV6POOL_NAT_OUTGOING=true",
 		)
 	}

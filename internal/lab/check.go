@@ -12,12 +12,22 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-const (
-	pairsAtOnce   = 64
-	checkTimeout  = 2 * time.Minute
-	convergeFor   = 5 * time.Second // an ADD does not wait for the routes of other nodes
-	retryInterval = 100 * time.Millisecond
-)
+const retryInterval = 100 * time.Millisecond
+
+// pace is how a check goes about it.
+type pace struct {
+	pairsAtOnce int
+	convergeFor time.Duration // an ADD does not wait for the routes of other nodes
+	timeout     time.Duration // of it all
+}
+
+func newPace() pace {
+	p := pace{pairsAtOnce: 64, convergeFor: patient(5 * time.Second), timeout: patient(2 * time.Minute)}
+	if patient(1) > 1 {
+		p.pairsAtOnce = 4 // or each way waits for the others' processor time
+	}
+	return p
+}
 
 // Peer is one end of a Pair.
 type Peer struct {
@@ -58,7 +68,8 @@ type Report struct {
 // datagram with DF must pass too. In a dual-stack lab all that holds for each family that both ends have. A way that does not work at first is tried again for five seconds. What fails is in the report;
 // an error means that the check could not be made.
 func (l *Lab) Check(ctx context.Context) (Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, patient(checkTimeout))
+	pace := newPace()
+	ctx, cancel := context.WithTimeout(ctx, pace.timeout)
 	defer cancel()
 	s, err := l.load()
 	if err != nil {
@@ -73,7 +84,7 @@ func (l *Lab) Check(ctx context.Context) (Report, error) {
 			serving.Go(e.serve)
 		}
 	}
-	return runCheck(ctx, s, peers)
+	return runCheck(ctx, s, peers, pace)
 }
 
 // openEndpoints lists who takes part, once for each of its addresses. One that cannot listen takes part all the same, so that its ways are reported.
@@ -118,9 +129,9 @@ func openEndpoints(ctx context.Context, s *state) []*endpoint {
 	return all
 }
 
-func runCheck(ctx context.Context, s *state, peers []*endpoint) (Report, error) {
+func runCheck(ctx context.Context, s *state, peers []*endpoint, pace pace) (Report, error) {
 	began := time.Now()
-	c := &checker{state: s, began: began, settled: began.Add(patient(convergeFor)), nodes: make(map[nodeKey]*endpoint)}
+	c := &checker{state: s, began: began, settled: began.Add(pace.convergeFor), nodes: make(map[nodeKey]*endpoint)}
 	report := Report{Mode: s.Options.Mode, OK: true}
 	for _, e := range peers {
 		if e.kind == kindNode {
@@ -138,7 +149,7 @@ func runCheck(ctx context.Context, s *state, peers []*endpoint) (Report, error) 
 	}
 	report.Pairs = make([]Pair, len(ways))
 	var group errgroup.Group
-	group.SetLimit(pairsAtOnce)
+	group.SetLimit(pace.pairsAtOnce)
 	for i, way := range ways {
 		group.Go(func() error {
 			report.Pairs[i] = c.settle(ctx, way[0], way[1])
@@ -231,8 +242,8 @@ func (c *checker) try(ctx context.Context, from, to *endpoint) Pair {
 
 // unreached words the failure, and says whether the mode explains it.
 func (c *checker) unreached(from, to *endpoint, tcp, udp error) (problem string, expected bool) {
-	if c.state.Options.Mode == Direct && to.kind == kindPod && from.subnet != to.subnet {
-		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use --mode vxlan or vxlan-crosssubnet", true
+	if c.state.Options.mode(from.v6()) == Direct && to.kind == kindPod && from.subnet != to.subnet {
+		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use a mode with a tunnel, such as vxlan-crosssubnet", true
 	}
 	words := func(err error) string {
 		if err == nil {

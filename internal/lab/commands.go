@@ -66,7 +66,7 @@ func onLab(set Settings, run func(ctx context.Context, cmd *cobra.Command, l *La
 
 func upCommand(set Settings) *cobra.Command {
 	o := Defaults()
-	mode, pool, pool6 := string(o.Mode), o.Pool.String(), o.Pool6.String()
+	mode, mode6, pool, pool6 := string(o.Mode), "", o.Pool.String(), o.Pool6.String()
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Bring a lab up",
@@ -78,7 +78,7 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(cmd)
 			defer cancel()
-			o.Mode = Mode(mode)
+			o.Mode, o.Mode6 = Mode(mode), Mode(mode6)
 			var err error
 			if o.Pool, err = netip.ParsePrefix(pool); err != nil {
 				return fmt.Errorf("pool %q: want an IPv4 CIDR, for example 192.168.0.0/16", pool)
@@ -94,7 +94,8 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 	f := cmd.Flags()
 	f.IntVar(&o.Nodes, "nodes", o.Nodes, "number of nodes: node-1, node-2, …")
 	f.IntVar(&o.Subnets, "subnets", o.Subnets, "subnets that the nodes take turns on, with a router between them that knows no pod routes")
-	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, vxlan or vxlan-crosssubnet")
+	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, ipip, ipip-crosssubnet, vxlan or vxlan-crosssubnet")
+	f.StringVar(&mode6, "mode6", "", "the same for IPv6, with --dual-stack: direct, vxlan or vxlan-crosssubnet (default: as --mode, and vxlan in place of ipip)")
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
 	f.BoolVar(&o.TLS, "tls", false, "have the lab's own etcd want TLS and certificates, which all get; not together with --etcd")
 	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")

@@ -13,10 +13,23 @@ type Mode string
 
 // The modes.
 const (
-	Direct      Mode = "direct"            // plain routes, only within a subnet
-	VXLAN       Mode = "vxlan"             // a tunnel between all nodes
-	CrossSubnet Mode = "vxlan-crosssubnet" // a tunnel between subnets, plain routes within one
+	Direct          Mode = "direct"            // plain routes, only within a subnet
+	IPIP            Mode = "ipip"              // an IP-in-IP tunnel between all nodes; IPv4 only
+	IPIPCrossSubnet Mode = "ipip-crosssubnet"  // one between subnets, plain routes within one; IPv4 only
+	VXLAN           Mode = "vxlan"             // a VXLAN tunnel between all nodes
+	CrossSubnet     Mode = "vxlan-crosssubnet" // one between subnets, plain routes within one
 )
+
+// modes are all of them, as an IP pool spells them.
+func modes() map[Mode]struct{ ipip, vxlan string } {
+	return map[Mode]struct{ ipip, vxlan string }{
+		Direct:          {"Never", "Never"},
+		IPIP:            {"Always", "Never"},
+		IPIPCrossSubnet: {"CrossSubnet", "Never"},
+		VXLAN:           {"Never", "Always"},
+		CrossSubnet:     {"Never", "CrossSubnet"},
+	}
+}
 
 const (
 	maxNodes   = 100
@@ -33,6 +46,7 @@ type Options struct {
 	BlockSize  int          `json:"blockSize"`      // prefix length of an address block
 	Pool       netip.Prefix `json:"pool"`
 	DualStack  bool         `json:"dualStack,omitempty"` // IPv6 beside IPv4, from the fabric to the pods
+	Mode6      Mode         `json:"mode6,omitempty"`     // as Mode for IPv6, with DualStack; "": as Mode, and VXLAN for IP-in-IP
 	BlockSize6 int          `json:"blockSize6"`          // as BlockSize, with DualStack
 	Pool6      netip.Prefix `json:"pool6"`               // as Pool, with DualStack
 	NoAgents   bool         `json:"noAgents,omitempty"`  // only nodes and fabric: no agent, no pods
@@ -72,8 +86,13 @@ func (o Options) validateShape() error {
 	if o.Subnets > o.Nodes {
 		errs = append(errs, fmt.Errorf("subnets %d: there are only %d nodes to put on them", o.Subnets, o.Nodes))
 	}
-	if o.vxlan() == "" {
-		errs = append(errs, fmt.Errorf("mode %q: want %s, %s or %s", o.Mode, Direct, VXLAN, CrossSubnet))
+	if _, known := modes()[o.Mode]; !known {
+		errs = append(errs, fmt.Errorf("mode %q: want %s, %s, %s, %s or %s", o.Mode, Direct, IPIP, IPIPCrossSubnet, VXLAN, CrossSubnet))
+	}
+	switch o.Mode6 {
+	case "", Direct, VXLAN, CrossSubnet:
+	default:
+		errs = append(errs, fmt.Errorf("mode6 %q: want %s, %s or %s; there is no IP-in-IP for IPv6", o.Mode6, Direct, VXLAN, CrossSubnet))
 	}
 	return errors.Join(errs...)
 }
@@ -129,17 +148,19 @@ func (o Options) validateEtcd() error {
 	return nil
 }
 
-// vxlan is the mode as an IP pool spells it; "" for an unknown one.
-func (o Options) vxlan() string {
-	switch o.Mode {
-	case Direct:
-		return "Never"
-	case VXLAN:
-		return "Always"
-	case CrossSubnet:
-		return "CrossSubnet"
+// mode is how pods reach each other by a family.
+func (o Options) mode(v6 bool) Mode {
+	switch {
+	case !v6:
+		return o.Mode
+	case o.Mode6 != "":
+		return o.Mode6
+	case o.Mode == IPIP:
+		return VXLAN
+	case o.Mode == IPIPCrossSubnet:
+		return CrossSubnet
 	}
-	return ""
+	return o.Mode
 }
 
 // equal reports whether a lab made with o is one made with other.

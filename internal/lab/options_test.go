@@ -23,7 +23,7 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"no nodes", func(o *Options) { o.Nodes = 0 }, "nodes 0: want 1 to 100"},
 		{"too many nodes", func(o *Options) { o.Nodes = 101 }, "nodes 101"},
 		{"empty subnets", func(o *Options) { o.Subnets = 4 }, "subnets 4: there are only 3 nodes"},
-		{"unknown mode", func(o *Options) { o.Mode = "bgp" }, `mode "bgp": want direct, vxlan or vxlan-crosssubnet`},
+		{"unknown mode", func(o *Options) { o.Mode = "bgp" }, `mode "bgp": want direct, ipip, ipip-crosssubnet, vxlan or vxlan-crosssubnet`},
 		{"IPv6 pool", func(o *Options) { o.Pool = netip.MustParsePrefix("fd00::/48") }, "want an IPv4 CIDR"},
 		{"no pool", func(o *Options) { o.Pool = netip.Prefix{} }, "want an IPv4 CIDR"},
 		{"host bits", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.1/16") }, "did you mean 10.0.0.0/16?"},
@@ -31,6 +31,9 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"block too small", func(o *Options) { o.BlockSize = 33 }, "block size 33"},
 		{"block too large", func(o *Options) { o.BlockSize = 19 }, "block size 19"},
 		{"block larger than the pool", func(o *Options) { o.Pool = netip.MustParsePrefix("10.0.0.0/28") }, "block size /26 is larger than the pool"},
+		{"IP-in-IP", func(o *Options) { o.Mode = IPIPCrossSubnet }, ""},
+		{"IP-in-IP beside IPv6", func(o *Options) { o.Mode, o.DualStack = IPIP, true }, ""},
+		{"IP-in-IP for IPv6", func(o *Options) { o.Mode6 = IPIP }, `mode6 "ipip": want direct, vxlan or vxlan-crosssubnet; there is no IP-in-IP`},
 		{"dual-stack", func(o *Options) { o.DualStack = true }, ""},
 		{"IPv6 that is not used", func(o *Options) { o.Pool6, o.BlockSize6 = netip.Prefix{}, 0 }, ""},
 		{"IPv4 pool for IPv6", func(o *Options) { o.DualStack, o.Pool6 = true, o.Pool }, `pool6 "192.168.0.0/16": want an IPv6 CIDR`},
@@ -56,6 +59,17 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 				t.Errorf("error = %v, want one that says %q", err, tc.want)
 			}
 		})
+	}
+}
+
+func TestIPv6GoesByTheModeThatComesNearest(t *testing.T) {
+	for _, c := range []struct{ mode, mode6, want Mode }{
+		{Direct, "", Direct}, {VXLAN, "", VXLAN}, {CrossSubnet, "", CrossSubnet}, {IPIP, "", VXLAN}, {IPIPCrossSubnet, "", CrossSubnet}, {IPIP, Direct, Direct},
+	} {
+		o := Options{Mode: c.mode, Mode6: c.mode6}
+		if got := o.mode(true); got != c.want || o.mode(false) != c.mode {
+			t.Errorf("%s and %q: %s for IPv6 and %s for IPv4, want %s and %s", c.mode, c.mode6, got, o.mode(false), c.want, c.mode)
+		}
 	}
 }
 

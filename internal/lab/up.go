@@ -34,7 +34,7 @@ type Config struct {
 
 // Up brings a lab up and returns when every agent is ready. Where it fails it leaves nothing behind. A lab that is up already and
 // has the same options is returned as it is, with agents and etcd started again where they had died; other options are an error.
-// It needs root, and takes at most three minutes.
+// It needs root, and takes at most five minutes.
 func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	ctx, cancel := context.WithTimeout(ctx, patient(upTimeout))
 	defer cancel()
@@ -125,7 +125,7 @@ func (l *Lab) again(ctx context.Context, s *state, o Options) error {
 func (o Options) String() string {
 	text := fmt.Sprintf("--nodes %d --subnets %d --mode %s --pool %s --block-size %d", o.Nodes, o.Subnets, o.Mode, o.Pool, o.BlockSize)
 	if o.DualStack {
-		text += fmt.Sprintf(" --dual-stack --pool6 %s --block-size6 %d", o.Pool6, o.BlockSize6)
+		text += fmt.Sprintf(" --dual-stack --mode6 %s --pool6 %s --block-size6 %d", o.mode(true), o.Pool6, o.BlockSize6)
 	}
 	if o.Etcd != "" {
 		text += " --etcd " + o.Etcd

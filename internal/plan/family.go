@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/muslin-cni/muslin/internal/hostside"
@@ -12,34 +13,52 @@ import (
 type family struct {
 	*computation
 	v6     bool
-	vxlan  bool            // some pool of the family uses VXLAN
-	mtu    int             // of the VXLAN device
 	self   netip.Prefix    // this node's address with its subnet; invalid if unknown
 	parent kernel.Dev      // the device that holds it; zero if none
-	dev    kernel.Dev      // the VXLAN device, if tunnel
-	tunnel bool            // the VXLAN device is there and up, so that routes can hang on it
+	vxlan  tunnel          // of the family
+	ipip   tunnel          // IPv4 only
 	vteps  map[string]bool // nodes whose VXLAN device we reach through ours
 }
 
-func (c *computation) family(v6 bool, hostMTU int) *family {
+// tunnel is one encapsulation of a family.
+type tunnel struct {
+	asked bool       // routes may go through it
+	on    bool       // it receives: it is asked for, or was until lately
+	mtu   int        // of the device
+	dev   kernel.Dev // the device, if ready
+	ready bool       // the device is there and up, so that routes can hang on it
+}
+
+func (c *computation) family(v6 bool) *family {
 	f := &family{computation: c, v6: v6, vteps: map[string]bool{}}
-	for _, p := range c.Pools {
-		f.vxlan = f.vxlan || p.Spec.CIDR.Addr().Is6() == v6 && p.Spec.VXLANMode != api.Never
-	}
-	if c.VXLANEnabled != nil {
-		f.vxlan = *c.VXLANEnabled
-	}
-	configured, overhead := c.VXLANMTU, vxlanOverhead
 	if v6 {
-		configured, overhead = c.VXLANMTUV6, vxlanOverheadV6
-	}
-	f.mtu = configured
-	if f.mtu == 0 {
-		f.mtu = hostMTU - overhead
+		f.vxlan = tunnel{asked: c.asked.VXLAN6, on: c.asked.VXLAN6 || c.Keep.VXLAN6}
+	} else {
+		f.vxlan = tunnel{asked: c.asked.VXLAN, on: c.asked.VXLAN || c.Keep.VXLAN}
+		f.ipip = tunnel{asked: c.asked.IPIP, on: c.asked.IPIP || c.Keep.IPIP}
 	}
 	f.locate()
-	f.limitMTU(overhead)
 	return f
+}
+
+// size sets the MTU of the family's tunnels by that of the host, and returns what its pods may use: what fits into every tunnel that
+// their packets may take.
+func (f *family) size(host int) (pods int) {
+	configured, overhead := f.VXLANMTU, vxlanOverhead
+	if f.v6 {
+		configured, overhead = f.VXLANMTUV6, vxlanOverheadV6
+	}
+	f.vxlan.mtu = cmp.Or(configured, host-overhead)
+	f.ipip.mtu = cmp.Or(f.IPIPMTU, host-ipipOverhead)
+	f.limitMTU(&f.vxlan, f.vxlanName(), overhead)
+	f.limitMTU(&f.ipip, kernel.IPIPDevice, ipipOverhead)
+	pods = host
+	for _, t := range []tunnel{f.vxlan, f.ipip} {
+		if t.asked {
+			pods = min(pods, t.mtu)
+		}
+	}
+	return pods
 }
 
 // String is the family's name.
@@ -58,12 +77,13 @@ func (f *family) variable() string {
 	return "IP"
 }
 
-// limitMTU lowers an MTU that the kernel would refuse: a tunnel's packets must fit into those of the device below.
-func (f *family) limitMTU(overhead int) {
+// limitMTU lowers an MTU that cannot be: a tunnel's packets must fit into those of the device below. For VXLAN the kernel would refuse it,
+// and with IP-in-IP large packets would be lost.
+func (f *family) limitMTU(t *tunnel, name string, overhead int) {
 	below, ok := f.host.Links[f.parent.Name]
-	if most := below.MTU - overhead; ok && f.vxlan && f.mtu > most {
-		f.problem("FelixConfiguration", "an MTU of %d for %s does not fit into the %d of %s; %d is used", f.mtu, f.deviceName(), below.MTU, f.parent.Name, most)
-		f.mtu = most
+	if most := below.MTU - overhead; ok && t.on && t.mtu > most {
+		f.problem("FelixConfiguration", "an MTU of %d for %s does not fit into the %d of %s; %d is used", t.mtu, name, below.MTU, f.parent.Name, most)
+		t.mtu = most
 	}
 }
 
@@ -84,35 +104,30 @@ func (f *family) locate() {
 	}
 }
 
-// deviceName is the name of the family's VXLAN device.
-func (f *family) deviceName() string {
+// vxlanName is the name of the family's VXLAN device.
+func (f *family) vxlanName() string {
 	if f.v6 {
 		return kernel.VXLAN6Device
 	}
 	return kernel.VXLANDevice
 }
 
-// device adds the VXLAN device, its address, and how to reach every other node's.
-func (f *family) device() {
-	if !f.vxlan || f.parent == (kernel.Dev{}) {
+// vxlanDevice adds the VXLAN device, its address, and how to reach every other node's.
+func (f *family) vxlanDevice() {
+	if !f.vxlan.on || f.parent == (kernel.Dev{}) {
 		return
 	}
-	name := f.deviceName()
+	name := f.vxlanName()
 	me := f.nodes[f.Node]
 	mac, ok := f.vtepMAC(me)
 	if !ok {
 		return
 	}
 	f.out.Links[name] = kernel.Link{
-		VNI: f.VXLANVNI, Port: f.VXLANPort, Local: f.self.Addr(), Parent: f.parent, MAC: mac, MTU: f.mtu,
+		Type: kernel.VXLAN, VNI: f.VXLANVNI, Port: f.VXLANPort, Local: f.self.Addr(), Parent: f.parent, MAC: mac, MTU: f.vxlan.mtu,
 	}
-	if a := tunnelAddr(me, f.v6); a.IsValid() {
-		f.out.Addrs[kernel.AddrKey{Link: name, Addr: netip.PrefixFrom(a, a.BitLen())}] = struct{}{}
-	} else {
-		f.problem("Node("+f.Node+")", "has no VXLAN tunnel address yet; it is allocated once a pool with VXLAN selects the node")
-	}
-	f.dev, f.tunnel = f.host.Dev(name)
-	if !f.tunnel {
+	f.tunnelAddr(f.vxlan, name, vxlanAddr(me, f.v6), "VXLAN")
+	if f.vxlan.dev, f.vxlan.ready = f.host.Dev(name); !f.vxlan.ready {
 		return
 	}
 	for _, n := range f.Nodes {
@@ -120,23 +135,50 @@ func (f *family) device() {
 	}
 }
 
+// ipipDevice adds the IP-in-IP device and its address. Unlike VXLAN it needs to know nothing of the other nodes.
+func (f *family) ipipDevice() {
+	if !f.ipip.on {
+		return
+	}
+	if _, there := f.host.Links[kernel.IPIPDevice]; !there && f.NoIPIP != "" {
+		f.ipip.on = false
+		f.problem("Node("+f.Node+")", "cannot do IP-in-IP, which its pools ask for: %s; routes through it follow as soon as %s is there", f.NoIPIP, kernel.IPIPDevice)
+		return
+	}
+	f.out.Links[kernel.IPIPDevice] = kernel.Link{Type: kernel.IPIP, MTU: f.ipip.mtu}
+	if me := f.nodes[f.Node]; me != nil {
+		f.tunnelAddr(f.ipip, kernel.IPIPDevice, ipipAddr(me), "IP-in-IP")
+	}
+	f.ipip.dev, f.ipip.ready = f.host.Dev(kernel.IPIPDevice)
+}
+
+// tunnelAddr gives a tunnel's device the address that our Node says.
+func (f *family) tunnelAddr(t tunnel, dev string, a netip.Addr, kind string) {
+	switch {
+	case a.IsValid():
+		f.out.Addrs[kernel.AddrKey{Link: dev, Addr: netip.PrefixFrom(a, a.BitLen())}] = struct{}{}
+	case t.asked:
+		f.problem("Node("+f.Node+")", "has no %s tunnel address yet; it is allocated once a pool with %[1]s selects the node", kind)
+	}
+}
+
 // vtep adds the permanent neighbour and forwarding entry for another node's VXLAN device.
 func (f *family) vtep(n *api.Node) {
 	addr, known := n.Address(f.v6)
-	tunnel := tunnelAddr(n, f.v6)
+	tunnel := vxlanAddr(n, f.v6)
 	if n.Metadata.Name == f.Node || !known || !tunnel.IsValid() {
 		return
 	}
 	mac, ok := f.vtepMAC(n)
-	key := kernel.NeighKey{Dev: f.dev, Addr: tunnel}
+	key := kernel.NeighKey{Dev: f.vxlan.dev, Addr: tunnel}
 	_, taken := f.out.Neighs[key]
 	switch {
 	case !ok || f.ours(n, addr):
-	case taken || tunnel == tunnelAddr(f.nodes[f.Node], f.v6):
+	case taken || tunnel == vxlanAddr(f.nodes[f.Node], f.v6):
 		f.problem("Node("+n.Metadata.Name+")", "has the VXLAN tunnel address %v of another node; remove it from the Node, and its agent allocates one", tunnel)
 	default:
 		f.out.Neighs[key] = mac
-		f.out.FDB[kernel.FDBKey{Dev: f.dev, MAC: mac}] = addr.Addr()
+		f.out.FDB[kernel.FDBKey{Dev: f.vxlan.dev, MAC: mac}] = addr.Addr()
 		f.vteps[n.Metadata.Name] = true
 	}
 }
@@ -165,8 +207,8 @@ func (f *family) vtepMAC(n *api.Node) (kernel.MAC, bool) {
 	return mac, err == nil
 }
 
-// tunnelAddr is the address of a node's VXLAN device; the zero Addr if it has none of the family.
-func tunnelAddr(n *api.Node, v6 bool) netip.Addr {
+// vxlanAddr is the address of a node's VXLAN device; the zero Addr if it has none of the family.
+func vxlanAddr(n *api.Node, v6 bool) netip.Addr {
 	a := n.Spec.IPv4VXLANTunnelAddr
 	if v6 {
 		a = n.Spec.IPv6VXLANTunnelAddr
@@ -175,4 +217,12 @@ func tunnelAddr(n *api.Node, v6 bool) netip.Addr {
 		return netip.Addr{}
 	}
 	return a
+}
+
+// ipipAddr is the address of a node's IP-in-IP device; the zero Addr if it has none.
+func ipipAddr(n *api.Node) netip.Addr {
+	if n.Spec.BGP == nil || !n.Spec.BGP.IPv4IPIPTunnelAddr.Is4() {
+		return netip.Addr{}
+	}
+	return n.Spec.BGP.IPv4IPIPTunnelAddr
 }

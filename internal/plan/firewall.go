@@ -32,15 +32,22 @@ func (f *family) firewall() {
 		f.chain("nat", "cali-nat-outgoing", f.masquerade()...)
 		post = append(post, "-j cali-nat-outgoing")
 	}
-	if f.vxlan {
-		// A host that opens a connection to a pod by an address of another device would get the answer past the tunnel.
-		post = append(post, "-o "+f.deviceName()+" -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE --random-fully")
-		f.tunnelPackets()
+	if f.ipip.on {
+		post = append(post, ownTraffic(kernel.IPIPDevice))
 	}
+	if f.vxlan.on {
+		post = append(post, ownTraffic(f.vxlanName()))
+	}
+	f.tunnelPackets()
 	if len(post) > 0 {
 		f.chain("nat", "POSTROUTING", "-j cali-POSTROUTING")
 		f.chain("nat", "cali-POSTROUTING", post...)
 	}
+}
+
+// ownTraffic masquerades what the host sends into a tunnel from an address of another device: the answer would come back past the tunnel.
+func ownTraffic(dev string) string {
+	return "-o " + dev + " -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE --random-fully"
 }
 
 // poolSets fills the sets of all pools and of the masqueraded ones. Disabled pools count: their pods live on.
@@ -72,20 +79,35 @@ func (f *family) masquerade() []string {
 	return f.masqueradeAs(rule)
 }
 
-// tunnelPackets accepts VXLAN packets from and to other nodes, refuses those of strangers, and keeps both out of conntrack.
+// tunnelPackets accepts the packets of tunnels from and to other nodes, and refuses those of strangers. VXLAN packets are kept out of
+// conntrack, too.
 func (f *family) tunnelPackets() {
-	f.set(setVXLAN, append(f.addresses(false), f.peers()...))
-	port := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
+	var in, out []string
+	if f.ipip.on {
+		const ipip = "-p 4 "
+		hosts := f.setName(setHosts)
+		f.set(setHosts, f.addresses(true))
+		in = append(in, ipip+"-m set --match-set "+hosts+" src -m addrtype --dst-type LOCAL -j ACCEPT", ipip+"-j DROP")
+		out = append(out, ipip+"-m addrtype --src-type LOCAL -m set --match-set "+hosts+" dst -j ACCEPT")
+	}
+	if f.vxlan.on {
+		peers := f.setName(setVXLAN)
+		f.set(setVXLAN, append(f.addresses(false), f.peers()...))
+		vxlan := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
+		in = append(in, vxlan+"-m set --match-set "+peers+" src -m addrtype --dst-type LOCAL -j ACCEPT", vxlan+"-m addrtype --dst-type LOCAL -j DROP")
+		out = append(out, vxlan+"-m addrtype --src-type LOCAL -m set --match-set "+peers+" dst -j ACCEPT")
+		f.chain("raw", "PREROUTING", "-j cali-PREROUTING")
+		f.chain("raw", "cali-PREROUTING", vxlan+"-j NOTRACK")
+		f.chain("raw", "OUTPUT", "-j cali-OUTPUT")
+		f.chain("raw", "cali-OUTPUT", vxlan+"-j NOTRACK")
+	}
+	if len(in) == 0 {
+		return
+	}
 	f.chain("filter", "INPUT", "-j cali-INPUT")
-	f.chain("filter", "cali-INPUT",
-		port+"-m set --match-set "+f.setName(setVXLAN)+" src -m addrtype --dst-type LOCAL -j ACCEPT",
-		port+"-m addrtype --dst-type LOCAL -j DROP")
+	f.chain("filter", "cali-INPUT", in...)
 	f.chain("filter", "OUTPUT", "-j cali-OUTPUT")
-	f.chain("filter", "cali-OUTPUT", port+"-m addrtype --src-type LOCAL -m set --match-set "+f.setName(setVXLAN)+" dst -j ACCEPT")
-	f.chain("raw", "PREROUTING", "-j cali-PREROUTING")
-	f.chain("raw", "cali-PREROUTING", port+"-j NOTRACK")
-	f.chain("raw", "OUTPUT", "-j cali-OUTPUT")
-	f.chain("raw", "cali-OUTPUT", port+"-j NOTRACK")
+	f.chain("filter", "cali-OUTPUT", out...)
 }
 
 // addresses lists the nodes' addresses of the family, with or without our own.

@@ -3,6 +3,8 @@
 // Compute is a pure function of what the datastore says, of what the kernel says about the host, and of the settings: the same
 // inputs give the same state, and nothing else writes kernel objects. Bad input never stops good input: what cannot be
 // used is left out and named in a Problem.
+//
+// The MTU of tunnels and pods follows the devices that carry packets to the other nodes, see computation.hostMTU.
 package plan
 
 import (
@@ -33,6 +35,7 @@ type Settings struct {
 	NoIPv6       string         // why this host cannot do IPv6; "": it can
 	IPIPEnabled  *bool          // nil: when a pool uses IP-in-IP
 	IPIPMTU      int            // 0: from the host's devices
+	NoIPIP       string         // why the IP-in-IP device could not be made; "": it was not tried, or could
 	VXLANEnabled *bool          // nil: when a pool uses VXLAN
 	VXLANPort    uint16         // UDP
 	VXLANVNI     uint32         // VXLAN network identifier
@@ -51,7 +54,11 @@ type Settings struct {
 	RouteSource     netip.Addr       // preferred source of these routes; zero: the kernel chooses
 	RouteSource6    netip.Addr       // the same for IPv6
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
+	Keep            Modes            // receiving side stays although no pool uses it any more
 }
+
+// Modes are encapsulations.
+type Modes struct{ IPIP, VXLAN, VXLAN6 bool }
 
 // Problem is input that could not be used. It is data, not an error: everything else is in the state.
 type Problem struct {
@@ -65,12 +72,14 @@ func (p Problem) String() string { return p.Object + ": " + p.Text }
 // Result is what Compute returns.
 type Result struct {
 	State    kernel.State
-	PodMTU   int // for new pods, in bytes
+	PodMTU   int   // for new pods, in bytes
+	Modes    Modes // that pools ask for
 	Problems []Problem
 }
 
-// Overheads of the encapsulations, in bytes (RFC 7348 over IPv4 and IPv6).
+// Overheads of the encapsulations, in bytes (RFC 2003; RFC 7348 over IPv4 and IPv6).
 const (
+	ipipOverhead    = 20
 	vxlanOverhead   = 50
 	vxlanOverheadV6 = 70
 	fallbackMTU     = 1460 // where no device matches
@@ -92,30 +101,29 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	if c.IPv6 && c.NoIPv6 != "" {
 		c.withoutIPv6()
 	}
+	c.asked = c.modes()
 	c.forward("net/ipv4/ip_forward")
 	c.checkSources()
 	for _, e := range m.Endpoints {
 		c.workload(e)
 	}
-	families := []bool{false}
-	if c.IPv6 && c.asksForIPv6() {
+	families := []*family{c.family(false)}
+	if c.IPv6 && (c.Keep.VXLAN6 || c.asksForIPv6()) {
 		c.forward("net/ipv6/conf/all/forwarding")
-		families = append(families, true)
+		families = append(families, c.family(true))
 	}
-	mtu := c.hostMTU()
+	mtu := c.hostMTU(families)
 	podMTU := mtu
-	for _, v6 := range families {
-		f := c.family(v6, mtu)
-		if f.vxlan {
-			podMTU = min(podMTU, f.mtu)
-		}
-		f.device()
+	for _, f := range families {
+		podMTU = min(podMTU, f.size(mtu))
+		f.vxlanDevice()
+		f.ipipDevice()
 		f.blocks()
 		f.firewall()
 		f.fromPods()
 	}
 	c.markRoutes()
-	return Result{State: c.out, PodMTU: podMTU, Problems: c.problems}
+	return Result{State: c.out, PodMTU: podMTU, Modes: c.asked, Problems: c.problems}
 }
 
 // computation is the working state of one Compute.
@@ -123,6 +131,7 @@ type computation struct {
 	Model
 	Settings
 	host     kernel.Host
+	asked    Modes
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
 	out      kernel.State
@@ -157,6 +166,24 @@ func (c *computation) usablePools() []*api.IPPool {
 func (c *computation) asksForIPv6() bool {
 	return slices.ContainsFunc(c.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) ||
 		slices.ContainsFunc(c.Blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })
+}
+
+// modes are the encapsulations that pools ask for, or the settings in their place. Disabled pools count: their pods live on.
+func (c *computation) modes() Modes {
+	var m Modes
+	for _, p := range c.Pools {
+		vxlan := p.Spec.VXLANMode != api.Never
+		m.IPIP = m.IPIP || p.Spec.IPIPMode != api.Never
+		m.VXLAN = m.VXLAN || vxlan && p.Spec.CIDR.Addr().Is4()
+		m.VXLAN6 = m.VXLAN6 || vxlan && p.Spec.CIDR.Addr().Is6() && c.IPv6
+	}
+	if c.IPIPEnabled != nil {
+		m.IPIP = *c.IPIPEnabled
+	}
+	if c.VXLANEnabled != nil {
+		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
+	}
+	return m
 }
 
 // withoutIPv6 goes on with IPv4 on a host that cannot do more.
@@ -209,22 +236,49 @@ func (c *computation) addrs(name string, e *api.WorkloadEndpoint) []netip.Addr {
 	return out
 }
 
-// hostMTU is the smallest MTU of the devices that may carry traffic between nodes: of those that are live, or while an uplink has lost
-// its carrier and none is, of those that will be.
-func (c *computation) hostMTU() int {
-	live, up := 0, 0
+// hostMTU is the MTU of what lies between the nodes. It is the smallest of these devices, the first kind of which there is one:
+//
+//  1. those that match mtuIfacePattern and hold an address of this node: on them goes the route to the other nodes;
+//  2. the live ones that match the pattern, which is Calico's rule, and the ones that hold this node's addresses under another name:
+//     a bridge or bond over devices that match, or a tunnel that no pattern thought of;
+//  3. while an uplink has lost its carrier and none is live, those that match and are up.
+//
+// The loopback device says nothing: a node whose address is there reaches the others through devices that match.
+func (c *computation) hostMTU(families []*family) int {
+	var matching, carrying, live, up int
+	for _, f := range families {
+		l, ok := c.host.Links[f.parent.Name]
+		switch {
+		case !ok || f.parent.Name == "lo":
+		case c.MTUIface.MatchString(f.parent.Name):
+			matching = smaller(matching, l.MTU)
+		default:
+			carrying = smaller(carrying, l.MTU)
+		}
+	}
 	for name, l := range c.host.Links {
 		if !c.MTUIface.MatchString(name) {
 			continue
 		}
-		if l.Live && (live == 0 || l.MTU < live) {
-			live = l.MTU
+		if l.Live {
+			live = smaller(live, l.MTU)
 		}
-		if l.Up && (up == 0 || l.MTU < up) {
-			up = l.MTU
+		if l.Up {
+			up = smaller(up, l.MTU)
 		}
 	}
-	return cmp.Or(live, up, fallbackMTU)
+	if matching > 0 && carrying > 0 { // the families go different ways
+		matching = min(matching, carrying)
+	}
+	return cmp.Or(matching, smaller(live, carrying), up, fallbackMTU)
+}
+
+// smaller is the smaller of two MTUs, of which 0 is none.
+func smaller(a, b int) int {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }
 
 // poolOf returns the pool that holds a prefix, or nil: blocks outlive a deleted pool.

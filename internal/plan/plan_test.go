@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -52,8 +53,7 @@ func TestGolden(t *testing.T) {
 func computed(t *testing.T, ar *txtar.Archive) string {
 	t.Helper()
 	m, h := model(t, part(ar, "resources")+blocksYAML(part(ar, "blocks"))), host(t, part(ar, "host"))
-	s := settings()
-	_, s.NoIPv6, _ = strings.Cut(strings.TrimSpace(part(ar, "settings")), "no-ipv6: ")
+	s := changed(t, settings(), part(ar, "settings"))
 	r := Compute(m, s, h)
 	if again := Compute(m, s, h); again.State.Text() != r.State.Text() {
 		t.Error("the same inputs gave another state")
@@ -61,6 +61,9 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 	var b strings.Builder
 	b.WriteString(r.State.Text())
 	fmt.Fprintf(&b, "## pod mtu\n%d\n", r.PodMTU)
+	if r.Modes != (Modes{}) {
+		fmt.Fprintf(&b, "## modes\n%+v\n", r.Modes)
+	}
 	for i, p := range r.Problems {
 		if i == 0 {
 			b.WriteString("## problems\n")
@@ -73,6 +76,39 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 func settings() Settings {
 	return Settings{Node: "node-1", IPv6: true, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
 }
+
+// changed reads lines of "name: value" into settings.
+func changed(t *testing.T, s Settings, text string) Settings {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		var err error
+		switch name {
+		case "no-ipv6":
+			s.NoIPv6 = value
+		case "no-ipip":
+			s.NoIPIP = value
+		case "keep":
+			s.Keep = Modes{IPIP: strings.Contains(value, "ipip"), VXLAN: strings.Contains(value, "vxlan4"), VXLAN6: strings.Contains(value, "vxlan6")}
+		case "ipip":
+			s.IPIPEnabled = ptr(value == "true")
+		case "vxlan":
+			s.VXLANEnabled = ptr(value == "true")
+		case "ipip-mtu":
+			s.IPIPMTU, err = strconv.Atoi(value)
+		case "vxlan-port, vni":
+			_, err = fmt.Sscan(value, &s.VXLANPort, &s.VXLANVNI)
+		default:
+			err = fmt.Errorf("unknown setting")
+		}
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+	}
+	return s
+}
+
+func ptr[T any](v T) *T { return &v }
 
 // model reads YAML documents of stored resources.
 func model(t *testing.T, docs string) Model {

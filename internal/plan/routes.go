@@ -70,9 +70,9 @@ func (f *family) remote(dst netip.Prefix, owner string) {
 	}
 	switch {
 	case encapsulated(vxlan, near):
-		f.throughVXLAN(dst, n)
+		f.throughVXLAN(dst, name, n)
 	case encapsulated(ipip, near):
-		f.problem(name, "uses IP-in-IP, which this version does not program; no route to %s. Use vxlanMode", owner)
+		f.throughIPIP(dst, name, addr.Addr())
 	case near:
 		f.out.Routes[f.key(dst)] = kernel.Route{
 			Gateway: addr.Addr(), Dev: f.parent, Onlink: true, Protocol: kernel.RouteProtocol,
@@ -89,21 +89,37 @@ func encapsulated(mode api.EncapMode, near bool) bool {
 
 // throughVXLAN routes a range to a node's VXLAN device. The tunnel address itself may stand outside the node's blocks:
 // then it is reached directly on the device.
-func (f *family) throughVXLAN(dst netip.Prefix, n *api.Node) {
-	gw := tunnelAddr(n, f.v6)
-	if !gw.IsValid() {
+func (f *family) throughVXLAN(dst netip.Prefix, pool string, n *api.Node) {
+	gw := vxlanAddr(n, f.v6)
+	switch {
+	case !f.vxlan.asked:
+		f.problem(pool, "uses VXLAN, and vxlanEnabled is false on this node; no route to %v", dst)
+	case !gw.IsValid():
 		f.problem("Node("+n.Metadata.Name+")", "has no VXLAN tunnel address yet; no route to %v until its agent has allocated one", dst)
-		return
+		f.hold(dst)
+	case !f.vxlan.ready || !f.vteps[n.Metadata.Name]:
+		f.hold(dst)
+	case dst.IsSingleIP() && dst.Addr() == gw:
+		f.out.Routes[f.key(dst)] = kernel.Route{Scope: kernel.LinkScope, Dev: f.vxlan.dev, Protocol: kernel.RouteProtocol}
+	default:
+		f.out.Routes[f.key(dst)] = kernel.Route{Gateway: gw, Dev: f.vxlan.dev, Onlink: true, Protocol: kernel.RouteProtocol}
 	}
-	if !f.tunnel || !f.vteps[n.Metadata.Name] {
-		return
-	}
-	r := kernel.Route{Gateway: gw, Dev: f.dev, Onlink: true, Protocol: kernel.RouteProtocol}
-	if dst.IsSingleIP() && dst.Addr() == gw {
-		r = kernel.Route{Scope: kernel.LinkScope, Dev: f.dev, Protocol: kernel.RouteProtocol}
-	}
-	f.out.Routes[f.key(dst)] = r
 }
+
+// throughIPIP routes a range to a node through the IP-in-IP device, which sends to the gateway's address what is routed via it.
+func (f *family) throughIPIP(dst netip.Prefix, pool string, node netip.Addr) {
+	switch {
+	case !f.ipip.asked:
+		f.problem(pool, "uses IP-in-IP, and ipipEnabled is false on this node; no route to %v", dst)
+	case !f.ipip.ready:
+		f.hold(dst)
+	default:
+		f.out.Routes[f.key(dst)] = kernel.Route{Gateway: node, Dev: f.ipip.dev, Onlink: true, Protocol: kernel.RouteProtocol}
+	}
+}
+
+// hold leaves standing what carries a range's packets until its new route can be written.
+func (f *family) hold(dst netip.Prefix) { f.out.Held[f.key(dst)] = struct{}{} }
 
 // key names a route to a range. The kernel gives an IPv6 route without metric this one.
 func (f *family) key(dst netip.Prefix) kernel.RouteKey {

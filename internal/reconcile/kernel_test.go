@@ -105,7 +105,7 @@ func (n *node) want() kernel.State {
 	eth0, ok := h.Dev("eth0")
 	if ok {
 		s.Links[kernel.VXLANDevice] = kernel.Link{
-			VNI: 4096, Port: 4789, Local: netip.MustParseAddr("172.30.0.1"), Parent: eth0, MAC: kernel.MAC{0x66, 1}, MTU: 1450,
+			Type: kernel.VXLAN, VNI: 4096, Port: 4789, Local: netip.MustParseAddr("172.30.0.1"), Parent: eth0, MAC: kernel.MAC{0x66, 1}, MTU: 1450,
 		}
 		s.Routes[dst("10.244.2.0/26")] = kernel.Route{Dev: eth0, Gateway: netip.MustParseAddr("172.30.0.2"), Onlink: true, Protocol: 80}
 	}

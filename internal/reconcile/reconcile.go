@@ -123,6 +123,7 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
 	r.links.noted = r.remake
+	r.routes.held = func(s kernel.State, k kernel.RouteKey) bool { _, held := s.Held[k]; return held }
 	return r
 }
 
@@ -137,9 +138,10 @@ type part interface {
 	doubted() bool
 }
 
-// parts lists the tables in order of dependency: what is in one needs nothing of a later one.
+// parts lists the tables in order of dependency: what is in one needs nothing of a later one. Routes are last: a packet is sent into a
+// tunnel only when what comes back through it is let in, and by the time that the tunnel closes nothing leads there.
 func (r *Reconciler) parts() []part {
-	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.routes, &r.chains, &r.chains6}
+	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.chains, &r.chains6, &r.routes}
 	return slices.DeleteFunc(all, part.absent)
 }
 

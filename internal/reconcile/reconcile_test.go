@@ -198,6 +198,25 @@ func TestRouteStaysUntilItsSuccessorIsIn(t *testing.T) {
 	}
 }
 
+func TestRouteStaysUntilItsSuccessorCanBeWritten(t *testing.T) {
+	r, f, _ := routing()
+	k := dst("10.1.0.0/24")
+	f.have[k], f.have[dst("10.2.0.0/24")] = blackhole, blackhole
+	mustRefresh(t, r)
+	waiting := kernel.NewState()
+	waiting.Held[k] = struct{}{}
+	for range 2 {
+		mustApply(t, r, waiting)
+		if _, there := f.have[k]; !there || len(f.have) != 1 {
+			t.Fatalf("have %v, want the route that is held", f.have)
+		}
+	}
+	mustApply(t, r, kernel.NewState())
+	if len(f.have) != 0 {
+		t.Errorf("have %v after the hold", f.have)
+	}
+}
+
 func TestChangesFollowDependency(t *testing.T) {
 	var journal []string
 	tables := Tables{
@@ -235,7 +254,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	}
 	journal = nil
 	mustApply(t, r, s)
-	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put route", "put chain", "put chain6"}
+	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put chain", "put chain6", "put route"}
 	if diff := cmp.Diff(up, order()); diff != "" {
 		t.Error(diff)
 	}
@@ -246,7 +265,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	next := kernel.NewState()
 	next.Routes[dst("10.1.0.0/24")] = blackhole
 	mustApply(t, r, next)
-	down := []string{"put route", "remove chain6", "remove chain", "remove route", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
+	down := []string{"put route", "remove route", "remove chain6", "remove chain", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
 	if diff := cmp.Diff(down, order()); diff != "" {
 		t.Error(diff)
 	}

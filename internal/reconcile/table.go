@@ -20,6 +20,7 @@ type table[K, V comparable] struct {
 	points points
 	noted  func([]kernel.Change[K, V]) // nil, or who is to know of changes that were made
 	group  func(K) any                 // nil, or what a failed addition shares with removals that must wait for it
+	held   func(kernel.State, K) bool  // nil, or whether what is not wanted stays all the same
 
 	confirmed map[K]V
 	believed  map[K]V // of a table that a list does not show: what was confirmed until it is read anew
@@ -84,7 +85,7 @@ func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) 
 			puts = append(puts, c)
 		case x.reader() != nil:
 			delete(x.confirmed, c.Key)
-		case x.listed:
+		case x.listed && (x.held == nil || !x.held(s, c.Key)):
 			x.removals = append(x.removals, c)
 		}
 	}

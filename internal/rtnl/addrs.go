@@ -37,7 +37,7 @@ func (t Addrs) List(ctx context.Context) (map[kernel.AddrKey]struct{}, error) {
 
 func ourAddr(dev string, a address) bool {
 	ip := a.addr.Addr()
-	return (ourTunnel(dev) || dev == kernel.IPIPDevice) && !(ip.Is6() && ip.IsLinkLocalUnicast())
+	return ourLink(dev) && !(ip.Is6() && ip.IsLinkLocalUnicast())
 }
 
 // Apply adds and removes addresses.

@@ -273,7 +273,11 @@ func (c *Conn) addresses(ctx context.Context) ([]address, error) {
 	return out, nil
 }
 
-// ourTunnel tells whether a device is one that we make.
+// ourLink tells whether a device is in the table of links.
+func ourLink(name string) bool { return ourTunnel(name) || name == kernel.IPIPDevice }
+
+// ourTunnel tells whether a device is one that we alone make, so that whatever hangs on it is ours: a VXLAN device. Routes through the
+// IPIP device may be those of a routing daemon.
 func ourTunnel(name string) bool { return name == kernel.VXLANDevice || name == kernel.VXLAN6Device }
 
 // ourDevice tells whether a device belongs to us with all neighbours on it.

@@ -14,7 +14,14 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
-// Links is the table of the VXLAN devices that we make. Their mark is the name.
+// ErrNoIPIP says that the kernel has no IP-in-IP devices.
+var ErrNoIPIP = errors.New("the kernel has no IP-in-IP devices; load its module with `modprobe ipip`")
+
+// Links is the table of our VXLAN devices and of the IPIP device. Their mark is the name.
+//
+// The kernel's module ipip makes tunl0 itself, in every namespace and at the latest when one is asked for, and never removes it
+// (net/ipv4/ip_tunnel.c, the fallback device). So the device is in the table while it is up: to create it is to set it up, and to
+// remove it is to set it down, so that it takes in no packets once no rule says whose.
 type Links struct{ c *Conn }
 
 // Links returns the table of our devices.
@@ -29,7 +36,7 @@ func (t Links) List(ctx context.Context) (map[string]kernel.Link, error) {
 	}
 	out := map[string]kernel.Link{}
 	for _, d := range devices {
-		if !ourTunnel(d.name) {
+		if !ourLink(d.name) {
 			continue
 		}
 		l, err := t.c.h.LinkByIndex(d.host.Index)
@@ -39,18 +46,43 @@ func (t Links) List(ctx context.Context) (map[string]kernel.Link, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read device %s: %w", d.name, err)
 		}
-		out[d.name] = linkOf(l, func(i int) kernel.Dev { return devices[i].dev() })
+		if listed(l) {
+			out[d.name] = linkOf(l, func(i int) kernel.Dev { return devices[i].dev() })
+		}
 	}
 	return out, nil
 }
 
+// listed tells whether a device of a name of ours counts as there.
+func listed(l netlink.Link) bool {
+	return l.Attrs().Name != kernel.IPIPDevice || l.Attrs().Flags&net.FlagUp != 0
+}
+
 // linkOf describes a device. parent names the device of an index.
 func linkOf(l netlink.Link, parent func(int) kernel.Dev) kernel.Link {
-	v, ok := l.(*netlink.Vxlan)
-	if !ok || v.Learning || v.GBP || v.FlowBased {
+	switch d := l.(type) {
+	case *netlink.Vxlan:
+		return vxlanOf(d, parent)
+	case *netlink.Iptun:
+		return ipipOf(d)
+	}
+	return kernel.Link{}
+}
+
+func ipipOf(d *netlink.Iptun) kernel.Link {
+	if unspecified(d.Local) && unspecified(d.Remote) && d.Link == 0 && !d.FlowBased {
+		return kernel.Link{Type: kernel.IPIP, MTU: d.MTU}
+	}
+	return kernel.Link{}
+}
+
+func unspecified(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
+
+func vxlanOf(v *netlink.Vxlan, parent func(int) kernel.Dev) kernel.Link {
+	if v.Learning || v.GBP || v.FlowBased {
 		return kernel.Link{}
 	}
-	out := kernel.Link{VNI: uint32(v.VxlanId), Port: uint16(v.Port), MTU: v.MTU}
+	out := kernel.Link{Type: kernel.VXLAN, VNI: uint32(v.VxlanId), Port: uint16(v.Port), MTU: v.MTU}
 	out.Local, _ = netip.AddrFromSlice(v.SrcAddr)
 	if v.VtepDevIndex != 0 {
 		out.Parent = parent(v.VtepDevIndex)
@@ -81,7 +113,11 @@ func (t Links) remove(name string) error {
 	if isNotFound(err) {
 		return nil
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case name == kernel.IPIPDevice:
+		err = t.c.h.LinkSetDown(l)
+	default:
 		err = t.c.h.LinkDel(l)
 	}
 	if err != nil && !gone(err) {
@@ -106,14 +142,20 @@ func (t Links) put(name string, want kernel.Link) error {
 	})
 	have.MTU = want.MTU
 	if have != want {
-		if err := t.remove(name); err != nil {
-			return err
+		if err := t.c.h.LinkDel(l); err != nil && !gone(err) {
+			return fmt.Errorf("remove device %s: %w", name, err)
 		}
 		if err := fault.At(fault.ApplyLinkTaken); err != nil {
 			return err
 		}
 		return t.create(name, want)
 	}
+	return t.adjust(l, want)
+}
+
+// adjust sets what can be changed on a device that is there.
+func (t Links) adjust(l netlink.Link, want kernel.Link) error {
+	name := l.Attrs().Name
 	if l.Attrs().MTU != want.MTU {
 		if err := t.c.h.LinkSetMTU(l, want.MTU); err != nil {
 			return fmt.Errorf("set MTU %d of device %s: %w", want.MTU, name, err)
@@ -126,6 +168,36 @@ func (t Links) put(name string, want kernel.Link) error {
 }
 
 func (t Links) create(name string, want kernel.Link) error {
+	if want.Type == kernel.IPIP {
+		return t.createIPIP(name, want)
+	}
+	return t.createVXLAN(name, want)
+}
+
+// createIPIP asks for the device. The kernel loads the module for that, which makes the device itself: then the answer is that it is
+// there already. Where such devices are kept to the machine's own namespace (sysctl net.core.fb_tunnels_only_for_init_net) the one that
+// was asked for is made, and does the same.
+func (t Links) createIPIP(name string, want kernel.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	err := t.c.h.LinkAdd(&netlink.Iptun{LinkAttrs: attrs, Proto: unix.IPPROTO_IPIP})
+	switch {
+	case is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("add device %s: %w", name, ErrNoIPIP)
+	case err != nil && !is(err, unix.EEXIST):
+		return fmt.Errorf("add device %s: %w", name, err)
+	}
+	l, err := t.c.h.LinkByName(name)
+	if isNotFound(err) {
+		return fmt.Errorf("add device %s: another IP-in-IP device without endpoints is there already; remove it", name)
+	}
+	if err != nil {
+		return fmt.Errorf("read device %s: %w", name, err)
+	}
+	return t.adjust(l, want)
+}
+
+func (t Links) createVXLAN(name string, want kernel.Link) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Flags = name, want.MTU, net.FlagUp
 	attrs.HardwareAddr = want.MAC[:]

@@ -259,21 +259,24 @@ func (m *Monitor) link(d device) (news bool) {
 		m.events.Down = append(m.events.Down, d.dev())
 		m.forget(d.host.Index)
 	}
-	if known && old.name != d.name && ourTunnel(old.name) {
+	if known && old.name != d.name && ourLink(old.name) {
 		m.events.Links[old.name] = nil
 	}
-	if ourTunnel(d.name) {
+	if ourLink(d.name) {
 		m.events.Links[d.name] = m.describe(d)
 	}
 	m.stale = m.stale || old != d
-	return old != d || ourTunnel(d.name)
+	return old != d || ourLink(d.name)
 }
 
-// describe reads a device of ours in full, which its event does not describe.
+// describe reads a device of ours in full, which its event does not describe. It is nil for one that the table would not list.
 func (m *Monitor) describe(d device) *kernel.Link {
 	l, err := m.c.h.LinkByIndex(d.host.Index)
 	if err != nil {
 		return nil // it is gone already, and the event that says so follows
+	}
+	if !listed(l) {
+		return nil
 	}
 	out := linkOf(l, func(i int) kernel.Dev { return m.devices[i].dev() })
 	return &out
@@ -291,7 +294,7 @@ func (m *Monitor) linkGone(d device) (news bool) {
 	maps.DeleteFunc(m.events.Addrs, func(k kernel.AddrKey, _ *struct{}) bool { return k.Link == d.name })
 	m.events.Down = slices.DeleteFunc(m.events.Down, func(x kernel.Dev) bool { return x.Index == d.host.Index })
 	m.events.Gone = append(m.events.Gone, d.dev())
-	if ourTunnel(d.name) {
+	if ourLink(d.name) {
 		m.events.Links[d.name] = nil
 	}
 	m.stale = true

@@ -48,7 +48,7 @@ func (h host) dev(name string) kernel.Dev { return kernel.Dev{Name: name, Index:
 
 func (h host) tunnel() kernel.Link {
 	return kernel.Link{
-		VNI: 4096, Port: 4789, Local: netip.MustParseAddr("172.30.0.1"), Parent: h.dev("eth0"),
+		Type: kernel.VXLAN, VNI: 4096, Port: 4789, Local: netip.MustParseAddr("172.30.0.1"), Parent: h.dev("eth0"),
 		MAC: kernel.MAC{0x66, 1, 2, 3, 4, 5}, MTU: 1450,
 	}
 }

@@ -14,6 +14,13 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
+// The kinds of tunnel addresses, as TunnelAddr names them.
+const (
+	TunnelIPIP   = "IP-in-IP"
+	TunnelVXLAN  = "VXLAN"
+	TunnelVXLAN6 = "IPv6 VXLAN"
+)
+
 // tunnelKind is a kind of tunnel address that a node has.
 type tunnelKind struct {
 	name    string // for messages
@@ -29,15 +36,15 @@ type tunnelKind struct {
 func tunnelKinds() []tunnelKind {
 	vxlan := func(s api.IPPoolSpec) bool { return s.VXLANMode != api.Never }
 	return []tunnelKind{{
-		name: "IP-in-IP", handle: api.IPIPHandle(""), attr: api.AttrTypeIPIP,
+		name: TunnelIPIP, handle: api.IPIPHandle(""), attr: api.AttrTypeIPIP,
 		carries: func(s api.IPPoolSpec) bool { return s.IPIPMode != api.Never },
 		has:     ipipAddr, set: setIPIPAddr,
 	}, {
-		name: "VXLAN", handle: api.VXLANHandle("", false), attr: api.AttrTypeVXLAN, carries: vxlan,
+		name: TunnelVXLAN, handle: api.VXLANHandle("", false), attr: api.AttrTypeVXLAN, carries: vxlan,
 		has: func(n *api.Node) netip.Addr { return n.Spec.IPv4VXLANTunnelAddr },
 		set: func(n *api.Node, a netip.Addr) { n.Spec.IPv4VXLANTunnelAddr = a },
 	}, {
-		name: "IPv6 VXLAN", v6: true, handle: api.VXLANHandle("", true), attr: api.AttrTypeVXLAN6, carries: vxlan,
+		name: TunnelVXLAN6, v6: true, handle: api.VXLANHandle("", true), attr: api.AttrTypeVXLAN6, carries: vxlan,
 		has: func(n *api.Node) netip.Addr { return n.Spec.IPv6VXLANTunnelAddr },
 		set: func(n *api.Node, a netip.Addr) { n.Spec.IPv6VXLANTunnelAddr = a },
 	}}
@@ -89,11 +96,11 @@ func TunnelAddrs(n *api.Node) []TunnelAddr {
 
 // EnsureTunnels gives the node the tunnel addresses that it should have, of every kind that its pools use, takes back the others, and
 // records them on the Node object, all in one transaction. What it needs is read from etcd. An address that the node has is kept while
-// it is the node's and in a pool that still serves. have is what the Node records then, changed what was written, if anything.
+// it is the node's and in a pool that still serves; one of the kinds in keep, while it is the node's and in any pool. have is what the Node records then, changed what was written, if anything.
 //
 // A kind that is refused keeps what it has, and does not stop the others: the error comes beside what was done. The errors are
 // *Refusal or the store's; after store.ErrUnknown, call it again.
-func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (have []TunnelAddr, changed []store.KV, err error) {
+func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time, keep ...string) (have []TunnelAddr, changed []store.KV, err error) {
 	var refused error
 	err = Retry(ctx, func(int) error {
 		t, err := readTunnels(ctx, c, node, now)
@@ -103,6 +110,7 @@ func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func()
 		if err := t.plan.facts.ready(node); err != nil {
 			return err
 		}
+		t.lingering = keep
 		if refused, err = t.ensureAll(ctx); err != nil {
 			return err
 		}
@@ -144,6 +152,8 @@ type tunnels struct {
 	plan    *Plan
 	handles map[string]store.Entry[api.Handle] // by ID
 	node    *api.Node                          // as it shall be; nil if there is none
+
+	lingering []string // kinds that keep the address that they have though no pool uses them any more
 }
 
 func readTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (*tunnels, error) {
@@ -199,7 +209,11 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 	if err := t.recount(ctx, k, has); err != nil {
 		return err
 	}
-	if kept, err := t.keep(ctx, k, has, pools); err != nil || kept {
+	serving := pools
+	if len(pools) == 0 && slices.Contains(t.lingering, k.name) {
+		serving = t.plan.facts.enabled(k.v6)
+	}
+	if kept, err := t.keep(ctx, k, has, serving); err != nil || kept {
 		return err
 	}
 	if _, err := t.plan.Release(ctx, t.handle(k)); err != nil {

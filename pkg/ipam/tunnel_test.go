@@ -104,6 +104,22 @@ func TestTunnelAddressFollowsThePools(t *testing.T) {
 	}
 }
 
+func TestTunnelAddressLingersWhenAsked(t *testing.T) {
+	w := newWorld(t)
+	w.put(nodeKey, `{"metadata":{"name":"node-1"},"spec":{}}`)
+	a, _ := w.ensure()
+	w.pool("pool", ipipOn)
+	have, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now, ipam.TunnelVXLAN)
+	if err != nil || len(have) != 2 || have[0].Kind != ipam.TunnelIPIP || have[1].Addr != a {
+		t.Fatalf("%v, %v, want an IP-in-IP address and %v", have, err, a)
+	}
+	w.tunnelIs(a)
+	if have, _, err = ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil || len(have) != 1 {
+		t.Fatalf("%v, %v, want the IP-in-IP address alone", have, err)
+	}
+	w.tunnelIs(netip.Addr{})
+}
+
 func TestTunnelAddressOfSomebodyElseIsLeftAlone(t *testing.T) {
 	w := newWorld(t)
 	w.mustAssign("pod")

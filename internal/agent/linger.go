@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/plan"
+)
+
+// lingerTime is for how long a node receives by an encapsulation that no pool asks for any more: device, tunnel address and accept
+// rules stay. Nodes change over when the change of a pool reaches them, and until then they send by the old mode. That takes
+// milliseconds where all is well. A minute covers an agent that is just being restarted, and one that has lost its connection to
+// etcd: it tries again every few seconds at worst. What stays so long does little harm: only nodes of the cluster are let in.
+const lingerTime = time.Minute
+
+// lingerVar sets lingerTime in the environment, as a duration such as 90s. 0 is no time at all.
+const lingerVar = "MUSLIN_LINGER"
+
+// linger remembers which encapsulations were in use. It is for one goroutine.
+//
+// An agent that starts has forgotten. It goes by the devices that it finds: each may have been in use until just now, so it counts as
+// left at the start. A pool that asks for it makes that good at once, and what nobody asks for goes when the time is over.
+type linger struct {
+	time  time.Duration
+	now   func() time.Time // with a monotonic clock
+	modes [3]lingering     // as in plan.Modes
+	timer *time.Timer      // fires when a time is over; nil: none runs
+}
+
+// lingering is what is known of one encapsulation.
+type lingering struct {
+	asked bool      // in the last round
+	until time.Time // it stays, if it is not asked for; zero: it was not in use
+}
+
+// newLinger begins with the devices that the host has.
+func newLinger(length time.Duration, now func() time.Time, h kernel.Host) *linger {
+	l := &linger{time: length, now: now}
+	for i, name := range []string{kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device} {
+		if _, up := h.Dev(name); up {
+			l.modes[i].until = now().Add(length)
+		}
+	}
+	return l
+}
+
+// lingerFrom reads the time from the environment.
+func lingerFrom(env config.Env) (time.Duration, error) {
+	text := env(lingerVar)
+	if text == "" {
+		return lingerTime, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%s=%s: want a duration such as 90s", lingerVar, text)
+	}
+	return d, nil
+}
+
+// keep says which encapsulations go on receiving: those of the last round, whether or not a pool still asks for them, and those that
+// were left a short while ago.
+func (l *linger) keep() plan.Modes {
+	now := l.now()
+	stays := func(m lingering) bool { return m.asked || now.Before(m.until) }
+	return plan.Modes{IPIP: stays(l.modes[0]), VXLAN: stays(l.modes[1]), VXLAN6: stays(l.modes[2])}
+}
+
+// left says which encapsulations go on receiving though nobody asks for them.
+func (l *linger) left() plan.Modes {
+	now := l.now()
+	left := func(m lingering) bool { return !m.asked && now.Before(m.until) }
+	return plan.Modes{IPIP: left(l.modes[0]), VXLAN: left(l.modes[1]), VXLAN6: left(l.modes[2])}
+}
+
+// saw takes note of what pools ask for now.
+func (l *linger) saw(m plan.Modes) {
+	now := l.now()
+	var next time.Duration
+	for i, asked := range []bool{m.IPIP, m.VXLAN, m.VXLAN6} {
+		x := &l.modes[i]
+		if x.asked && !asked {
+			x.until = now.Add(l.time)
+		}
+		x.asked = asked
+		if left := x.until.Sub(now); !asked && left > 0 && (next == 0 || left < next) {
+			next = left
+		}
+	}
+	l.wake(next)
+}
+
+// wake sets the timer, or stops it if there is nothing to wait for.
+func (l *linger) wake(after time.Duration) {
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	if after > 0 {
+		l.timer = time.NewTimer(after)
+	}
+}
+
+// over receives when an encapsulation has been kept long enough. It is another channel after every round.
+func (l *linger) over() <-chan time.Time {
+	if l.timer == nil {
+		return nil
+	}
+	return l.timer.C
+}

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/plan"
+)
+
+func TestEncapsulationReceivesOnForAWhileAfterTheLastPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLinger(lingerTime, time.Now, kernel.Host{})
+		both, ipip := plan.Modes{IPIP: true, VXLAN: true}, plan.Modes{IPIP: true}
+		if l.keep() != (plan.Modes{}) {
+			t.Errorf("keeps %+v at first", l.keep())
+		}
+		l.saw(both)
+		if l.keep() != both || l.left() != (plan.Modes{}) || l.over() != nil {
+			t.Errorf("in use: keeps %+v, left %+v, timer %v", l.keep(), l.left(), l.over())
+		}
+		time.Sleep(time.Hour)
+		if l.keep() != both { // the round that finds a pool gone keeps what the last one used
+			t.Errorf("after an hour of use: keeps %+v", l.keep())
+		}
+		l.saw(ipip)
+		if l.keep() != both || l.left() != (plan.Modes{VXLAN: true}) {
+			t.Errorf("just left: keeps %+v, left %+v", l.keep(), l.left())
+		}
+		time.Sleep(lingerTime / 2)
+		l.saw(ipip) // a round for another reason does not put it off
+		<-l.over()
+		if l.keep() != ipip || l.left() != (plan.Modes{}) {
+			t.Errorf("when the timer fires: keeps %+v, left %+v", l.keep(), l.left())
+		}
+		if l.saw(ipip); l.over() != nil {
+			t.Error("a timer runs though nothing is left")
+		}
+	})
+}
+
+func TestReturningToAnEncapsulationEndsItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLinger(lingerTime, time.Now, kernel.Host{})
+		l.saw(plan.Modes{VXLAN6: true})
+		l.saw(plan.Modes{})
+		l.saw(plan.Modes{VXLAN6: true})
+		if l.over() != nil || l.left() != (plan.Modes{}) {
+			t.Errorf("timer %v, left %+v", l.over(), l.left())
+		}
+		time.Sleep(2 * lingerTime)
+		if l.saw(plan.Modes{}); l.left() != (plan.Modes{VXLAN6: true}) {
+			t.Errorf("left %+v: its time is not counted from the second leave", l.left())
+		}
+	})
+}
+
+func TestAgentThatStartsKeepsTheReceiversThatItFinds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := kernel.Host{Links: map[string]kernel.HostLink{
+			kernel.IPIPDevice: {Index: 2}, kernel.VXLANDevice: {Index: 3, Up: true}, "eth0": {Index: 4, Up: true},
+		}}
+		l := newLinger(lingerTime, time.Now, h)
+		if want := (plan.Modes{VXLAN: true}); l.keep() != want || l.left() != want {
+			t.Errorf("keeps %+v, left %+v, want %+v: tunl0 is down", l.keep(), l.left(), want)
+		}
+		l.saw(plan.Modes{})
+		<-l.over()
+		if l.keep() != (plan.Modes{}) {
+			t.Errorf("keeps %+v in the end", l.keep())
+		}
+	})
+}
+
+func TestLingerTimeIsReadOrRefused(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want time.Duration
+		ok   bool
+	}{{"", lingerTime, true}, {"0", 0, true}, {"90s", 90 * time.Second, true}, {"90", 0, false}, {"-1s", 0, false}} {
+		got, err := lingerFrom(config.Env(func(string) string { return c.text }))
+		if got != c.want || (err == nil) != c.ok {
+			t.Errorf("%q: %v, %v", c.text, got, err)
+		}
+	}
+}
