@@ -84,6 +84,31 @@ func (c cluster) writes(n int) ([]clientv3.Op, error) {
 	return ops, nil
 }
 
+// endpoints make the endpoints of the pods of so many nodes.
+func (c cluster) endpoints(n int) (ops []clientv3.Op, err error) {
+	for i := range n {
+		for pod := range c.pods {
+			at := remoteBlock(i).Addr()
+			for range pod {
+				at = at.Next()
+			}
+			name := fmt.Sprintf("web-%d-%d", i, pod)
+			e := &api.WorkloadEndpoint{Spec: api.WorkloadEndpointSpec{
+				Node: remoteName(i), Orchestrator: "k8s", Endpoint: "eth0", Pod: name, ContainerID: fmt.Sprintf("%05d%02d%057d", i, pod, 0),
+				InterfaceName: fmt.Sprintf("cali%05d%02d", i, pod), Profiles: []string{"kns.default", "ksa.default.default"}, IPNetworks: []api.Prefix{api.HostPrefix(at)},
+			}}
+			e.Metadata.Namespace, e.Metadata.Name = "default", fmt.Sprintf("%s-k8s-web--%d--%d-eth0", strings.ReplaceAll(remoteName(i), "-", "--"), i, pod)
+			e.Metadata.Labels = map[string]string{"app": "web", "projectcalico.org/namespace": "default", "projectcalico.org/orchestrator": "k8s", "projectcalico.org/serviceaccount": "default"}
+			raw, err := api.Encode(e, nil)
+			if err != nil {
+				return nil, err
+			}
+			ops = append(ops, clientv3.OpPut(c.root+api.KeyOf(e), string(raw)))
+		}
+	}
+	return ops, nil
+}
+
 // commit makes writes one after the other, in transactions as large as etcd takes.
 func (c cluster) commit(ctx context.Context, ops []clientv3.Op) error {
 	for part := range slices.Chunk(ops, writesPerTxn) {

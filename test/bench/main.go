@@ -35,20 +35,19 @@ func main() {
 
 func run(ctx context.Context) error {
 	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
-	what := flag.String("what", "attach", "what to measure there: attach or routes")
+	what := flag.String("what", "attach", "what to do there: attach, routes or fill NODES ENDPOINTS")
 	bin := flag.String("bin", "bin", "folder of the built programs")
 	addresses := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
 	operator := flag.Bool("operator", false, "measure only the operator's command; needs no root")
+	memory := flag.Bool("memory", false, "measure only the agent's memory")
+	traffic := flag.Bool("traffic", false, "measure only traffic between pods")
 	routes := flag.Bool("routes", false, "measure only how changes of the datastore become routes")
 	flag.Parse()
 	if *inner != "" {
-		if *what == "routes" {
-			return runRoutes(ctx)
-		}
-		return runInner(ctx, *inner)
+		return runInside(ctx, *inner, *what)
 	}
 	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
-	all := !*addresses && !*operator && !*routes
+	all := !*addresses && !*operator && !*routes && !*traffic && !*memory
 	if all {
 		if err := outer(ctx, *bin); err != nil {
 			return err
@@ -59,7 +58,19 @@ func run(ctx context.Context) error {
 			return err
 		}
 	}
+	if all || *memory {
+		if err := onMemory(ctx, *bin); err != nil {
+			return err
+		}
+	}
 	var cs []comparison
+	if all || *traffic {
+		more, err := runTraffic(ctx, *bin)
+		if err != nil {
+			return err
+		}
+		cs = append(cs, more...)
+	}
 	if all || *addresses {
 		more, err := runAddresses(ctx)
 		if err != nil {
@@ -75,6 +86,22 @@ func run(ctx context.Context) error {
 		cs = append(cs, more...)
 	}
 	return printTable(os.Stdout, cs)
+}
+
+// runInside does what the command line says on a node of a lab.
+func runInside(ctx context.Context, bin, what string) error {
+	var nodes int
+	var endpoints bool
+	switch what {
+	case "attach":
+		return runInner(ctx, bin)
+	case "routes":
+		return runRoutes(ctx)
+	}
+	if _, err := fmt.Sscanf(what, "fill %d %t", &nodes, &endpoints); err != nil {
+		return fmt.Errorf("-what %q: %w", what, err)
+	}
+	return runFill(ctx, nodes, endpoints)
 }
 
 // outer measures attaches inside a lab of one node.
