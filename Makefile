@@ -16,7 +16,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
-PURE := internal/attach internal/hostside internal/kernel internal/plan internal/policy pkg/api pkg/ipam/block pkg/selector
+PURE := internal/attach internal/hostside internal/kernel internal/nftable internal/plan internal/policy internal/ruleset pkg/api pkg/ipam/block pkg/selector
 PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
@@ -78,7 +78,7 @@ clean: ## Remove what the other targets made in this folder
 	rm -rf bin dist
 
 # program:package of what the agent, labs and tests call, or file:package. (The certificates are for go, which fetches modules.)
-DEPS := iptables:iptables ip:iproute2 ipset:ipset /etc/ssl/certs/ca-certificates.crt:ca-certificates
+DEPS := iptables:iptables ip:iproute2 ipset:ipset nft:nftables /etc/ssl/certs/ca-certificates.crt:ca-certificates
 
 # The same for the virtual machine. It fetches its kernel itself, for that must not be installed.
 deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -300,6 +301,64 @@ func TestBadValueIsNamedAndStopsNothing(t *testing.T) {
 		t.Errorf("label %q with %v bad", label(s, 2), s.Bad())
 	}
 	r.wantFresh(s)
+}
+
+func TestAllThatPolicyDependsOnIsFollowed(t *testing.T) {
+	r := newRig(t)
+	r.run()
+	before, _ := r.feed.Snapshot()
+	want := map[string]bool{}
+	var rev int64
+	for _, k := range api.Kinds() {
+		if r.feed.route.kind(k.Prefix())&ForPolicy == 0 {
+			continue
+		}
+		o := k.New()
+		o.Meta().Name = "x"
+		if k.Namespaced {
+			o.Meta().Namespace = "ns"
+		}
+		raw, err := api.EncodeObject(o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[api.KeyOf(o)] = true
+		rev = r.put(api.KeyOf(o), string(raw))
+	}
+	s := r.at(rev)
+	d := s.Since(before)
+	got := map[string]bool{}
+	for key, o := range s.Objects(ForPolicy) {
+		if got[key] = true; s.Object(key) != o || !slices.Contains(d.Keys, key) {
+			t.Errorf("%s is not to be looked up, or is not among what changed", key)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" || len(want) != 11 {
+		t.Errorf("%d kinds; objects (-want +got):\n%s", len(want), diff)
+	}
+	for key := range want {
+		rev = r.del(key)
+	}
+	s = r.at(rev)
+	for key := range s.Objects(ForPolicy) {
+		t.Errorf("%s is still there", key)
+	}
+	r.wantFresh(s)
+}
+
+func TestPolicyUnderItsOlderNameIsRead(t *testing.T) {
+	r := newRig(t)
+	r.run()
+	kind := (*api.NetworkPolicy)(nil).KindOf()
+	const stored = `{"kind":"NetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"default.web","namespace":"ns"},"spec":{"tier":%q}}`
+	r.put(kind.Key("ns", "default.web"), fmt.Sprintf(stored, "default"))
+	s := r.at(r.put(kind.Key("ns", "web"), fmt.Sprintf(stored, "other")))
+	if o := s.Object(kind.Key("ns", "default.web")); o == nil || o.Meta().Name != "web" {
+		t.Errorf("got %+v, want the policy web", o)
+	}
+	if bad := s.Bad(); len(bad) != 1 || bad[0].Key != kind.Key("ns", "web") {
+		t.Errorf("bad: %v, want the one under another's name", bad)
+	}
 }
 
 func TestBlockOfARangeThatNoneHasIsBad(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 )
 
 // Kinds is a set of the kinds of values that are followed.
-type Kinds uint16
+type Kinds uint32
 
 // The kinds.
 const (
@@ -24,9 +24,21 @@ const (
 	IPAMConfig
 	Identities
 	Reservations
+	HostEndpoints
+	NetworkSets
+	GlobalNetworkSets
+	NetworkPolicies
+	GlobalNetworkPolicies
+	StagedNetworkPolicies
+	StagedGlobalNetworkPolicies
+	StagedKubernetesNetworkPolicies
 
 	all = 1<<iota - 1
 )
+
+// ForPolicy are the kinds that network policy depends on.
+const ForPolicy = Endpoints | HostEndpoints | NetworkSets | GlobalNetworkSets | Profiles | Tiers | NetworkPolicies | GlobalNetworkPolicies |
+	StagedNetworkPolicies | StagedGlobalNetworkPolicies | StagedKubernetesNetworkPolicies
 
 // Has reports whether the set holds at least one of some kinds.
 func (k Kinds) Has(some Kinds) bool { return k&some != 0 }
@@ -62,6 +74,15 @@ func prefixes() router {
 		IPAMConfig:   {Key: api.IPAMConfigKey},
 		Identities:   {Key: api.IdentitiesRoot, Prefix: true},
 		Reservations: below((*api.IPReservation)(nil).KindOf()),
+
+		HostEndpoints:                   below((*api.HostEndpoint)(nil).KindOf()),
+		NetworkSets:                     below((*api.NetworkSet)(nil).KindOf()),
+		GlobalNetworkSets:               below((*api.GlobalNetworkSet)(nil).KindOf()),
+		NetworkPolicies:                 below((*api.NetworkPolicy)(nil).KindOf()),
+		GlobalNetworkPolicies:           below((*api.GlobalNetworkPolicy)(nil).KindOf()),
+		StagedNetworkPolicies:           below((*api.StagedNetworkPolicy)(nil).KindOf()),
+		StagedGlobalNetworkPolicies:     below((*api.StagedGlobalNetworkPolicy)(nil).KindOf()),
+		StagedKubernetesNetworkPolicies: below((*api.StagedKubernetesNetworkPolicy)(nil).KindOf()),
 	}
 }
 

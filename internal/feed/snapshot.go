@@ -128,6 +128,34 @@ func (s Snapshot) Tiers() iter.Seq2[string, store.Entry[api.Tier]] {
 	return each[api.Tier](s, Tiers, "")
 }
 
+// Object is what stands under an etcd key, of whatever kind that is an api.Object; nil if nothing does.
+func (s Snapshot) Object(key string) api.Object {
+	if s.s == nil {
+		return nil
+	}
+	t := s.s.tables[s.s.route.kind(key)]
+	if t == nil {
+		return nil
+	}
+	return t.object(key)
+}
+
+// Objects yields all that stands under the etcd keys of some kinds, kind by kind, and is an api.Object.
+func (s Snapshot) Objects(kinds Kinds) iter.Seq2[string, api.Object] {
+	return func(yield func(string, api.Object) bool) {
+		for k := Kinds(1); s.s != nil && k < all; k <<= 1 {
+			if !kinds.Has(k) {
+				continue
+			}
+			for key := range s.s.tables[k].keys() {
+				if o := s.s.tables[k].object(key); o != nil && !yield(key, o) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Bad yields the keys whose values cannot be used, in key order. Such a key is in no other part of the snapshot: the value that it
 // had before is not kept, since a reader that starts now could not know it, and what a node does must follow from what etcd holds.
 func (s Snapshot) Bad() []Bad {
@@ -201,6 +229,7 @@ type change struct {
 type state struct {
 	rev    int64 // that the watch has reached
 	tables map[Kinds]table
+	route  router // of keys to tables
 	bad    btree.Map[string, Bad]
 	// graves holds the revisions of deletions that are newer than rev, so that what the watch still has to tell of these keys does not
 	// bring them back.
@@ -210,7 +239,7 @@ type state struct {
 }
 
 func newState() *state {
-	return &state{tables: map[Kinds]table{
+	return &state{route: prefixes(), tables: map[Kinds]table{
 		Pools:        object(func(v *api.IPPool) api.Object { return v }),
 		Nodes:        object(func(v *api.Node) api.Object { return v }),
 		Endpoints:    &endpoints{values: *object(func(v *api.WorkloadEndpoint) api.Object { return v })},
@@ -223,6 +252,15 @@ func newState() *state {
 		IPAMConfig:   &values[api.IPAMConfig]{check: noCheck[api.IPAMConfig]},
 		Identities:   &values[api.NodeIdentity]{check: noCheck[api.NodeIdentity]},
 		Reservations: object(func(v *api.IPReservation) api.Object { return v }),
+
+		HostEndpoints:                   object(func(v *api.HostEndpoint) api.Object { return v }),
+		NetworkSets:                     object(func(v *api.NetworkSet) api.Object { return v }),
+		GlobalNetworkSets:               object(func(v *api.GlobalNetworkSet) api.Object { return v }),
+		NetworkPolicies:                 policies(func(v *api.NetworkPolicy) api.Object { return v }),
+		GlobalNetworkPolicies:           policies(func(v *api.GlobalNetworkPolicy) api.Object { return v }),
+		StagedNetworkPolicies:           policies(func(v *api.StagedNetworkPolicy) api.Object { return v }),
+		StagedGlobalNetworkPolicies:     policies(func(v *api.StagedGlobalNetworkPolicy) api.Object { return v }),
+		StagedKubernetesNetworkPolicies: policies(func(v *api.StagedKubernetesNetworkPolicy) api.Object { return v }),
 	}}
 }
 

@@ -23,7 +23,7 @@ type writer struct {
 
 func edit(s *state, r router) *writer {
 	next := &state{
-		rev: s.rev, tables: maps.Clone(s.tables), seq: s.seq,
+		rev: s.rev, tables: maps.Clone(s.tables), route: s.route, seq: s.seq,
 		bad: *s.bad.Copy(), graves: *s.graves.Copy(), log: *s.log.Copy(),
 	}
 	return &writer{next: next, route: r, had: s.seq}

@@ -22,6 +22,12 @@ func seen(s Snapshot) map[string]string {
 	add(out, s.Blocks(), "")
 	add(out, s.Profiles(), "")
 	add(out, s.Tiers(), "")
+	for key, o := range s.Objects(ForPolicy &^ (Endpoints | Profiles | Tiers)) {
+		out[key] = api.KeyOf(o)
+		if s.Object(key) != o {
+			out[key] = "cannot be looked up"
+		}
+	}
 	for _, node := range []string{"n1", "n10"} {
 		add(out, s.EndpointsOn(node), "on "+node+" ")
 		add(out, s.Affinities(node), "")
@@ -84,6 +90,9 @@ func candidates() map[string][]string {
 		{"FelixConfiguration", "felixconfigurations", "", "node.n1", `{}`},
 		{"Profile", "profiles", "", "kns.a", `{}`},
 		{"Tier", "tiers", "", "default", `{}`},
+		{"NetworkPolicy", "networkpolicies", "ns", "p", `{}`},
+		{"GlobalNetworkPolicy", "globalnetworkpolicies", "", "p", `{}`},
+		{"NetworkSet", "networksets", "ns", "s", `{}`},
 	} {
 		key, good := res(k[0], k[1], k[2], k[3], k[4])
 		_, other := res(k[0], k[1], k[2], k[3], `{"node":"n10"}`)

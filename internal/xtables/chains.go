@@ -9,11 +9,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
 
 	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -27,8 +29,10 @@ const (
 // Chains is the table of our chains of one family, and of our rules in the kernel's own chains. Marks are the chain's name and the rule's
 // comment. The programs are run in the namespace of the calling thread. For one caller at a time.
 type Chains struct {
+	ipt     *iptables.IPTables // all that is written goes through it
 	program string
 	v6      bool
+	tells   bool   // the kernel sends events of what the program writes
 	hands   *hands // shared with the table of the other family, and with a Watch
 	last    bool   // see Append
 }
@@ -208,11 +212,25 @@ func (a *attempt) err(changes []kernel.Change[kernel.ChainKey, kernel.Chain]) er
 	return kernel.Each(changes, func(c kernel.Change[kernel.ChainKey, kernel.Chain]) error { return a.failed[c.Key] })
 }
 
+// write has go-iptables make one change, which is known as ours to a Watch.
+func (a *attempt) write(ctx context.Context, kind uint8, k kernel.ChainKey, do func(table, chain string) error) error {
+	c := a.c
+	e := change{kind: kind, v6: c.v6, table: k.Table, chain: k.Chain}
+	if c.tells {
+		c.hands.expect(e)
+	}
+	err := bounded(ctx, func() error { return do(k.Table, k.Chain) })
+	if err != nil && c.tells {
+		c.hands.takeBack(e)
+	}
+	return err
+}
+
 func (a *attempt) create(ctx context.Context, k kernel.ChainKey) error {
 	if _, ok := a.have[k]; ok || !ourChain(k) {
 		return nil
 	}
-	if _, err := a.c.change(ctx, k.Table, "-N", k.Chain); err != nil {
+	if err := a.write(ctx, msgNewChain, k, a.c.ipt.NewChain); err != nil {
 		return err
 	}
 	return fault.At(fault.ApplyChainMade)
@@ -222,8 +240,7 @@ func (a *attempt) destroy(ctx context.Context, k kernel.ChainKey) error {
 	if _, ok := a.have[k]; !ok || !ourChain(k) {
 		return nil
 	}
-	_, err := a.c.change(ctx, k.Table, "-X", k.Chain)
-	return ignoreMissing(err)
+	return ignoreMissing(a.write(ctx, msgDelChain, k, a.c.ipt.DeleteChain))
 }
 
 // fill gives a chain its rules: those that are right stay, the others are inserted after them, and then what is left
@@ -239,7 +256,7 @@ func (a *attempt) fill(ctx context.Context, k kernel.ChainKey, want kernel.Chain
 	}
 	lines := strings.Split(want.Rules, "\n")
 	for i := keep; i < len(marks); i++ {
-		if err := a.add(ctx, k, []string{"-I", k.Chain, strconv.Itoa(i + 1)}, marks[i], lines[i]); err != nil {
+		if err := a.add(ctx, k, i+1, marks[i], lines[i]); err != nil {
 			return fmt.Errorf("add rule %q: %w", lines[i], err)
 		}
 	}
@@ -263,7 +280,7 @@ func (a *attempt) fillLast(ctx context.Context, k kernel.ChainKey, want kernel.C
 	}
 	lines := strings.Split(want.Rules, "\n")
 	for i, m := range marks {
-		if err := a.add(ctx, k, []string{"-A", k.Chain}, m, lines[i]); err != nil {
+		if err := a.add(ctx, k, atEnd, m, lines[i]); err != nil {
 			return fmt.Errorf("add rule %q: %w", lines[i], err)
 		}
 	}
@@ -278,13 +295,23 @@ func (a *attempt) fillLast(ctx context.Context, k kernel.ChainKey, want kernel.C
 	return nil
 }
 
-// add puts a rule where the words of a command say.
-func (a *attempt) add(ctx context.Context, k kernel.ChainKey, where []string, mark, line string) error {
+// atEnd is the position behind all rules of a chain.
+const atEnd = 0
+
+// add puts a rule at a position, the first being 1.
+func (a *attempt) add(ctx context.Context, k kernel.ChainKey, position int, mark, line string) error {
 	text, err := words(line)
 	if err != nil {
 		return err
 	}
-	if _, err := a.c.change(ctx, k.Table, slices.Concat(where, []string{"-m", "comment", "--comment", mark}, text)...); err != nil {
+	spec := slices.Concat([]string{"-m", "comment", "--comment", mark}, text)
+	err = a.write(ctx, msgNewRule, k, func(table, chain string) error {
+		if position == atEnd {
+			return a.c.ipt.Append(table, chain, spec...)
+		}
+		return a.c.ipt.Insert(table, chain, position, spec...)
+	})
+	if err != nil {
 		return err
 	}
 	return fault.At(fault.ApplyRuleAdded)
@@ -294,22 +321,35 @@ func (a *attempt) add(ctx context.Context, k kernel.ChainKey, where []string, ma
 // a twin that stays it must be the position, which is checked just before.
 func (a *attempt) drop(ctx context.Context, k kernel.ChainKey, r rule, position int, twin bool) error {
 	if !twin && r.spec != nil {
-		_, err := a.c.change(ctx, k.Table, append([]string{"-D", k.Chain}, r.spec...)...)
-		return ignoreMissing(err)
+		return ignoreMissing(a.write(ctx, msgDelRule, k, func(table, chain string) error { return a.c.ipt.Delete(table, chain, r.spec...) }))
 	}
-	line, err := a.c.change(ctx, k.Table, "-S", k.Chain, strconv.Itoa(position))
+	line, err := a.at(ctx, k, position)
 	if err != nil {
 		return err
 	}
-	if !strings.Contains(string(line), r.mark) {
+	if !strings.Contains(line, r.mark) {
 		return fmt.Errorf("another program is changing the chain")
 	}
-	_, err = a.c.change(ctx, k.Table, "-D", k.Chain, strconv.Itoa(position))
-	return err
+	return a.write(ctx, msgDelRule, k, func(table, chain string) error { return a.c.ipt.DeleteById(table, chain, position) })
+}
+
+// at returns the rule at a position, and "" if there is none. (ListById would panic then.)
+func (a *attempt) at(ctx context.Context, k kernel.ChainKey, position int) (string, error) {
+	var lines []string
+	err := bounded(ctx, func() (err error) {
+		lines, err = a.c.ipt.List(k.Table, k.Chain)
+		return err
+	})
+	rules := slices.DeleteFunc(lines, func(l string) bool { return !strings.HasPrefix(l, "-A ") }) // the first line is the chain itself
+	if err != nil || position > len(rules) {
+		return "", err
+	}
+	return rules[position-1], nil
 }
 
 func ignoreMissing(err error) error {
-	if missing(err) {
+	var e *iptables.Error
+	if errors.As(err, &e) && e.IsNotExist() {
 		return nil
 	}
 	return err

@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coreos/go-iptables/iptables"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -36,17 +37,17 @@ const (
 	pipeTimeout = time.Second
 )
 
-// OpenChains finds the iptables programs of a backend. It runs up to three of them, in the namespace of the calling thread.
+// OpenChains finds the iptables programs of a backend. It runs up to four of them, in the namespace of the calling thread.
 func OpenChains(ctx context.Context, b Backend) (*Chains, error) {
 	program, err := choose(ctx, b)
 	if err != nil {
 		return nil, fmt.Errorf("choose iptables backend: %w", err)
 	}
-	return &Chains{program: program, hands: newHands()}, nil
+	return newChains(ctx, program, iptables.ProtocolIPv4, newHands())
 }
 
 // IPv6 opens the table of the IPv6 chains by the same backend. It fails where the host lacks the program, or the kernel the tables. It
-// runs two programs, in the namespace of the calling thread.
+// runs three programs, in the namespace of the calling thread.
 func (c *Chains) IPv6(ctx context.Context) (*Chains, error) {
 	program := plain6 + strings.TrimPrefix(c.Backend(), plain)
 	if !isInstalled(program) {
@@ -55,7 +56,23 @@ func (c *Chains) IPv6(ctx context.Context) (*Chains, error) {
 	if _, err := run(ctx, program+saveSuffix); err != nil {
 		return nil, err
 	}
-	return &Chains{program: program, v6: true, hands: c.hands}, nil
+	return newChains(ctx, program, iptables.ProtocolIPv6, c.hands)
+}
+
+func newChains(ctx context.Context, program string, family iptables.Protocol, h *hands) (*Chains, error) {
+	version, err := run(ctx, program, "--version")
+	if err != nil {
+		return nil, err
+	}
+	c := &Chains{program: program, v6: family == iptables.ProtocolIPv6, hands: h, tells: bytes.Contains(version, []byte("nf_tables"))}
+	err = bounded(ctx, func() (err error) {
+		c.ipt, err = iptables.New(iptables.Path(program), iptables.IPFamily(family), iptables.Timeout(lockSeconds))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", program, err)
+	}
+	return c, nil
 }
 
 var errMissing = errors.New("no iptables program is installed; install the package iptables, for example with `apt-get install iptables`")
@@ -95,73 +112,25 @@ func isInstalled(program string) bool {
 	return err == nil
 }
 
-// run runs a program that only reads, and returns what it prints.
-func run(ctx context.Context, program string) ([]byte, error) {
-	return execute(ctx, (*exec.Cmd).Start, nil, program)
-}
-
-// change runs the program on a table of rules, and waits for the lock of others that do. Its process is known as ours to a Watch.
-func (c *Chains) change(ctx context.Context, table string, args ...string) ([]byte, error) {
-	args = append([]string{"-t", table, "--wait", strconv.Itoa(lockSeconds)}, args...)
-	return execute(ctx, c.hands.start, c.hands.ended, c.program, args...)
-}
-
-// execute runs a program in the namespace of the calling thread, for execTimeout at most. It dies with us: what a killed agent had begun must
-// not go on under the next one. after may be nil.
-func execute(ctx context.Context, start func(*exec.Cmd) error, after func(*exec.Cmd), program string, args ...string) ([]byte, error) {
+// run runs a program that only reads, in the namespace of the calling thread, and returns what it prints. It dies with us.
+func run(ctx context.Context, program string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.WaitDelay = pipeTimeout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-		if after != nil {
-			after(cmd)
-		}
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && len(exit.Stderr) > 0 {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
 	}
 	switch {
 	case err == nil:
-		return out.Bytes(), nil
+		return out, nil
 	case ctx.Err() != nil:
 		err = fmt.Errorf("%w: %w", ctx.Err(), err) // or it would only say that the process was killed
 	}
-	return nil, &programError{program: program, said: string(bytes.TrimSpace(errs.Bytes())), err: err}
-}
-
-// programError is a program that failed.
-type programError struct {
-	program string
-	said    string // to standard error
-	err     error
-}
-
-// Error names the program and what it said.
-func (e *programError) Error() string {
-	if e.said == "" {
-		return fmt.Sprintf("run %s: %v", e.program, e.err)
-	}
-	return fmt.Sprintf("run %s: %v: %s", e.program, e.err, e.said)
-}
-
-// Unwrap returns how it ended.
-func (e *programError) Unwrap() error { return e.err }
-
-// missing tells whether a program failed because the rule or the chain is not there. It has no other way of saying so than its words.
-func missing(err error) bool {
-	var e *programError
-	if !errors.As(err, &e) {
-		return false
-	}
-	for _, words := range []string{"does a matching rule exist in that chain", "No chain/target/match by that name", "does not exist"} {
-		if strings.Contains(e.said, words) {
-			return true
-		}
-	}
-	return false
+	return nil, fmt.Errorf("run %s: %w", program, err)
 }
 
 // rule is a rule as the kernel tells it.

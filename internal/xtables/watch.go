@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,17 +21,29 @@ import (
 const (
 	// eventBuffer is the size of the socket's buffer in bytes: a proxy that writes ten thousand rules sends some megabytes of events.
 	eventBuffer = 8 << 20
-	// pidMemory is how long a program's process number stays known as ours after its end. Its events are in the socket by then, and the kernel
-	// gives the number to nobody else so soon.
-	pidMemory = time.Minute
+	// patience is how long the event of an own write is waited for. It is in the socket before the program ends; a busy agent reads it later.
+	patience = time.Minute
 )
 
 // hands is what a Watch has to know of the tables beside it: which changes are our own, and which of the kernel's chains hold rules of
 // ours. It is shared by the tables of both families.
+//
+// An event does not tell its writer from others, as go-iptables keeps its processes to itself. But of each write we know the one event
+// that it sends (seen with iptables 1.8.9 and Linux 6.18):
+//
+//	-N  a new chain        -I, -A  a new rule
+//	-X  a chain gone       -D      a rule gone
+//
+// A command that fails has sent none. The first write to a table also sends that the table is new, and the first to one of the kernel's
+// chains that this is; those are no changes, see decodeChange. -S and iptables-save send nothing, also where the table is new. So each write is expected,
+// and each event uses up one expectation of its like. An event that finds none is others'. Theirs may use up ours, but then our own finds
+// none: as many are left over as others have made. What is left over costs a list, and a list that finds all as it should be
+// writes nothing: there is no loop. A write that fails may leave its event to others': of a removal that finds nothing to remove the state is as wanted, and
+// after all other failures the table is listed anyway.
 type hands struct {
-	mu    sync.Mutex
-	pids  map[int]time.Time // of the programs that we ran, and when they ended; zero: not yet
-	hooks map[hook]bool
+	mu       sync.Mutex
+	expected map[change][]time.Time // when our writes began whose events are to come; nil: nobody watches
+	hooks    map[hook]bool
 }
 
 // hook is one of the kernel's chains.
@@ -41,28 +52,69 @@ type hook struct {
 	kernel.ChainKey
 }
 
-func newHands() *hands { return &hands{pids: map[int]time.Time{}, hooks: map[hook]bool{}} }
+func newHands() *hands { return &hands{hooks: map[hook]bool{}} }
 
-// start starts a program. Whoever asks about its events waits until its number is noted.
-func (h *hands) start(cmd *exec.Cmd) error {
+// watch begins to expect events, or ends that.
+func (h *hands) watch(on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for pid, ended := range h.pids {
-		if !ended.IsZero() && time.Since(ended) > pidMemory {
-			delete(h.pids, pid)
-		}
+	h.expected = nil
+	if on {
+		h.expected = map[change][]time.Time{}
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	h.pids[cmd.Process.Pid] = time.Time{}
-	return nil
 }
 
-func (h *hands) ended(cmd *exec.Cmd) {
+// expect notes a write that is about to be made.
+func (h *hands) expect(c change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.pids[cmd.Process.Pid] = time.Now()
+	if h.expected == nil {
+		return
+	}
+	for other := range h.expected {
+		h.expire(other)
+	}
+	h.expected[c] = append(h.expected[c], time.Now())
+}
+
+// takeBack expects the last write no longer.
+func (h *hands) takeBack(c change) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n := len(h.expected[c]); n > 0 {
+		h.keep(c, h.expected[c][:n-1])
+	}
+}
+
+// meets tells whether an event was expected, and uses that up.
+func (h *hands) meets(c change) bool {
+	h.expire(c)
+	since := h.expected[c]
+	if len(since) == 0 {
+		return false
+	}
+	h.keep(c, since[1:])
+	return true
+}
+
+// expire drops the expectations that were in vain.
+func (h *hands) expire(c change) {
+	since := h.expected[c]
+	old := 0
+	for old < len(since) && time.Since(since[old]) > patience {
+		old++
+	}
+	if old > 0 {
+		h.keep(c, since[old:])
+	}
+}
+
+func (h *hands) keep(c change, since []time.Time) {
+	if len(since) == 0 {
+		delete(h.expected, c)
+		return
+	}
+	h.expected[c] = since
 }
 
 // use notes the kernel's chains that hold rules of ours, or are to.
@@ -80,11 +132,8 @@ func (h *hands) use(v6 bool, keys ...kernel.ChainKey) {
 func (h *hands) spoils(c change) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if ended, own := h.pids[c.writer]; own && (ended.IsZero() || time.Since(ended) <= pidMemory) {
-		return false
-	}
 	k := kernel.ChainKey{Table: c.table, Chain: c.chain}
-	return c.chain != "" && ourChain(k) || h.hooks[hook{c.v6, k}]
+	return (ourChain(k) || h.hooks[hook{c.v6, k}]) && !h.meets(c)
 }
 
 // Watch tells when others have changed our chains, our rules, or what stands beside these in the kernel's chains. The kernel says so of what
@@ -102,7 +151,7 @@ type Watch struct {
 }
 
 // Watch opens a watch in the namespace that the calling thread is in, over the chains of c and of the table that IPv6 makes of it. What
-// these two write is not reported. Run must be called to follow it, and to release the socket.
+// these two write is not reported. Run must be called to follow it, and to release the socket; until that ends there may be no second watch.
 func (c *Chains) Watch(log *slog.Logger) (*Watch, error) {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
@@ -111,6 +160,7 @@ func (c *Chains) Watch(log *slog.Logger) (*Watch, error) {
 	if err := s.SetReceiveBufferSize(eventBuffer, true); err != nil {
 		log.Warn("keep the small buffer for nftables events", "err", err)
 	}
+	c.hands.watch(true)
 	return &Watch{s: s, hands: c.hands, log: log, changed: make(chan struct{}, 1)}, nil
 }
 
@@ -128,6 +178,7 @@ func (w *Watch) Spoiled() (v4, v6 bool) {
 
 // Run follows the events until ctx is done, and then returns nil. It may be called once.
 func (w *Watch) Run(ctx context.Context) error {
+	defer w.hands.watch(false)
 	stop := context.AfterFunc(ctx, w.close)
 	defer func() {
 		if stop() {
@@ -144,6 +195,7 @@ func (w *Watch) Run(ctx context.Context) error {
 			if err := w.drain(ctx); err != nil && ctx.Err() == nil {
 				return err
 			}
+			w.hands.watch(true) // none of the events that were expected will come
 			w.spoiled(true, true)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 		case err != nil:
@@ -180,11 +232,9 @@ func (w *Watch) close() {
 func (w *Watch) take(msgs []syscall.NetlinkMessage) {
 	var v4, v6 bool
 	for _, m := range msgs {
-		c, ok := decodeChange(m)
-		if !ok || v4 && !c.v6 || v6 && c.v6 || !w.hands.spoils(c) {
-			continue
+		if c, ok := decodeChange(m); ok && w.hands.spoils(c) {
+			v4, v6 = v4 || !c.v6, v6 || c.v6
 		}
-		v4, v6 = v4 || !c.v6, v6 || c.v6
 	}
 	w.spoiled(v4, v6)
 }
@@ -204,10 +254,10 @@ func (w *Watch) spoiled(v4, v6 bool) {
 
 // change is what an event says of a chain, or of a rule in it.
 type change struct {
-	writer int // number of the socket that it was written by: that of its process, as a rule
-	v6     bool
-	table  string
-	chain  string
+	kind  uint8 // msgNewChain, msgDelChain, msgNewRule or msgDelRule
+	v6    bool
+	table string
+	chain string
 }
 
 // Numbers of nftables messages and attributes (linux/netfilter/nf_tables.h).
@@ -229,14 +279,14 @@ func decodeChange(m syscall.NetlinkMessage) (c change, ok bool) {
 	if family != unix.AF_INET && family != unix.AF_INET6 {
 		return change{}, false
 	}
-	c = change{writer: int(m.Header.Pid), v6: family == unix.AF_INET6}
+	c = change{kind: uint8(m.Header.Type & 0xff), v6: family == unix.AF_INET6}
 	body := m.Data[nl.SizeofNfgenmsg:]
-	switch m.Header.Type & 0xff {
+	switch c.kind {
 	case msgNewRule, msgDelRule:
 		c.table, c.chain = twoNames(body, attrRuleTable, attrRuleChain)
 	case msgNewChain, msgDelChain:
 		c.table, c.chain = twoNames(body, attrChainTable, attrChainName)
-		if m.Header.Type&0xff == msgNewChain && !strings.HasPrefix(c.chain, kernel.ChainPrefix) {
+		if c.kind == msgNewChain && !strings.HasPrefix(c.chain, kernel.ChainPrefix) {
 			return change{}, false
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -145,28 +146,76 @@ func TestSpoiledFamiliesAreToldOnce(t *testing.T) {
 	}
 }
 
-// A program that hangs must not hang the loop: it is killed, and its change has failed.
-func TestProgramThatHangsIsKilled(t *testing.T) {
-	dir := t.TempDir()
-	started := filepath.Join(dir, "started")
-	if err := os.WriteFile(filepath.Join(dir, "iptables"), []byte("#!/bin/sh\n: >"+started+"\nexec sleep 60\n"), 0o755); err != nil {
-		t.Fatal(err)
+// Others' event of the like of ours may use up what we expect: then it is ours that finds nothing.
+func TestOthersAreNoticedBesideOwnWritesOfTheSameKind(t *testing.T) {
+	f := newWatched(t, NFT)
+	want := rules()
+	f.become(want)
+	k := kernel.ChainKey{Table: "filter", Chain: "cali-FORWARD"}
+	want[k] = kernel.Chain{Rules: want[k].Rules + "\n-s 192.0.2.1/32 -j DROP"}
+	f.Exec("iptables-nft", "-A", "cali-FORWARD", "-s", "192.0.2.2/32", "-j", "DROP")
+	f.become(want)
+	if !f.spoiled() {
+		t.Error("the foreign rule is not noticed")
 	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	c := &Chains{program: "iptables", hands: newHands()}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		_, err := c.change(ctx, "nat", "-S")
-		done <- err
-	}()
-	nettest.Eventually(t, func() error {
-		_, err := os.Stat(started)
-		return err
-	})
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
+}
+
+// What failed has sent no event, and must not hide one of others.
+func TestFailedWritesHideNothing(t *testing.T) {
+	f := newWatched(t, NFT)
+	want := rules()
+	f.become(want)
+	k := kernel.ChainKey{Table: "filter", Chain: "cali-FORWARD"}
+	bad := kernel.Chain{Rules: want[k].Rules + "\n-m no-such-match -j DROP"}
+	if err := f.apply([]kernel.Change[kernel.ChainKey, kernel.Chain]{{Key: k, New: &bad}}); err == nil {
+		t.Fatal("the kernel took a rule with an unknown match")
+	}
+	if f.spoiled() {
+		t.Fatal("the failure is reported")
+	}
+	f.Exec("iptables-nft", "-A", "cali-FORWARD", "-j", "DROP")
+	if !f.spoiled() {
+		t.Error("the foreign rule is not noticed")
+	}
+}
+
+func TestExpectationsDoNotOutliveTheirUse(t *testing.T) {
+	added := change{kind: msgNewRule, table: "nat", chain: "cali-A"}
+	h := newHands()
+	h.expect(added)
+	if !h.spoils(added) {
+		t.Error("without a watch, an event of ours was waited for")
+	}
+	h.watch(true)
+	h.expect(added)
+	h.expect(added)
+	h.takeBack(added)
+	if h.spoils(added) || !h.spoils(added) {
+		t.Error("one write stands for none or for two events")
+	}
+	h.expect(added)
+	if other := (change{kind: msgNewRule, v6: true, table: "nat", chain: "cali-A"}); !h.spoils(other) {
+		t.Error("an event of the other family was taken for ours")
+	}
+	h.expected[added][0] = time.Now().Add(-2 * patience)
+	if !h.spoils(added) {
+		t.Error("an old expectation hides an event")
+	}
+	h.expect(added)
+	h.expected[added][0] = time.Now().Add(-2 * patience)
+	h.expect(change{kind: msgDelRule, table: "nat", chain: "cali-A"})
+	if len(h.expected) != 1 {
+		t.Errorf("old expectations are kept: %v", h.expected)
+	}
+}
+
+func TestLegacyWritesAreNotExpected(t *testing.T) {
+	f := newWatched(t, Legacy)
+	f.become(rules())
+	f.hands.mu.Lock()
+	defer f.hands.mu.Unlock()
+	if len(f.hands.expected) > 0 {
+		t.Errorf("events that never come are expected: %v", f.hands.expected)
 	}
 }
 

@@ -293,10 +293,13 @@ func (r *blockReader) sequence(size int) map[string]uint64 {
 	return out
 }
 
-// ordinalText is a key that mostly is a small number, of which strconv has the text already.
+// ordinalText is a key that mostly is a small number, of which strconv has the text already. Keys such as "067" and "+12" are other texts
+// than the numbers in them.
 func ordinalText(key []byte) string {
-	if n, err := strconv.Atoi(string(key)); err == nil && n >= 0 && n < 100 && (n > 9) == (len(key) > 1) {
-		return strconv.Itoa(n)
+	if n, err := strconv.Atoi(string(key)); err == nil && 0 <= n && n < 100 {
+		if text := strconv.Itoa(n); text == string(key) {
+			return text
+		}
 	}
 	return string(key)
 }

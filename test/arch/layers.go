@@ -80,9 +80,11 @@ var Layers = []Row{
 	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},
 	{Level: 1, Path: "internal/policy", Sentence: "resolves policies and selectors into rules and sets, incrementally"},
+	{Level: 1, Path: "internal/ruleset", Sentence: "lays policy out as one nftables table, incrementally", Beside: []string{"internal/policy"}},
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
 	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
+	{Level: 0, Path: "internal/nftable", Sentence: "the content of an nftables table as values, their text, and the difference of two"},
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
@@ -105,8 +107,10 @@ var Pure = []string{
 	"internal/attach",
 	"internal/hostside",
 	"internal/kernel",
+	"internal/nftable",
 	"internal/plan",
 	"internal/policy",
+	"internal/ruleset",
 	"pkg/api",
 	"pkg/ipam/block",
 	"pkg/selector",

@@ -1,0 +1,71 @@
+package ruleset
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+)
+
+// Settings are what the table depends on besides policy.
+type Settings struct {
+	Prefixes []string // names of workloads' interfaces begin with one of them
+	MarkMask uint32   // bits of packet marks that are ours, see Marks
+	ToHost   ToHost   // what becomes of packets from workloads to their host that policy lets through
+
+	Reject      bool // denied packets are answered, instead of dropped without a word
+	KeepInvalid bool // packets that connection tracking finds invalid are not dropped
+
+	VXLAN, VXLAN6, IPIP bool           // the host takes such packets, from peers alone
+	VXLANPort           uint16         // of the host's tunnel, and of packets that workloads may not send
+	VXLANPeers          []netip.Prefix // of both families
+	IPIPPeers           []netip.Prefix
+	WorkloadVXLAN       bool // workloads may send VXLAN packets
+	WorkloadIPIP        bool // workloads may send IP in IP
+
+	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
+	FailsafeIn, FailsafeOut []Failsafe
+
+	LogGroup  uint16 // of nflog: who listens there hears of each denied and logged packet
+	LogRate   uint32 // at most so many a second for each rule; 0: no limit
+	Syslog    bool   // packets that a Log rule matches are written to the kernel's log too; not every kernel can (try Syslog in a table of its own)
+	LogPrefix string // in front of these lines
+}
+
+// Failsafe is a port that stays open on hosts' endpoints.
+type Failsafe struct {
+	Protocol uint8 // IANA number
+	Port     uint16
+	Net      netip.Prefix // zero: from and to everywhere
+}
+
+// ToHost is what becomes of packets from workloads to their host: DefaultEndpointToHostAction.
+type ToHost uint8
+
+// The zero value drops.
+const (
+	DropToHost   ToHost = iota
+	ReturnToHost        // the host's own rules judge them
+	AcceptToHost
+)
+
+// Marks returns the bits of a packet's mark that say that policy has accepted it, and passed it on: the two lowest of the mask.
+// iptables has to accept in FORWARD and INPUT what bears the first, for an accept of ours binds nobody else.
+func Marks(mask uint32) (accept, pass uint32) {
+	accept = 1 << bits.TrailingZeros32(mask)
+	return accept, 1 << bits.TrailingZeros32(mask&^accept)
+}
+
+// rendering is what all rules depend on.
+func (s Settings) rendering() string {
+	return fmt.Sprint(s.MarkMask, s.LogGroup, s.LogRate, s.Syslog, s.Reject, s.KeepInvalid, s.LogPrefix)
+}
+
+func (s Settings) accept() uint32 {
+	accept, _ := Marks(s.MarkMask)
+	return accept
+}
+
+func (s Settings) pass() uint32 {
+	_, pass := Marks(s.MarkMask)
+	return pass
+}
