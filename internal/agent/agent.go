@@ -168,6 +168,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 		g.Go(func() error { return a.addresses.run(ctx) })
 	}
 	g.Go(func() error { return a.loop(ctx) })
+	g.Go(func() error { return tidy(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
 	return nil

@@ -11,12 +11,13 @@ import (
 // planInputs are the kinds that a plan is computed from; settings are compared for themselves.
 const planInputs = feed.Pools | feed.Nodes | feed.Blocks | feed.Endpoints
 
-// planned is a plan and what it was computed from: computing it again costs a large cluster's node milliseconds, and most events, such as
+// planned is a plan and what it was computed from: computing it again takes time on a large cluster's node, and most events, such as
 // those of our own writes, are about none of this. The zero value is no plan.
 type planned struct {
 	snap     feed.Snapshot
 	settings plan.Settings
 	facts    uint64 // number of the host facts
+	planner  plan.Planner
 	result   plan.Result
 }
 
@@ -27,6 +28,6 @@ func (p *planned) compute(snap feed.Snapshot, node string, s plan.Settings, host
 	if !changed.Kinds.Has(planInputs) && facts == p.facts && reflect.DeepEqual(s, p.settings) {
 		return p.result, true
 	}
-	p.settings, p.facts, p.result = s, facts, plan.Compute(model(snap, node), s, host)
+	p.settings, p.facts, p.result = s, facts, p.planner.Compute(model(snap, node), s, host)
 	return p.result, false
 }

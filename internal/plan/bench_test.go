@@ -52,7 +52,7 @@ func cluster(nodes int) (Model, kernel.Host) {
 	return m, h
 }
 
-// BenchmarkCompute is what every event costs a node, by the size of its cluster.
+// BenchmarkCompute is what a change of anything but a block costs a node, by the size of its cluster.
 func BenchmarkCompute(b *testing.B) {
 	for _, nodes := range []int{10, 1000, 5000} {
 		m, h := cluster(nodes)
@@ -61,6 +61,24 @@ func BenchmarkCompute(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				Compute(m, s, h)
+			}
+		})
+	}
+}
+
+// BenchmarkPlanner is what one block that changes costs.
+func BenchmarkPlanner(b *testing.B) {
+	for _, nodes := range []int{10, 1000, 5000} {
+		m, h := cluster(nodes)
+		s := settings()
+		b.Run(strconv.Itoa(nodes)+"-nodes", func(b *testing.B) {
+			b.ReportAllocs()
+			var p Planner
+			p.Compute(m, s, h)
+			for b.Loop() {
+				changed := *m.Blocks[nodes/2]
+				m.Blocks[nodes/2] = &changed
+				p.Compute(m, s, h)
 			}
 		})
 	}

@@ -173,7 +173,9 @@ func (f *family) vtep(n *api.Node) {
 	key := kernel.NeighKey{Dev: f.vxlan.dev, Addr: tunnel}
 	_, taken := f.out.Neighs[key]
 	switch {
-	case !ok || f.ours(n, addr):
+	case f.ours(addr):
+		f.problem("Node("+n.Metadata.Name+")", oursText, addr.Addr())
+	case !ok:
 	case taken || tunnel == vxlanAddr(f.nodes[f.Node], f.v6):
 		f.problem("Node("+n.Metadata.Name+")", "has the VXLAN tunnel address %v of another node; remove it from the Node, and its agent allocates one", tunnel)
 	default:
@@ -184,13 +186,9 @@ func (f *family) vtep(n *api.Node) {
 }
 
 // ours reports whether another node's address is our own: it cannot be reached then, and the kernel refuses such routes.
-func (f *family) ours(n *api.Node, addr netip.Prefix) bool {
-	if addr.Addr() != f.self.Addr() {
-		return false
-	}
-	f.problem("Node("+n.Metadata.Name+")", "has the address %v of this node; correct it, or delete the Node if it is this host's old name", addr.Addr())
-	return true
-}
+func (f *family) ours(addr netip.Prefix) bool { return addr.Addr() == f.self.Addr() }
+
+const oursText = "has the address %v of this node; correct it, or delete the Node if it is this host's old name"
 
 func (f *family) vtepMAC(n *api.Node) (kernel.MAC, bool) {
 	set := n.Spec.VXLANTunnelMACAddr

@@ -66,6 +66,10 @@ type Problem struct {
 	Text   string // what is wrong and what to do
 }
 
+func newProblem(object, format string, args ...any) Problem {
+	return Problem{Object: object, Text: fmt.Sprintf(format, args...)}
+}
+
 // String is the object and the text.
 func (p Problem) String() string { return p.Object + ": " + p.Text }
 
@@ -87,12 +91,18 @@ const (
 
 // Compute returns the state that the node's kernel should have. Inputs are not modified.
 func Compute(m Model, s Settings, h kernel.Host) Result {
+	var p Planner
+	return p.Compute(m, s, h)
+}
+
+// compute works out everything but what the blocks give.
+func compute(in inputs) *computation {
+	m := in.Model
 	c := &computation{
-		Model: m, Settings: s, host: h, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
+		inputs: in, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
 		out: kernel.NewState(), said: map[Problem]struct{}{},
 	}
-	c.out.Routes = make(map[kernel.RouteKey]kernel.Route, len(m.Blocks)+len(m.Endpoints)) // maps that grow are filled twice
-	c.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(m.Nodes)+len(m.Endpoints))
+	c.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(m.Nodes)+len(m.Endpoints)) // maps that grow are filled twice
 	c.out.FDB = make(map[kernel.FDBKey]netip.Addr, len(m.Nodes))
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
@@ -107,30 +117,29 @@ func Compute(m Model, s Settings, h kernel.Host) Result {
 	for _, e := range m.Endpoints {
 		c.workload(e)
 	}
-	families := []*family{c.family(false)}
+	c.families = []*family{c.family(false)}
 	if c.IPv6 && (c.Keep.VXLAN6 || c.asksForIPv6()) {
 		c.forward("net/ipv6/conf/all/forwarding")
-		families = append(families, c.family(true))
+		c.families = append(c.families, c.family(true))
 	}
-	mtu := c.hostMTU(families)
-	podMTU := mtu
-	for _, f := range families {
-		podMTU = min(podMTU, f.size(mtu))
+	mtu := c.hostMTU()
+	c.podMTU = mtu
+	for _, f := range c.families {
+		c.podMTU = min(c.podMTU, f.size(mtu))
 		f.vxlanDevice()
 		f.ipipDevice()
-		f.blocks()
 		f.firewall()
 		f.fromPods()
 	}
 	c.markRoutes()
-	return Result{State: c.out, PodMTU: podMTU, Modes: c.asked, Problems: c.problems}
+	return c
 }
 
-// computation is the working state of one Compute.
+// computation is a plan but for what the blocks give, and what that depends on.
 type computation struct {
-	Model
-	Settings
-	host     kernel.Host
+	inputs
+	families []*family
+	podMTU   int
 	asked    Modes
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
@@ -140,7 +149,7 @@ type computation struct {
 }
 
 func (c *computation) problem(object, format string, args ...any) {
-	p := Problem{Object: object, Text: fmt.Sprintf(format, args...)}
+	p := newProblem(object, format, args...)
 	if _, said := c.said[p]; said {
 		return
 	}
@@ -165,7 +174,7 @@ func (c *computation) usablePools() []*api.IPPool {
 // IPv6 is touched nowhere else. Blocks outlive a deleted pool.
 func (c *computation) asksForIPv6() bool {
 	return slices.ContainsFunc(c.Pools, func(p *api.IPPool) bool { return p.Spec.CIDR.Addr().Is6() }) ||
-		slices.ContainsFunc(c.Blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })
+		c.blocks6
 }
 
 // modes are the encapsulations that pools ask for, or the settings in their place. Disabled pools count: their pods live on.
@@ -244,9 +253,9 @@ func (c *computation) addrs(name string, e *api.WorkloadEndpoint) []netip.Addr {
 //  3. while an uplink has lost its carrier and none is live, those that match and are up.
 //
 // The loopback device says nothing: a node whose address is there reaches the others through devices that match.
-func (c *computation) hostMTU(families []*family) int {
+func (c *computation) hostMTU() int {
 	var matching, carrying, live, up int
-	for _, f := range families {
+	for _, f := range c.families {
 		l, ok := c.host.Links[f.parent.Name]
 		switch {
 		case !ok || f.parent.Name == "lo":

@@ -7,79 +7,76 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// blocks adds a route for every block, and one for each address that is used by another node than its block's.
-func (f *family) blocks() {
-	for _, b := range f.Blocks {
-		if b.CIDR.Addr().Is6() != f.v6 {
-			continue
-		}
-		owner, affine := b.Host()
-		switch {
-		case !affine:
-		case owner != f.Node:
-			f.remote(b.CIDR, owner)
-		case !b.CIDR.IsSingleIP():
-			f.out.Routes[f.key(b.CIDR)] = kernel.Route{Type: kernel.Blackhole, Protocol: kernel.RouteProtocol}
-		}
-		f.borrowed(b, owner)
+// block adds the route to a block, and one for each of its addresses that is used by another node than its own.
+func (r *routing) block(b *api.Block) {
+	owner, affine := b.Host()
+	switch {
+	case !affine:
+	case owner != r.Node:
+		r.remote(b.CIDR, owner)
+	case !b.CIDR.IsSingleIP():
+		r.route(b.CIDR, kernel.Route{Type: kernel.Blackhole})
 	}
+	r.borrowed(b, owner)
 }
 
 // borrowed adds routes to the addresses of a block that are used on another node than its owner.
-func (f *family) borrowed(b *api.Block, owner string) {
+func (r *routing) borrowed(b *api.Block, owner string) {
 	for i, at := range b.Allocation {
 		if at == nil || *at < 0 || *at >= len(b.Attributes) {
 			continue
 		}
 		user := b.Attributes[*at].Secondary[api.AttrNode]
-		if user == "" || user == owner || user == f.Node {
+		if user == "" || user == owner || user == r.Node {
 			continue
 		}
 		a := nth(b.CIDR.Addr(), i)
-		f.remote(netip.PrefixFrom(a, a.BitLen()), user)
+		r.remote(netip.PrefixFrom(a, a.BitLen()), user)
 	}
 }
 
 // remote adds the route to a range that is used on another node. The address of a pod of ours is not, whatever its block says.
-func (f *family) remote(dst netip.Prefix, owner string) {
-	if _, here := f.local[dst.Addr()]; here && dst.IsSingleIP() {
+func (r *routing) remote(dst netip.Prefix, owner string) {
+	if _, here := r.local[dst.Addr()]; here && dst.IsSingleIP() {
 		return
 	}
 	object := "Node(" + owner + ")"
-	n := f.nodes[owner]
+	n := r.nodes[owner]
 	if n == nil {
-		f.problem(object, "owns %v but is not in the datastore; no route until it is back or its addresses are released", dst)
+		r.problem(object, "owns %v but is not in the datastore; no route until it is back or its addresses are released", dst)
 		return
 	}
-	addr, ok := n.Address(f.v6)
+	addr, ok := n.Address(r.v6)
 	if !ok {
-		f.problem(object, "owns %v but has no address of that family; no route until its agent has started", dst)
+		r.problem(object, "owns %v but has no address of that family; no route until its agent has started", dst)
 		return
 	}
-	if !f.self.IsValid() && f.nodes[f.Node] != nil {
-		f.problem("Node("+f.Node+")", "has no %s address, so its pods reach no other node by %[1]s; set %s=autodetect for its agent", f, f.variable())
+	if !r.self.IsValid() && r.nodes[r.Node] != nil {
+		r.problem("Node("+r.Node+")", "has no %s address, so its pods reach no other node by %[1]s; set %s=autodetect for its agent", r.family, r.variable())
 	}
-	if f.parent == (kernel.Dev{}) || f.ours(n, addr) {
+	if r.parent == (kernel.Dev{}) {
 		return
 	}
-	near := f.self.Contains(addr.Addr())
+	if r.ours(addr) {
+		r.problem(object, oursText, addr.Addr())
+		return
+	}
+	near := r.self.Contains(addr.Addr())
 	vxlan, ipip := api.Never, api.Never
 	name := "no pool"
-	if pool := f.poolOf(dst); pool != nil {
+	if pool := r.poolOf(dst); pool != nil {
 		vxlan, ipip, name = pool.Spec.VXLANMode, pool.Spec.IPIPMode, "IPPool("+pool.Metadata.Name+")"
 	}
 	switch {
 	case encapsulated(vxlan, near):
-		f.throughVXLAN(dst, name, n)
+		r.throughVXLAN(dst, name, n)
 	case encapsulated(ipip, near):
-		f.throughIPIP(dst, name, addr.Addr())
+		r.throughIPIP(dst, name, addr.Addr())
 	case near:
-		f.out.Routes[f.key(dst)] = kernel.Route{
-			Gateway: addr.Addr(), Dev: f.parent, Onlink: true, Protocol: kernel.RouteProtocol,
-		}
+		r.route(dst, kernel.Route{Gateway: addr.Addr(), Dev: r.parent, Onlink: true})
 	default:
-		f.problem(object, "is outside our subnet %v and %s is not encapsulated there: the route to %v must come from the network. "+
-			"Use vxlanMode CrossSubnet or Always if it does not", f.self.Masked(), name, dst)
+		r.problem(object, "is outside our subnet %v and %s is not encapsulated there: the route to %v must come from the network. "+
+			"Use vxlanMode CrossSubnet or Always if it does not", r.self.Masked(), name, dst)
 	}
 }
 
@@ -89,37 +86,34 @@ func encapsulated(mode api.EncapMode, near bool) bool {
 
 // throughVXLAN routes a range to a node's VXLAN device. The tunnel address itself may stand outside the node's blocks:
 // then it is reached directly on the device.
-func (f *family) throughVXLAN(dst netip.Prefix, pool string, n *api.Node) {
-	gw := vxlanAddr(n, f.v6)
+func (r *routing) throughVXLAN(dst netip.Prefix, pool string, n *api.Node) {
+	gw := vxlanAddr(n, r.v6)
 	switch {
-	case !f.vxlan.asked:
-		f.problem(pool, "uses VXLAN, and vxlanEnabled is false on this node; no route to %v", dst)
+	case !r.vxlan.asked:
+		r.problem(pool, "uses VXLAN, and vxlanEnabled is false on this node; no route to %v", dst)
 	case !gw.IsValid():
-		f.problem("Node("+n.Metadata.Name+")", "has no VXLAN tunnel address yet; no route to %v until its agent has allocated one", dst)
-		f.hold(dst)
-	case !f.vxlan.ready || !f.vteps[n.Metadata.Name]:
-		f.hold(dst)
+		r.problem("Node("+n.Metadata.Name+")", "has no VXLAN tunnel address yet; no route to %v until its agent has allocated one", dst)
+		r.hold(dst)
+	case !r.vxlan.ready || !r.vteps[n.Metadata.Name]:
+		r.hold(dst)
 	case dst.IsSingleIP() && dst.Addr() == gw:
-		f.out.Routes[f.key(dst)] = kernel.Route{Scope: kernel.LinkScope, Dev: f.vxlan.dev, Protocol: kernel.RouteProtocol}
+		r.route(dst, kernel.Route{Scope: kernel.LinkScope, Dev: r.vxlan.dev})
 	default:
-		f.out.Routes[f.key(dst)] = kernel.Route{Gateway: gw, Dev: f.vxlan.dev, Onlink: true, Protocol: kernel.RouteProtocol}
+		r.route(dst, kernel.Route{Gateway: gw, Dev: r.vxlan.dev, Onlink: true})
 	}
 }
 
 // throughIPIP routes a range to a node through the IP-in-IP device, which sends to the gateway's address what is routed via it.
-func (f *family) throughIPIP(dst netip.Prefix, pool string, node netip.Addr) {
+func (r *routing) throughIPIP(dst netip.Prefix, pool string, node netip.Addr) {
 	switch {
-	case !f.ipip.asked:
-		f.problem(pool, "uses IP-in-IP, and ipipEnabled is false on this node; no route to %v", dst)
-	case !f.ipip.ready:
-		f.hold(dst)
+	case !r.ipip.asked:
+		r.problem(pool, "uses IP-in-IP, and ipipEnabled is false on this node; no route to %v", dst)
+	case !r.ipip.ready:
+		r.hold(dst)
 	default:
-		f.out.Routes[f.key(dst)] = kernel.Route{Gateway: node, Dev: f.ipip.dev, Onlink: true, Protocol: kernel.RouteProtocol}
+		r.route(dst, kernel.Route{Gateway: node, Dev: r.ipip.dev, Onlink: true})
 	}
 }
-
-// hold leaves standing what carries a range's packets until its new route can be written.
-func (f *family) hold(dst netip.Prefix) { f.out.Held[f.key(dst)] = struct{}{} }
 
 // key names a route to a range. The kernel gives an IPv6 route without metric this one.
 func (f *family) key(dst netip.Prefix) kernel.RouteKey {

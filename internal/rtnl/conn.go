@@ -29,6 +29,7 @@ const (
 type Conn struct {
 	h       *netlink.Handle          // for what the library encodes
 	sockets map[int]*nl.SocketHandle // for dumps, which we decode ourselves as the monitor decodes events
+	sender  *sender                  // for changes of which there may be many
 	own     atomic.Pointer[kernel.Ownership]
 }
 
@@ -48,7 +49,13 @@ func Open() (*Conn, error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	limit := unix.NsecToTimeval(socketTimeout.Nanoseconds())
-	c := &Conn{h: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}
+	out, err := openSender()
+	if err != nil {
+		h.Close()
+		s.Close()
+		return nil, err
+	}
+	c := &Conn{h: h, sender: out, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}
 	if err := errors.Join(s.SetSendTimeout(&limit), s.SetReceiveTimeout(&limit)); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
@@ -69,6 +76,7 @@ func (c *Conn) ownership() kernel.Ownership {
 // Close releases the sockets. Nothing else of the connection may be used afterwards.
 func (c *Conn) Close() {
 	c.h.Close()
+	c.sender.close()
 	c.sockets[unix.NETLINK_ROUTE].Close()
 }
 

@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -55,23 +56,44 @@ func (c *Conn) neighbours(ctx context.Context, family uint8, f func(device, neig
 
 // Apply sets and removes neighbour entries.
 func (t Neighs) Apply(ctx context.Context, changes []kernel.Change[kernel.NeighKey, kernel.MAC]) error {
-	return kernel.Each(changes, func(c kernel.Change[kernel.NeighKey, kernel.MAC]) error {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("change neighbour %v on %v: %w", c.Key.Addr, c.Key.Dev, err)
-		}
-		n := &netlink.Neigh{LinkIndex: c.Key.Dev.Index, IP: toIP(c.Key.Addr), State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST}
-		if c.New == nil {
-			if err := t.c.h.NeighDel(n); err != nil && !gone(err) {
-				return fmt.Errorf("remove neighbour %v on %v: %w", c.Key.Addr, c.Key.Dev, err)
+	return each(ctx, t.c.sender, changes, way[kernel.NeighKey, kernel.MAC]{
+		encode: func(m *messages, c kernel.Change[kernel.NeighKey, kernel.MAC]) {
+			n := neighbour{index: c.Key.Dev.Index, addr: c.Key.Addr}
+			if c.New != nil {
+				n.mac = *c.New
 			}
-			return nil
-		}
-		n.HardwareAddr = c.New[:]
-		if err := t.c.h.NeighSet(n); err != nil {
-			return fmt.Errorf("set neighbour %v on %v: %w", c.Key.Addr, c.Key.Dev, err)
-		}
-		return nil
+			appendEntry(m, c.New != nil, n)
+		},
+		refused: func(c kernel.Change[kernel.NeighKey, kernel.MAC], err error) error {
+			switch {
+			case c.New != nil:
+				return fmt.Errorf("set neighbour %v on %v: %w", c.Key.Addr, c.Key.Dev, err)
+			case gone(err):
+				return nil
+			}
+			return fmt.Errorf("remove neighbour %v on %v: %w", c.Key.Addr, c.Key.Dev, err)
+		},
 	})
+}
+
+// appendEntry adds the message that sets a permanent entry of the neighbour or forwarding table, or removes it: struct ndmsg and attributes. A
+// zero MAC is left out.
+func appendEntry(m *messages, set bool, n neighbour) {
+	kind, flags := uint16(unix.RTM_DELNEIGH), uint16(0)
+	if set {
+		kind, flags = unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE
+	}
+	of, own := family(n.addr), byte(0)
+	if n.bridge {
+		of, own = unix.AF_BRIDGE, netlink.NTF_SELF
+	}
+	fixed := binary.NativeEndian.AppendUint32([]byte{of, 0, 0, 0}, uint32(n.index))
+	fixed = binary.NativeEndian.AppendUint16(fixed, netlink.NUD_PERMANENT)
+	m.begin(kind, flags, append(fixed, own, unix.RTN_UNICAST)...)
+	m.addr(netlink.NDA_DST, n.addr)
+	if n.mac != (kernel.MAC{}) {
+		m.attr(netlink.NDA_LLADDR, n.mac[:])
+	}
 }
 
 // FDB is the table of the permanent forwarding entries of our VXLAN devices. Their mark is the device.
@@ -97,28 +119,22 @@ func ourFDB(dev string, n neighbour) bool {
 
 // Apply sets and removes forwarding entries.
 func (t FDB) Apply(ctx context.Context, changes []kernel.Change[kernel.FDBKey, netip.Addr]) error {
-	return kernel.Each(changes, func(c kernel.Change[kernel.FDBKey, netip.Addr]) error {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("change forwarding entry %v of %v: %w", c.Key.MAC, c.Key.Dev, err)
-		}
-		n := &netlink.Neigh{
-			LinkIndex:    c.Key.Dev.Index,
-			Family:       unix.AF_BRIDGE,
-			Flags:        netlink.NTF_SELF,
-			State:        netlink.NUD_PERMANENT,
-			HardwareAddr: c.Key.MAC[:],
-		}
-		if c.New == nil {
-			n.IP = toIP(*c.Old)
-			if err := t.c.h.NeighDel(n); err != nil && !gone(err) {
-				return fmt.Errorf("remove forwarding entry %v of %v: %w", c.Key.MAC, c.Key.Dev, err)
+	return each(ctx, t.c.sender, changes, way[kernel.FDBKey, netip.Addr]{
+		encode: func(m *messages, c kernel.Change[kernel.FDBKey, netip.Addr]) {
+			to := c.New
+			if to == nil {
+				to = c.Old
 			}
-			return nil
-		}
-		n.IP = toIP(*c.New)
-		if err := t.c.h.NeighSet(n); err != nil {
-			return fmt.Errorf("set forwarding entry %v dst %v of %v: %w", c.Key.MAC, *c.New, c.Key.Dev, err)
-		}
-		return nil
+			appendEntry(m, c.New != nil, neighbour{bridge: true, index: c.Key.Dev.Index, mac: c.Key.MAC, addr: *to})
+		},
+		refused: func(c kernel.Change[kernel.FDBKey, netip.Addr], err error) error {
+			switch {
+			case c.New != nil:
+				return fmt.Errorf("set forwarding entry %v dst %v of %v: %w", c.Key.MAC, *c.New, c.Key.Dev, err)
+			case gone(err):
+				return nil
+			}
+			return fmt.Errorf("remove forwarding entry %v of %v: %w", c.Key.MAC, c.Key.Dev, err)
+		},
 	})
 }

@@ -2,11 +2,11 @@ package rtnl
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -75,25 +75,43 @@ func ourRoute(own kernel.Ownership, r kernel.Route) bool {
 // one at every moment. A route that is not ours is never overwritten: then the new one is refused.
 func (t Routes) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteKey, kernel.Route]) error {
 	x := routing{Routes: t}
-	return kernel.Each(changes, func(c kernel.Change[kernel.RouteKey, kernel.Route]) error {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("change route to %v: %w", c.Key.Dst, err)
-		}
-		if c.New == nil {
-			return t.remove(c.Key, *c.Old)
-		}
-		var err error
-		if c.Old == nil {
-			err = x.add(ctx, c.Key, *c.New)
-		} else {
-			err = t.replace(c.Key, *c.New)
-		}
-		if err != nil {
-			return err
-		}
-		return fault.At(fault.ApplyRoutePut)
+	return each(ctx, t.c.sender, changes, way[kernel.RouteKey, kernel.Route]{
+		encode: func(m *messages, c kernel.Change[kernel.RouteKey, kernel.Route]) {
+			switch {
+			case c.New == nil:
+				appendRemoval(m, c.Key, *c.Old)
+			case c.Old == nil:
+				appendRoute(m, addFlags, c.Key, *c.New)
+			default:
+				appendRoute(m, replaceFlags, c.Key, *c.New)
+			}
+		},
+		refused: func(c kernel.Change[kernel.RouteKey, kernel.Route], err error) error {
+			switch {
+			case c.New == nil && gone(err):
+				return nil
+			case c.New == nil:
+				return fmt.Errorf("remove route %s: %w", kernel.RouteText(c.Key, *c.Old), err)
+			case c.Old == nil:
+				return x.addRefused(ctx, c.Key, *c.New, err)
+			default:
+				return putError(c.Key, *c.New, t.refused(replaceFlags, c.Key, *c.New, err))
+			}
+		},
+		made: func(c kernel.Change[kernel.RouteKey, kernel.Route]) error {
+			if c.New == nil {
+				return nil
+			}
+			return fault.At(fault.ApplyRoutePut)
+		},
 	})
 }
+
+// How a route is put.
+const (
+	addFlags     = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	replaceFlags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE // the kernel takes (destination, metric) for a route's identity, and swaps the rest in one step
+)
 
 // routing is one Apply.
 type routing struct {
@@ -101,8 +119,9 @@ type routing struct {
 	foreign map[kernel.RouteKey]kernel.Route // nil until it is needed
 }
 
-func (x *routing) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) error {
-	err := x.make(k, r, x.c.h.RouteAdd)
+// addRefused looks at what is in the way of a route.
+func (x *routing) addRefused(ctx context.Context, k kernel.RouteKey, r kernel.Route, err error) error {
+	err = x.refused(addFlags, k, r, err)
 	if !is(err, unix.EEXIST) {
 		return putError(k, r, err)
 	}
@@ -115,7 +134,7 @@ func (x *routing) add(ctx context.Context, k kernel.RouteKey, r kernel.Route) er
 		return fmt.Errorf("add route %s: there is already %q, which is not ours; if it is not needed, `ip route del %s`",
 			kernel.RouteText(k, r), text, text)
 	}
-	return x.replace(k, r)
+	return putError(k, r, x.put(replaceFlags, k, r))
 }
 
 func (x *routing) listForeign(ctx context.Context) error {
@@ -134,26 +153,25 @@ func (x *routing) listForeign(ctx context.Context) error {
 	return err
 }
 
-// replace relies on the kernel taking (destination, metric) for a route's identity, and swapping the rest in one step.
-func (t Routes) replace(k kernel.RouteKey, r kernel.Route) error {
-	return putError(k, r, t.make(k, r, t.c.h.RouteReplace))
+// put adds or replaces a route, alone.
+func (t Routes) put(flags uint16, k kernel.RouteKey, r kernel.Route) error {
+	return t.refused(flags, k, r, t.c.sender.one(func(m *messages) { appendRoute(m, flags, k, r) }))
 }
 
-// make adds or replaces a route. IPv6 does not take a gateway that it knows behind another device, even for onlink: such is the remote tunnel address
-// in a block that was routed without a tunnel until now. Such a route is made while another leads to the gateway alone by the right device. Who is
-// killed between leaves that one, which is marked as ours and which nobody wants.
-func (t Routes) make(k kernel.RouteKey, r kernel.Route, put func(*netlink.Route) error) error {
-	err := put(encodeRoute(k, r))
+// refused makes a second attempt where there is one. IPv6 does not take a gateway that it knows behind another device, even for onlink: such is the
+// remote tunnel address in a block that was routed without a tunnel until now. Such a route is made while another leads to the gateway alone by the
+// right device. Who is killed between leaves that one, which is marked as ours and which nobody wants.
+func (t Routes) refused(flags uint16, k kernel.RouteKey, r kernel.Route, err error) error {
 	if !is(err, unix.EINVAL) || !r.Onlink || !r.Gateway.Is6() {
 		return err
 	}
-	way := kernel.RouteKey{Dst: netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), Metric: 1}
-	x := encodeRoute(way, kernel.Route{Dev: r.Dev, Protocol: kernel.RouteProtocol})
-	if err := t.c.h.RouteAdd(x); err != nil && !is(err, unix.EEXIST) {
+	key := kernel.RouteKey{Dst: netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), Metric: 1}
+	way := kernel.Route{Dev: r.Dev, Protocol: kernel.RouteProtocol}
+	if err := t.c.sender.one(func(m *messages) { appendRoute(m, addFlags, key, way) }); err != nil && !is(err, unix.EEXIST) {
 		return fmt.Errorf("make the gateway known: %w", err)
 	}
-	err = put(encodeRoute(k, r))
-	if gone := t.c.h.RouteDel(x); gone != nil && !is(gone, unix.ESRCH) {
+	err = t.c.sender.one(func(m *messages) { appendRoute(m, flags, k, r) })
+	if gone := t.c.sender.one(func(m *messages) { appendRemoval(m, key, way) }); gone != nil && !is(gone, unix.ESRCH) {
 		err = errors.Join(err, fmt.Errorf("forget the gateway: %w", gone))
 	}
 	return err
@@ -166,40 +184,43 @@ func putError(k kernel.RouteKey, r kernel.Route, err error) error {
 	return fmt.Errorf("add route %s: %w", kernel.RouteText(k, r), err)
 }
 
-// remove names all that it knows of the route, so that one that somebody has put in its place stays. The kernel takes metric 0
-// for any metric, and then removes the first match, which is the one with the lowest.
-func (t Routes) remove(k kernel.RouteKey, r kernel.Route) error {
-	x := encodeRoute(k, r)
-	x.Scope = netlink.SCOPE_NOWHERE // any
-	x.Gw, x.Src, x.Flags = nil, nil, 0
-	if r.Type != kernel.Unicast && r.Type != kernel.Blackhole {
-		x.Type = int(r.Type) - otherType
+// appendRoute adds the message that puts a route.
+func appendRoute(m *messages, flags uint16, k kernel.RouteKey, r kernel.Route) {
+	scope := byte(unix.RT_SCOPE_UNIVERSE)
+	if r.Scope == kernel.LinkScope {
+		scope = unix.RT_SCOPE_LINK
 	}
-	if err := t.c.h.RouteDel(x); err != nil && !gone(err) {
-		return fmt.Errorf("remove route %s: %w", kernel.RouteText(k, r), err)
+	var onlink uint32
+	if r.Onlink {
+		onlink = unix.RTNH_F_ONLINK
 	}
-	return nil
+	m.begin(unix.RTM_NEWROUTE, flags, rtmsg(k, r, scope, onlink)...)
+	m.addr(unix.RTA_DST, k.Dst.Addr())
+	m.addr(unix.RTA_PREFSRC, r.Src)
+	m.addr(unix.RTA_GATEWAY, r.Gateway)
+	m.uint32(unix.RTA_PRIORITY, k.Metric)
+	m.uint32(unix.RTA_OIF, r.Dev.Index)
 }
 
-func encodeRoute(k kernel.RouteKey, r kernel.Route) *netlink.Route {
-	x := &netlink.Route{
-		Dst:       toIPNet(k.Dst),
-		Priority:  k.Metric,
-		Table:     unix.RT_TABLE_MAIN,
-		Protocol:  netlink.RouteProtocol(r.Protocol),
-		LinkIndex: r.Dev.Index,
-		Gw:        toIP(r.Gateway),
-		Src:       toIP(r.Src),
-		Type:      unix.RTN_UNICAST,
+// appendRemoval adds the message that removes a route. It names all that it knows of it, so that one that somebody has put in its place stays. The
+// kernel takes metric 0 for any metric, and then removes the first match, which is the one with the lowest.
+func appendRemoval(m *messages, k kernel.RouteKey, r kernel.Route) {
+	m.begin(unix.RTM_DELROUTE, 0, rtmsg(k, r, unix.RT_SCOPE_NOWHERE, 0)...) // of any scope
+	m.addr(unix.RTA_DST, k.Dst.Addr())
+	m.uint32(unix.RTA_PRIORITY, k.Metric)
+	m.uint32(unix.RTA_OIF, r.Dev.Index)
+}
+
+// rtmsg is struct rtmsg (rtnetlink(7)) of a route in the main table.
+func rtmsg(k kernel.RouteKey, r kernel.Route, scope byte, flags uint32) []byte {
+	kind := byte(unix.RTN_UNICAST)
+	switch r.Type {
+	case kernel.Unicast:
+	case kernel.Blackhole:
+		kind = unix.RTN_BLACKHOLE
+	default:
+		kind = byte(r.Type - otherType)
 	}
-	if r.Type == kernel.Blackhole {
-		x.Type = unix.RTN_BLACKHOLE
-	}
-	if r.Scope == kernel.LinkScope {
-		x.Scope = netlink.SCOPE_LINK
-	}
-	if r.Onlink {
-		x.Flags = unix.RTNH_F_ONLINK
-	}
-	return x
+	b := []byte{family(k.Dst.Addr()), byte(k.Dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, byte(r.Protocol), scope, kind}
+	return binary.NativeEndian.AppendUint32(b, flags)
 }

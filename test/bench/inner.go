@@ -69,8 +69,8 @@ func runInner(ctx context.Context, bin string) error {
 	return b.size()
 }
 
-func name(i int) string  { return fmt.Sprintf("bench-%d", i) }
-func netns(i int) string { return "/run/netns/" + name(i) }
+func name(i int) string      { return fmt.Sprintf("bench-%d", i) }
+func netnsPath(i int) string { return "/run/netns/" + name(i) }
 
 // values learns the sizes from what an ADD has written.
 func (b *inner) values(ctx context.Context) error {
@@ -96,7 +96,7 @@ func (b *inner) values(ctx context.Context) error {
 
 func (b *inner) floorAdd(round, i int) error {
 	addr := net.IPv4(10, 99, byte(i/250), byte(i%250+1)).String()
-	if err := b.exec(nil, nil, "floor", "add", netns(i), fmt.Sprintf("floor%d", i), addr); err != nil {
+	if err := b.exec(nil, nil, "floor", "add", netnsPath(i), fmt.Sprintf("floor%d", i), addr); err != nil {
 		return err
 	}
 	k := keys(round, i)
@@ -104,7 +104,7 @@ func (b *inner) floorAdd(round, i int) error {
 }
 
 func (b *inner) floorDel(round, i int) error {
-	if err := b.exec(nil, nil, "floor", "del", netns(i)); err != nil {
+	if err := b.exec(nil, nil, "floor", "del", netnsPath(i)); err != nil {
 		return err
 	}
 	k := keys(round, i)
@@ -134,7 +134,7 @@ func (b *inner) muslinDel(round, i int) error { return b.cni("DEL", round, i) }
 
 func (b *inner) cni(verb string, round, i int) error {
 	env := []string{
-		"CNI_COMMAND=" + verb, fmt.Sprintf("CNI_CONTAINERID=b%02d%03d", round, i), "CNI_NETNS=" + netns(i), "CNI_IFNAME=eth0", "CNI_PATH=" + b.bin,
+		"CNI_COMMAND=" + verb, fmt.Sprintf("CNI_CONTAINERID=b%02d%03d", round, i), "CNI_NETNS=" + netnsPath(i), "CNI_IFNAME=eth0", "CNI_PATH=" + b.bin,
 	}
 	return b.exec(env, b.conf, "muslin")
 }

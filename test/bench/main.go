@@ -35,21 +35,42 @@ func main() {
 
 func run(ctx context.Context) error {
 	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
+	what := flag.String("what", "attach", "what to do there: attach, routes or fill NODES ENDPOINTS")
 	bin := flag.String("bin", "bin", "folder of the built programs")
 	addresses := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
 	operator := flag.Bool("operator", false, "measure only the operator's command; needs no root")
+	memory := flag.Bool("memory", false, "measure only the agent's memory")
+	traffic := flag.Bool("traffic", false, "measure only traffic between pods")
+	routes := flag.Bool("routes", false, "measure only how changes of the datastore become routes")
 	flag.Parse()
 	if *inner != "" {
-		return runInner(ctx, *inner)
+		return runInside(ctx, *inner, *what)
 	}
 	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
-	all := !*addresses && !*operator
+	all := !*addresses && !*operator && !*routes && !*traffic && !*memory
 	if all {
 		if err := outer(ctx, *bin); err != nil {
 			return err
 		}
 	}
+	if all || *routes {
+		if err := onRoutes(ctx, *bin); err != nil {
+			return err
+		}
+	}
+	if all || *memory {
+		if err := onMemory(ctx, *bin); err != nil {
+			return err
+		}
+	}
 	var cs []comparison
+	if all || *traffic {
+		more, err := runTraffic(ctx, *bin)
+		if err != nil {
+			return err
+		}
+		cs = append(cs, more...)
+	}
 	if all || *addresses {
 		more, err := runAddresses(ctx)
 		if err != nil {
@@ -67,8 +88,31 @@ func run(ctx context.Context) error {
 	return printTable(os.Stdout, cs)
 }
 
-// outer brings a lab of one node up, measures inside it and takes it down again.
-func outer(ctx context.Context, bin string) (err error) {
+// runInside does what the command line says on a node of a lab.
+func runInside(ctx context.Context, bin, what string) error {
+	var nodes int
+	var endpoints bool
+	switch what {
+	case "attach":
+		return runInner(ctx, bin)
+	case "routes":
+		return runRoutes(ctx)
+	}
+	if _, err := fmt.Sscanf(what, "fill %d %t", &nodes, &endpoints); err != nil {
+		return fmt.Errorf("-what %q: %w", what, err)
+	}
+	return runFill(ctx, nodes, endpoints)
+}
+
+// outer measures attaches inside a lab of one node.
+func outer(ctx context.Context, bin string) error {
+	o := lab.Defaults()
+	o.Nodes = 1
+	return withLab(ctx, bin, o, func(l *lab.Lab, work string) error { return inside(ctx, l, work, "attach") })
+}
+
+// withLab brings a lab up, of which every node sees the programs in the folder work, and takes it down again after measure.
+func withLab(ctx context.Context, bin string, o lab.Options, measure func(l *lab.Lab, work string) error) (err error) {
 	work, err := os.MkdirTemp("", "muslin-bench-")
 	if err != nil {
 		return err
@@ -77,8 +121,6 @@ func outer(ctx context.Context, bin string) (err error) {
 	if err := collect(ctx, bin, work); err != nil {
 		return err
 	}
-	o := lab.Defaults()
-	o.Nodes = 1
 	l, err := lab.Up(ctx, lab.Config{Dir: filepath.Join("/run", filepath.Base(work)), Bin: work, Options: o, Guarded: true})
 	if err != nil {
 		return err
@@ -88,8 +130,13 @@ func outer(ctx context.Context, bin string) (err error) {
 		defer cancel()
 		err = errors.Join(err, l.Down(ctx))
 	}()
+	return measure(l, work)
+}
+
+// inside runs this very program on the lab's first node.
+func inside(ctx context.Context, l *lab.Lab, work, what string) error {
 	return l.Exec(ctx, "node-1", lab.Command{
-		Args: []string{filepath.Join(work, "bench"), "-inner", work}, Stdout: os.Stdout, Stderr: os.Stderr,
+		Args: []string{filepath.Join(work, "bench"), "-inner", work, "-what", what}, Stdout: os.Stdout, Stderr: os.Stderr,
 	})
 }
 

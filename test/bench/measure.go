@@ -79,6 +79,30 @@ func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
 	return do, undo, nil
 }
 
+// byTurns measures sides that take the times of their parts themselves, the one that begins changing each round.
+func byTurns(names []string, floor, subject func(round int) ([]time.Duration, error)) ([]comparison, error) {
+	cs := make([]comparison, len(names))
+	for i, name := range names {
+		cs[i].name = name
+	}
+	for r := range rounds {
+		for turn := range 2 {
+			side, into := floor, func(c *comparison) *[]time.Duration { return &c.floor }
+			if (r+turn)%2 == 1 {
+				side, into = subject, func(c *comparison) *[]time.Duration { return &c.subject }
+			}
+			took, err := side(r)
+			if err != nil {
+				return cs, fmt.Errorf("%s, round %d: %w", names[0], r, err)
+			}
+			for i := range cs {
+				*into(&cs[i]) = append(*into(&cs[i]), took[i])
+			}
+		}
+	}
+	return cs, nil
+}
+
 // pair is an operation and what is done after it: its inverse, or something to what it made.
 type pair struct {
 	do, undo side

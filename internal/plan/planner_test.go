@@ -1,0 +1,159 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+// world is what a planner is told, and how it changes: as in the feed, what changes gets a new pointer.
+type world struct {
+	*rapid.T
+	m Model
+	s Settings
+	h kernel.Host
+}
+
+// TestPlannerGivesWhatComputeGives changes a small cluster at random and compares each plan with one that is computed from nothing.
+func TestPlannerGivesWhatComputeGives(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m, h := cluster(8)
+		w := &world{T: t, m: m, s: settings(), h: h}
+		changes := []func(){w.block, w.block, w.noBlock, w.block6, w.node, w.noNode, w.pool, w.endpoint, w.device, w.setting, func() {}}
+		var p Planner
+		for range rapid.IntRange(1, 12).Draw(t, "changes") {
+			rapid.SampledFrom(changes).Draw(t, "change")()
+			got, want := p.Compute(w.m, w.s, w.h), Compute(w.m, w.s, w.h)
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("planner:\n%s%v\nfrom nothing:\n%s%v", got.State.Text(), got.Problems, want.State.Text(), want.Problems)
+			}
+		}
+	})
+}
+
+// TestPlannerLooksOnlyAtNewBlocks is what it is for.
+func TestPlannerLooksOnlyAtNewBlocks(t *testing.T) {
+	m, h := cluster(50)
+	var p Planner
+	p.Compute(m, settings(), h)
+	before := maps.Clone(p.parts)
+	b := *m.Blocks[7]
+	m.Blocks = slices.Clone(m.Blocks)
+	m.Blocks[7] = &b
+	p.Compute(m, settings(), h)
+	for i, x := range m.Blocks {
+		if same := p.parts[x] == before[x]; same != (i != 7) {
+			t.Errorf("block %d: what it gave is used again: %t", i, same)
+		}
+	}
+	if len(p.parts) != len(m.Blocks) {
+		t.Errorf("%d blocks are remembered and not %d", len(p.parts), len(m.Blocks))
+	}
+}
+
+// put replaces an element of a list, in a copy of it.
+func put[V any](list []V, i int, v V) []V {
+	list = slices.Clone(list)
+	list[i] = v
+	return list
+}
+
+func (w *world) index(of int) int { return rapid.IntRange(0, of-1).Draw(w.T, "which") }
+
+func (w *world) name() string { return fmt.Sprintf("node-%d", rapid.IntRange(1, 10).Draw(w.T, "node")) }
+
+// block gives a block another owner, or one of its addresses another user.
+func (w *world) block() {
+	if len(w.m.Blocks) == 0 {
+		return
+	}
+	i := w.index(len(w.m.Blocks))
+	b := *w.m.Blocks[i]
+	if owner := api.HostAffinityOf(w.name()); rapid.Bool().Draw(w.T, "owner") || len(b.Attributes) == 0 {
+		b.Affinity = &owner
+	} else {
+		b.Attributes = put(b.Attributes, 0, api.Attributes{Secondary: map[string]string{api.AttrNode: w.name()}})
+	}
+	w.m.Blocks = put(w.m.Blocks, i, &b)
+}
+
+func (w *world) noBlock() {
+	if len(w.m.Blocks) > 0 {
+		i := w.index(len(w.m.Blocks))
+		w.m.Blocks = slices.Delete(slices.Clone(w.m.Blocks), i, i+1)
+	}
+}
+
+func (w *world) block6() {
+	owner := api.HostAffinityOf(w.name())
+	w.m.Blocks = append(slices.Clone(w.m.Blocks), &api.Block{CIDR: netip.PrefixFrom(nth(netip.MustParseAddr("fd00::"), len(w.m.Blocks)*64), 122), Affinity: &owner})
+}
+
+// node changes a node's address, or takes its tunnel address away.
+func (w *world) node() {
+	if len(w.m.Nodes) == 0 {
+		return
+	}
+	i := w.index(len(w.m.Nodes))
+	n := *w.m.Nodes[i]
+	if rapid.Bool().Draw(w.T, "address") {
+		at := rapid.SampledFrom([]string{"172.16.0.1/16", "172.16.0.9/16", "172.17.0.9/16"}).Draw(w.T, "to")
+		n.Spec.BGP = &api.NodeBGP{IPv4Address: api.Prefix{Prefix: netip.MustParsePrefix(at)}, IPv6Address: api.Prefix{Prefix: netip.MustParsePrefix("fd01::9/64")}}
+	} else {
+		n.Spec.IPv4VXLANTunnelAddr = netip.Addr{}
+	}
+	w.m.Nodes = put(w.m.Nodes, i, &n)
+}
+
+func (w *world) noNode() {
+	if len(w.m.Nodes) > 0 {
+		i := w.index(len(w.m.Nodes))
+		w.m.Nodes = slices.Delete(slices.Clone(w.m.Nodes), i, i+1)
+	}
+}
+
+func (w *world) pool() {
+	p := *w.m.Pools[0]
+	modes := []api.EncapMode{api.Never, api.Always, api.CrossSubnet}
+	p.Spec.VXLANMode, p.Spec.IPIPMode = rapid.SampledFrom(modes).Draw(w.T, "VXLAN"), api.Never
+	if p.Spec.VXLANMode == api.Never {
+		p.Spec.IPIPMode = rapid.SampledFrom(modes).Draw(w.T, "IP-in-IP")
+	}
+	w.m.Pools = []*api.IPPool{&p}
+}
+
+// endpoint moves a local pod to an address that may be in another node's block.
+func (w *world) endpoint() {
+	i := w.index(len(w.m.Endpoints))
+	e := *w.m.Endpoints[i]
+	e.Spec.IPNetworks = []api.Prefix{api.HostPrefix(nth(netip.MustParseAddr("10.0.0.0"), w.index(256)))}
+	w.m.Endpoints = put(w.m.Endpoints, i, &e)
+}
+
+func (w *world) device() {
+	names := slices.Sorted(maps.Keys(w.h.Links))
+	name := rapid.SampledFrom(names).Draw(w.T, "device")
+	l := w.h.Links[name]
+	l.Up = !l.Up
+	w.h.Links = maps.Clone(w.h.Links)
+	w.h.Links[name] = l
+}
+
+func (w *world) setting() {
+	switch rapid.IntRange(0, 2).Draw(w.T, "setting") {
+	case 0:
+		w.s.Keep = Modes{VXLAN: !w.s.Keep.VXLAN}
+	case 1:
+		w.s.Ours.Protocol = 80 + 81 - max(w.s.Ours.Protocol, 80)
+	default:
+		w.s.IPv6 = !w.s.IPv6
+	}
+}
