@@ -24,8 +24,8 @@ import (
 
 const dropsHelp = `Say which policies and rules of this node drop packets. It is run on the node, as root.
 
-Without --follow: how many packets and bytes each has dropped since its counter was made, which is when the agent first put the rule into the kernel;
-changes of policy and restarts of the agent leave it alone. --all counts what rules allow, pass on and log, too, and what staged
+Without --follow: how many packets and bytes each has dropped since its counter was made, which is when the agent put the rule into the kernel;
+changes of other rules and restarts of the agent leave it alone. --all counts what rules allow, pass on and log, too, and what staged
 policies would have done.
 
 With --follow: each dropped packet as it comes, and each that a Log rule tells of, until interrupted. A rule tells of no more than a few packets a second;

@@ -21,8 +21,8 @@ got round to. An answer is an answer, so that the exit code is 0 for Deny too.
 Pods are given as NAMESPACE/POD, as NAMESPACE/WORKLOADENDPOINT, as either alone where only one namespace has it, or by address; --to, and
 --from too, may be any other address: of a node, or of the world outside. A service's address is nobody's here: name one of its pods.
 
-Left out, --protocol is TCP, for which most rules are written, and --icmp-type an echo request, as ping sends it. There is no usual port: as long as none is
-given, rules that depend on it are refused rather than guessed. "icmp" between addresses of IPv6 means ICMPv6.`
+Left out, --protocol is TCP, for which most rules are written, and --icmp-type an echo request, as ping sends it. There is no usual port: where
+none is given and a rule depends on it, that is an error rather than a guess. "icmp" between addresses of IPv6 means ICMPv6.`
 
 // question is what explain is asked.
 type question struct {
