@@ -100,7 +100,7 @@ func (f *family) locate() {
 	}
 	f.self = addr
 	if f.parent, ok = f.host.Holder(addr.Addr()); !ok {
-		f.problem("Node("+f.Node+")", "no device that is up holds its address %v; correct IP or IP_AUTODETECTION_METHOD", addr.Addr())
+		f.problem("Node("+f.Node+")", "no device that is up holds its address %v; correct %s or %[2]s_AUTODETECTION_METHOD", addr.Addr(), f.variable())
 	}
 }
 
