@@ -122,7 +122,7 @@ func (a *Agent) start(ctx context.Context) error {
 // keepName writes the node's name down, where the next start and the plugins look for it.
 func (a *Agent) keepName() error {
 	if err := startup.WriteFile(a.cfg.NodeNameFile, a.node); err != nil {
-		return fmt.Errorf("write the node's name to CALICO_NODENAME_FILE=%s: %w", a.cfg.NodeNameFile, err)
+		return fmt.Errorf("keep the node's name in CALICO_NODENAME_FILE: %w", err)
 	}
 	return nil
 }

@@ -353,3 +353,16 @@ func TestWhatCannotBeReadStopsNoNode(t *testing.T) {
 		}
 	}
 }
+
+func TestFailedWriteFileSaysTheSameEachTime(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{dir, filepath.Join(dir, "file", "below"), "/proc/none"} {
+		if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first, second := startup.WriteFile(path, "1450"), startup.WriteFile(path, "1450")
+		if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+path+": ") {
+			t.Errorf("%s: %v, and then %v", path, first, second)
+		}
+	}
+}
