@@ -26,7 +26,7 @@ type addresses struct {
 
 	look chan struct{}  // cap 1: look again
 	seen []netip.Prefix // what the last look was about; owned by the loop
-	said []string       // problems that were logged and are still there; owned by run
+	said []string       // problems that were logged and are still there; owned by start, and then by run
 }
 
 func newAddresses(every time.Duration, find func(context.Context) ([]string, error), log *slog.Logger) *addresses {
@@ -71,7 +71,7 @@ func (a *addresses) run(ctx context.Context) error {
 	}
 }
 
-// once looks, and logs each problem when it appears and when it is gone.
+// once looks.
 func (a *addresses) once(ctx context.Context) (ok bool) {
 	problems, err := a.find(ctx)
 	if ctx.Err() != nil {
@@ -80,6 +80,12 @@ func (a *addresses) once(ctx context.Context) (ok bool) {
 	if err != nil {
 		problems = append(problems, fmt.Sprintf("look after the node's addresses: %v", err))
 	}
+	a.say(problems)
+	return err == nil
+}
+
+// say logs each problem when it appears and when it is gone.
+func (a *addresses) say(problems []string) {
 	for _, p := range problems {
 		if !slices.Contains(a.said, p) {
 			a.log.Warn("problem", "what", p)
@@ -91,7 +97,6 @@ func (a *addresses) once(ctx context.Context) (ok bool) {
 		}
 	}
 	a.said = problems
-	return err == nil
 }
 
 // pause waits for a while; it reports whether ctx is still alive.

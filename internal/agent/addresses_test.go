@@ -77,6 +77,7 @@ func TestProblemOfAnAddressIsSaidOnceWhenItComesAndWhenItGoes(t *testing.T) {
 		}
 		return x
 	}})))
+	a.say([]string{"taken"}) // by the start
 	for range len(problems) {
 		a.once(t.Context())
 	}

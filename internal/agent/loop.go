@@ -146,10 +146,10 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	settings.Keep = a.linger.keep()
 	host, facts := a.monitor.Facts()
 	result, again := a.planned.compute(snap, a.node, settings, host, facts)
-	a.say(problems, result.Problems, snap.Bad())
 	if err := a.publishMTU(result.PodMTU); err != nil {
-		a.log.Warn("write the pods' MTU", "error", err)
+		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
+	a.say(problems, result.Problems, snap.Bad())
 	a.linger.saw(result.Modes)
 	if again && a.kernel.Settled() {
 		a.consider(snap)

@@ -95,10 +95,11 @@ func (a *Agent) introduce(environ []string) {
 func (a *Agent) start(ctx context.Context) error {
 	waiting := false
 	for {
-		err := startup.Run(ctx, a.node, a.cfg, a.startupDeps())
+		problems, err := startup.Run(ctx, a.node, a.cfg, a.startupDeps())
+		a.addresses.say(problems)
 		if err == nil {
 			a.tunnels.ensure(ctx, a.linger.left())
-			return startup.WriteFile(a.cfg.NodeNameFile, a.node)
+			return a.keepName()
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -116,4 +117,12 @@ func (a *Agent) start(ctx context.Context) error {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// keepName writes the node's name down, where the next start and the plugins look for it.
+func (a *Agent) keepName() error {
+	if err := startup.WriteFile(a.cfg.NodeNameFile, a.node); err != nil {
+		return fmt.Errorf("keep the node's name in CALICO_NODENAME_FILE: %w", err)
+	}
+	return nil
 }

@@ -306,6 +306,8 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		}},
 		{name: "no such namespace", code: attach.CodeBadEnv, says: "/run/netns/none", prep: func(_ *node, p *pod) { p.rt.NetNS = "/run/netns/none" }},
 		{name: "the host's own namespace", code: attach.CodeBadEnv, says: "the host's own", prep: func(n *node, p *pod) { p.rt.NetNS = n.Path() }},
+		{name: "MTU too small for IPv6", code: attach.CodeKernel, says: "an MTU of 1200 has no IPv6", agent: &fakeAgent{v6: true},
+			conf: conf{members: `"mtu":1200,"ipam":{"type":"calico-ipam","assign_ipv6":"true"}`}},
 		{name: "MTU file unreadable", code: attach.CodeBadConfig, says: "holds", prep: func(n *node, _ *pod) { n.write("/var/lib/calico/mtu", "big") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

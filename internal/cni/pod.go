@@ -16,6 +16,9 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
+// leastMTU6 is what every link with IPv6 carries (RFC 8200, section 5). The kernel takes IPv6 off an interface with less.
+const leastMTU6 = 1280
+
 // podSettings writes the settings of the pod's network namespace, which must be the calling thread's. Those of IPv6 must stand
 // before the interface is up.
 func podSettings(w pairWish) error {
@@ -26,6 +29,10 @@ func podSettings(w pairWish) error {
 	err := set("ipv4/ip_forward", forwarding)
 	if !w.v6 {
 		return err
+	}
+	if w.mtu != 0 && w.mtu < leastMTU6 {
+		return fmt.Errorf("an interface with an MTU of %d has no IPv6, which needs %d: raise the MTU of the devices between nodes, or set mtu in the "+
+			"network's configuration", w.mtu, leastMTU6)
 	}
 	return errors.Join(err,
 		set("ipv6/conf/all/disable_ipv6", "0"), set("ipv6/conf/default/disable_ipv6", "0"), set("ipv6/conf/lo/disable_ipv6", "0"),

@@ -247,7 +247,7 @@ func TestResourcesSayTheSameInTheirOwnForm(t *testing.T) {
 
 func TestValuesThatCannotBeReadAreNamed(t *testing.T) {
 	for name, text := range map[string]string{
-		"VXLANMTU": "10", "DeviceRouteProtocol": "4", "IptablesMarkMask": "7", "InterfacePrefix": "a-name-too-long-for-it", "RouteRefreshInterval": "-1",
+		"VXLANMTU": "10", "VXLANMTUV6": "1279", "DeviceRouteProtocol": "4", "IptablesMarkMask": "7", "InterfacePrefix": "a-name-too-long-for-it", "RouteRefreshInterval": "-1",
 		"IpsetsRefreshInterval": "soon", "DefaultEndpointToHostAction": "none", "HealthPort": "0", "NATPortRange": "9-1", "DeviceRouteSourceAddress": "fd00::1",
 		"LogSeverityFile": "loud", "MTUIfacePattern": "(", "ExternalNodesCIDRList": "10.0.0.0/40", "IPv4NormalRoutePriority": "0", "VXLANEnabled": "perhaps",
 	} {

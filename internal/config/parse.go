@@ -82,10 +82,15 @@ func within(lo, hi int) func(string) (int, error) {
 }
 
 // parseMTU takes what the kernel takes for IPv4 (RFC 791: every link carries 68 octets), and 0 for "choose".
-func parseMTU(s string) (int, error) {
+func parseMTU(s string) (int, error) { return mtu(s, 68) }
+
+// parseMTU6 is parseMTU for IPv6, which needs more (RFC 8200, section 5).
+func parseMTU6(s string) (int, error) { return mtu(s, 1280) }
+
+func mtu(s string, least int) (int, error) {
 	v, err := strconv.Atoi(s)
-	if err != nil || v != 0 && (v < 68 || v > 65535) {
-		return 0, errors.New("want 0 or a number between 68 and 65535")
+	if err != nil || v != 0 && (v < least || v > 65535) {
+		return 0, fmt.Errorf("want 0 or a number between %d and 65535", least)
 	}
 	return v, nil
 }

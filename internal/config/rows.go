@@ -91,7 +91,7 @@ func tunnelRows() []row {
 		as("ipipMTU", in("IpInIpMtu", "0", "of tunl0; 0 is the host's less 20", orNone(parseMTU), func(d *Dataplane) *int { return &d.IPIPMTU })),
 		in("VXLANEnabled", "", "do VXLAN whether or not a pool asks for it", orNone(parseOptionalBool), func(d *Dataplane) **bool { return &d.VXLANEnabled }),
 		in("VXLANMTU", "0", "of vxlan.calico; 0 is the host's less 50", orNone(parseMTU), func(d *Dataplane) *int { return &d.VXLANMTU }),
-		in("VXLANMTUV6", "0", "of vxlan-v6.calico; 0 is the host's less 70", orNone(parseMTU), func(d *Dataplane) *int { return &d.VXLANMTUV6 }),
+		in("VXLANMTUV6", "0", "of vxlan-v6.calico; 0 is the host's less 70", orNone(parseMTU6), func(d *Dataplane) *int { return &d.VXLANMTUV6 }),
 		in("VXLANPort", "4789", "UDP port of VXLAN, the same on all nodes", within(1, 65535), func(d *Dataplane) *int { return &d.VXLANPort }),
 		in("VXLANVNI", "4096", "VXLAN network identifier, the same on all nodes", within(0, 1<<24-1), func(d *Dataplane) *int { return &d.VXLANVNI }),
 		in("MTUIfacePattern", usualDevices, "regular expression of the devices between nodes, whose smallest MTU counts", regexp.Compile,

@@ -20,6 +20,9 @@ type family struct {
 	vteps  map[string]bool // nodes whose VXLAN device we reach through ours
 }
 
+// leastMTU6 is what every link with IPv6 carries (RFC 8200, section 5). The kernel takes IPv6 off a device with less.
+const leastMTU6 = 1280
+
 // tunnel is one encapsulation of a family.
 type tunnel struct {
 	asked bool       // routes may go through it
@@ -100,7 +103,7 @@ func (f *family) locate() {
 	}
 	f.self = addr
 	if f.parent, ok = f.host.Holder(addr.Addr()); !ok {
-		f.problem("Node("+f.Node+")", "no device that is up holds its address %v; correct IP or IP_AUTODETECTION_METHOD", addr.Addr())
+		f.problem("Node("+f.Node+")", "no device that is up holds its address %v; correct %s or %[2]s_AUTODETECTION_METHOD", addr.Addr(), f.variable())
 	}
 }
 
@@ -125,6 +128,11 @@ func (f *family) vxlanDevice() {
 	}
 	f.out.Links[name] = kernel.Link{
 		Type: kernel.VXLAN, VNI: f.VXLANVNI, Port: f.VXLANPort, Local: f.self.Addr(), Parent: f.parent, MAC: mac, MTU: f.vxlan.mtu,
+	}
+	if f.v6 && f.vxlan.mtu < leastMTU6 {
+		f.problem("Node("+f.Node+")", "%s has an MTU of %d, and IPv6 needs %d: no IPv6 through it; raise the MTU of %s to %d",
+			name, f.vxlan.mtu, leastMTU6, f.parent.Name, leastMTU6+vxlanOverheadV6)
+		return
 	}
 	f.tunnelAddr(f.vxlan, name, vxlanAddr(me, f.v6), "VXLAN")
 	if f.vxlan.dev, f.vxlan.ready = f.host.Dev(name); !f.vxlan.ready {

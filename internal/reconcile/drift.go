@@ -142,7 +142,7 @@ func linkWords() words[string, kernel.Link] {
 	return words[string, kernel.Link]{object: text[string], value: func(_ string, l kernel.Link) string {
 		switch {
 		case l == kernel.Link{}:
-			return "a device of another kind"
+			return "a device of another kind or with other options"
 		case l.MTU == 0:
 			return "down"
 		}

@@ -260,6 +260,7 @@ func (m *Monitor) link(d device) (news bool) {
 		m.forget(d.host.Index)
 	}
 	if known && old.name != d.name && ourLink(old.name) {
+		m.events.Lost = true // what hangs on it goes by another name now, and no event says so
 		m.events.Links[old.name] = nil
 	}
 	if ourLink(d.name) {

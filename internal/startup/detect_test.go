@@ -48,7 +48,7 @@ func (c detection) run(t *testing.T, srv *etcdtest.Server, v6 bool, h kernel.Hos
 	if change != nil {
 		change(&d)
 	}
-	err := startup.Run(t.Context(), "node-1", settings(t, off, name+"="+c.ip, name+"_AUTODETECTION_METHOD="+c.method), d)
+	_, err := startup.Run(t.Context(), "node-1", settings(t, off, name+"="+c.ip, name+"_AUTODETECTION_METHOD="+c.method), d)
 	return addressOf(t, st, "node-1", v6), err
 }
 
@@ -202,7 +202,7 @@ func TestKubeadmsRangesAndNameAreTakenOver(t *testing.T) {
 		maps + "kubeadm-config":     `{"data":{"ClusterConfiguration":"kind: ClusterConfiguration\nnetworking:\n  podSubnet: 10.77.0.0/16,fd00:77::/48\n"}}`,
 		maps + "full-cluster-state": `{"data":{}}`,
 	}
-	if err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect", "CLUSTER_TYPE=k8s,bgp"), d); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect", "CLUSTER_TYPE=k8s,bgp"), d); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"default-ipv4-ippool": "10.77.0.0/16", "default-ipv6-ippool": "fd00:77::/48"} {
@@ -249,7 +249,7 @@ func TestInterfacesAreListedWhereTheNodeLooksAtThem(t *testing.T) {
 		{"172.30.1.1", "1.10", []string{"eth1 10.5.0.7/16", "eth0 172.30.1.1/24 fd00:1::1/64"}},
 		{"", "", []string{"eth1 10.5.0.7/16", "eth0 172.30.1.1/24 fd00:1::1/64"}}, // as it was
 	} {
-		if err := startup.Run(t.Context(), "node-1", settings(t, "IP="+c.ip, "AS="+c.as), deps(st, h)); err != nil {
+		if _, err := startup.Run(t.Context(), "node-1", settings(t, "IP="+c.ip, "AS="+c.as), deps(st, h)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := store.Get[api.Node](t.Context(), st, node1)

@@ -21,7 +21,8 @@ func startOn(t *testing.T, c *store.Client, machine string) error {
 	t.Helper()
 	d := deps(c, hostWith("eth0 172.30.1.1/24"))
 	d.Machine = machine
-	return startup.Run(t.Context(), "node-1", settings(t), d)
+	_, err := startup.Run(t.Context(), "node-1", settings(t), d)
+	return err
 }
 
 const node1 = api.ResourcesRoot + "nodes/node-1"

@@ -47,6 +47,13 @@ func WriteFile(path, text string) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == text {
 		return nil
 	}
+	if err := replace(path, text); err != nil {
+		return fmt.Errorf("write %s: %w", path, withoutName(err))
+	}
+	return nil
+}
+
+func replace(path, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -63,4 +70,17 @@ func WriteFile(path, text string) error {
 		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	return nil
+}
+
+// withoutName is the reason of a failure alone: the name of the new file, which is another one each time, says nothing to anybody.
+func withoutName(err error) error {
+	var file *fs.PathError
+	var rename *os.LinkError
+	switch {
+	case errors.As(err, &file):
+		return file.Err
+	case errors.As(err, &rename):
+		return rename.Err
+	}
+	return err
 }

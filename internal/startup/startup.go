@@ -42,9 +42,14 @@ type Deps struct {
 
 // Run writes what the cluster and the node need, in the order in which other components rely on it. Any error is final for this
 // attempt; it names the object and what to do. Objects that cannot be read stop nothing, but for our own Node: they are logged.
-func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
+// What is wrong with the node's addresses and stops nothing either comes back as texts, as from Readdress.
+func Run(ctx context.Context, node string, cfg config.Node, d Deps) (problems []string, err error) {
 	s := &starter{Deps: d, cfg: cfg, node: node}
-	defer s.sayProblems()
+	err = s.run(ctx)
+	return s.problems, err
+}
+
+func (s *starter) run(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -63,7 +68,7 @@ func Run(ctx context.Context, node string, cfg config.Node, d Deps) error {
 		err := step.do(ctx)
 		var unreadable *store.UnreadableError
 		if errors.As(err, &unreadable) && !step.must {
-			d.Log.Warn("what etcd holds there cannot be read, and it stays as it is", "step", step.name, "error", err)
+			s.Log.Warn("what etcd holds there cannot be read, and it stays as it is", "step", step.name, "error", err)
 			continue
 		}
 		if err != nil {
@@ -84,12 +89,6 @@ type starter struct {
 // warn notes a problem.
 func (s *starter) warn(format string, args ...any) {
 	s.problems = append(s.problems, fmt.Sprintf(format, args...))
-}
-
-func (s *starter) sayProblems() {
-	for _, p := range s.problems {
-		s.Log.Warn("problem", "what", p)
-	}
 }
 
 // family is IPv4 or IPv6.

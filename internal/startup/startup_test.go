@@ -79,7 +79,7 @@ func TestFreshClusterHoldsWhatCalicoWouldWrite(t *testing.T) {
 	cfg := settings(t, "IP=autodetect", "CALICO_IPV4POOL_CIDR=10.244.0.0/16", "CALICO_IPV4POOL_VXLAN=CrossSubnet", "CLUSTER_TYPE=k8s,bgp", "CALICO_K8S_NODE_REF=kube-1")
 	d := deps(c, hostWith("eth0 172.30.1.1/24"))
 	for range 2 {
-		if err := startup.Run(t.Context(), "node-1", cfg, d); err != nil {
+		if _, err := startup.Run(t.Context(), "node-1", cfg, d); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -137,7 +137,7 @@ func TestWhatOthersWroteIsKept(t *testing.T) {
 		}
 	}
 	cfg := settings(t, "CLUSTER_TYPE=k8s")
-	if err := startup.Run(t.Context(), "node-1", cfg, deps(srv.Store(), hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", cfg, deps(srv.Store(), hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
 	keys := dump(t, srv)
@@ -168,7 +168,7 @@ func TestNodesThatStartTogetherMakeOneOfEach(t *testing.T) {
 		c := srv.Store()
 		wg.Go(func() {
 			cfg := settings(t, fmt.Sprintf("CLUSTER_TYPE=t%d", i))
-			errs[i] = startup.Run(t.Context(), fmt.Sprintf("node-%d", i), cfg, deps(c, hostWith(fmt.Sprintf("eth0 172.30.1.%d/24", i+1))))
+			_, errs[i] = startup.Run(t.Context(), fmt.Sprintf("node-%d", i), cfg, deps(c, hostWith(fmt.Sprintf("eth0 172.30.1.%d/24", i+1))))
 		})
 	}
 	wg.Wait()
@@ -189,10 +189,10 @@ func TestNodesThatStartTogetherMakeOneOfEach(t *testing.T) {
 func TestAddressTakenByAnotherNodeIsRefused(t *testing.T) {
 	srv := etcdtest.New(t)
 	h := hostWith("eth0 172.30.1.1/24")
-	if err := startup.Run(t.Context(), "node-1", settings(t), deps(srv.Store(), h)); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", settings(t), deps(srv.Store(), h)); err != nil {
 		t.Fatal(err)
 	}
-	err := startup.Run(t.Context(), "node-2", settings(t), deps(srv.Store(), h))
+	_, err := startup.Run(t.Context(), "node-2", settings(t), deps(srv.Store(), h))
 	if err == nil || !strings.Contains(err.Error(), `node "node-1" is already using the IPv4 address 172.30.1.1`) {
 		t.Errorf("error: %v", err)
 	}
@@ -203,7 +203,7 @@ func TestDualStackNodeHasBothAddressesAndPools(t *testing.T) {
 	c := srv.Store()
 	h := hostWith("eth0 172.30.1.1/24", "eth0 fd00:1::1/64")
 	for range 2 {
-		if err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect", "IP6=autodetect"), deps(c, h)); err != nil {
+		if _, err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect", "IP6=autodetect"), deps(c, h)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -228,7 +228,7 @@ func TestDualStackNodeHasBothAddressesAndPools(t *testing.T) {
 	if keys := dump(t, srv); keys[six] != 1 || keys[api.ResourcesRoot+"nodes/node-1"] != 1 {
 		t.Errorf("something was written the second time: %v", keys)
 	}
-	err = startup.Run(t.Context(), "node-2", settings(t, "IP=none", "IP6=fd00:1::1"), deps(c, h))
+	_, err = startup.Run(t.Context(), "node-2", settings(t, "IP=none", "IP6=fd00:1::1"), deps(c, h))
 	if err == nil || !strings.Contains(err.Error(), `node "node-1" is already using the IPv6 address fd00:1::1: set IP6 or IP6_AUTODETECTION_METHOD`) {
 		t.Errorf("the address of another node: %v", err)
 	}
@@ -252,7 +252,7 @@ func TestIPv6PoolNeedsAReason(t *testing.T) {
 		if c.with != nil {
 			c.with(&d)
 		}
-		if err := startup.Run(t.Context(), "node-1", settings(t, c.env...), d); err != nil {
+		if _, err := startup.Run(t.Context(), "node-1", settings(t, c.env...), d); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
@@ -275,7 +275,7 @@ func TestEtcdAwayIsSaidWithinTheDeadline(t *testing.T) {
 	srv.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	err := startup.Run(ctx, "node-1", settings(t), deps(c, hostWith("eth0 172.30.1.1/24")))
+	_, err := startup.Run(ctx, "node-1", settings(t), deps(c, hostWith("eth0 172.30.1.1/24")))
 	if err == nil || !strings.Contains(err.Error(), "hold the node's name") || !strings.Contains(err.Error(), store.ErrUnavailable.Error()) {
 		t.Errorf("error: %v", err)
 	}
@@ -338,7 +338,7 @@ func TestWhatCannotBeReadStopsNoNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect"), deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect"), deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := store.Get[api.Node](t.Context(), c, r+"nodes/node-1"); err != nil {
@@ -350,6 +350,19 @@ func TestWhatCannotBeReadStopsNoNode(t *testing.T) {
 		}
 		if slices.Contains(broken, key) && version != 1 {
 			t.Errorf("%s was written over", key)
+		}
+	}
+}
+
+func TestFailedWriteFileSaysTheSameEachTime(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{dir, filepath.Join(dir, "file", "below"), "/proc/none"} {
+		if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first, second := startup.WriteFile(path, "1450"), startup.WriteFile(path, "1450")
+		if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+path+": ") {
+			t.Errorf("%s: %v, and then %v", path, first, second)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/muslin-cni/muslin/internal/etcdtest"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/startup"
@@ -27,12 +29,31 @@ func nodes(t *testing.T, c *store.Client) []*api.Node {
 	return out
 }
 
+// Whoever compares the texts says a problem once.
+func TestStartNamesAProblemAsLaterLooksDo(t *testing.T) {
+	c := etcdtest.New(t).Store()
+	d := deps(c, hostWith("eth0 172.30.1.1/24"))
+	if problems, err := startup.Run(t.Context(), "node-1", settings(t, "IP=autodetect"), d); err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	cfg := settings(t, "IP=autodetect", "IP_AUTODETECTION_METHOD=cidr=10.0.0.0/8", "IP6=fd00::9")
+	atStart, err := startup.Run(t.Context(), "node-1", cfg, d)
+	if err != nil || len(atStart) != 2 {
+		t.Fatalf("problems %q, %v; want that the address is kept and that IP6 is nobody's", atStart, err)
+	}
+	later, err := startup.Readdress(t.Context(), "node-1", cfg, d, nodes(t, c))
+	if diff := cmp.Diff(atStart, later); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+}
+
 func TestDetectedAddressOfAnotherNodeIsGivenBack(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()
 	start := func(node, ip string, more ...string) error {
 		cfg := settings(t, append(more, "IP="+ip)...)
-		return startup.Run(t.Context(), node, cfg, deps(c, hostWith("eth0 172.30.1.1/24")))
+		_, err := startup.Run(t.Context(), node, cfg, deps(c, hostWith("eth0 172.30.1.1/24")))
+		return err
 	}
 	for _, err := range []error{start("node-1", "autodetect"), start("node-2", "172.30.1.2")} {
 		if err != nil {
@@ -71,10 +92,10 @@ func TestNodeFollowsItsHost(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()
 	cfg := settings(t, "IP=autodetect", "CALICO_K8S_NODE_REF=kube-1")
-	if err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := startup.Run(t.Context(), "node-2", settings(t, "IP=172.30.1.2"), deps(c, hostWith("eth0 172.30.1.2/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-2", settings(t, "IP=172.30.1.2"), deps(c, hostWith("eth0 172.30.1.2/24"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []struct {
@@ -120,7 +141,7 @@ func TestDeletedNodeIsNotMadeAgainByALook(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()
 	cfg := settings(t, "IP=autodetect")
-	if err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
 	known := nodes(t, c)
@@ -141,7 +162,7 @@ func TestAnotherMachinesNodeIsLeftAlone(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()
 	cfg := settings(t, "IP=autodetect")
-	if err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
 	if err := startup.Adopt(t.Context(), c, "node-1", otherMachine); err != nil {
@@ -159,7 +180,7 @@ func TestBackendNoneLooksAfterNoAddress(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()
 	cfg := settings(t, "IP=autodetect", "CALICO_NETWORKING_BACKEND=none", "AS=65001")
-	if err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
+	if _, err := startup.Run(t.Context(), "node-1", cfg, deps(c, hostWith("eth0 172.30.1.1/24"))); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Get[api.Node](t.Context(), c, node1)
