@@ -27,6 +27,7 @@ type chat struct {
 	echo  net.PacketConn
 	talk  net.Conn // TCP
 	probe net.Conn // UDP
+	going sync.WaitGroup
 
 	mu     sync.Mutex
 	ended  bool
@@ -73,18 +74,20 @@ func startChat(t *testing.T, l *lab.Lab, from, to string, addr netip.Addr, pause
 	if err := l.WithinPod(from, func() (err error) { c.probe, err = net.Dial("udp", c.echo.LocalAddr().String()); return err }); err != nil {
 		t.Fatal(err)
 	}
-	var going sync.WaitGroup
-	going.Go(func() { c.converse(pause) })
-	going.Go(func() { c.send(pause) })
-	going.Go(c.listen)
-	t.Cleanup(func() {
-		c.mu.Lock()
-		c.ended = true
-		c.mu.Unlock()
-		_, _, _, _ = c.door.Close(), c.echo.Close(), c.talk.Close(), c.probe.Close()
-		going.Wait()
-	})
+	c.going.Go(func() { c.converse(pause) })
+	c.going.Go(func() { c.send(pause) })
+	c.going.Go(c.listen)
+	t.Cleanup(c.finish)
 	return c
+}
+
+// finish ends the chat. Twice is no harm.
+func (c *chat) finish() {
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	_, _, _, _ = c.door.Close(), c.echo.Close(), c.talk.Close(), c.probe.Close()
+	c.going.Wait()
 }
 
 // repeat says back what the connection says.
