@@ -117,7 +117,9 @@ func setUpFabric(fabric *place, h *netlink.Handle, o Options) error {
 		return fmt.Errorf("set up lo: %w", err)
 	}
 	for subnet := 1; subnet <= o.Subnets; subnet++ {
-		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet)}}
+		// An address of its own: else it is that of a port, and changes as nodes come and go, under neighbours who know it.
+		mac := net.HardwareAddr{0x02, 0, 0, 0, 0xff, byte(subnet)}
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet), HardwareAddr: mac}}
 		if err := h.LinkAdd(br); err != nil {
 			return fmt.Errorf("add bridge %s: %w", br.Name, err)
 		}
