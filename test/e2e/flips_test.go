@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -26,6 +27,15 @@ func TestEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 		f.asAFreshStart()
 	}
 	allWell(t, f.lab)
+}
+
+// TestNodesThatFlipLateLoseNothing holds an agent still while the others change over: between it and them pods talk on, by the old mode or the new.
+func TestNodesThatFlipLateLoseNothing(t *testing.T) {
+	modes := []lab.Mode{lab.VXLAN, lab.Direct, lab.CrossSubnet}
+	f := newFlips(t, flips{dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
+	for i, mode := range tour(modes, len(modes))[1:] {
+		f.late([]string{"node-2", "node-3"}[i%2], mode)
+	}
 }
 
 // TestVMEveryPairOfModesFlipsUnderTraffic has the pairs with IP-in-IP on one side; the others need no machine.
@@ -130,7 +140,7 @@ func (f *flips) to(mode lab.Mode) {
 	}
 	start := time.Now()
 	f.write()
-	f.turned()
+	f.turned(nodesOf(f.t, f.lab))
 	turned := time.Since(start)
 	var worst silence
 	for _, c := range f.chats {
@@ -143,6 +153,34 @@ func (f *flips) to(mode lab.Mode) {
 	}
 	f.t.Logf("%s to %s: all nodes after %v, the longest silence of a pair %v, at most %d datagrams of a pair lost, nothing left after %v",
 		from, mode, turned.Round(time.Millisecond), worst.gap.Round(time.Millisecond), worst.lost, time.Since(start).Round(time.Millisecond))
+}
+
+// late changes the mode while the agent of one node, which is not the first, is held still.
+func (f *flips) late(node string, mode lab.Mode) {
+	f.t.Helper()
+	f.mode = mode
+	nodes := nodesOf(f.t, f.lab)
+	agent := nodes[slices.IndexFunc(nodes, func(n lab.Node) bool { return n.Name == node })].Agent.PID
+	for _, c := range f.chats {
+		c.mark()
+	}
+	if err := unix.Kill(agent, unix.SIGSTOP); err != nil {
+		f.t.Fatal(err)
+	}
+	f.write()
+	f.turned(slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node }))
+	for _, c := range f.chats {
+		c.goesOn(f.t)
+	}
+	if err := unix.Kill(agent, unix.SIGCONT); err != nil {
+		f.t.Fatal(err)
+	}
+	f.turned(nodes)
+	for _, c := range f.chats {
+		if cost := c.goesOn(f.t); cost.lost > 0 {
+			f.t.Errorf("%s late for %s: %s: %d datagrams are lost", node, mode, c.name, cost.lost)
+		}
+	}
 }
 
 // write changes the pools.
@@ -165,10 +203,9 @@ func (f *flips) write() {
 	}
 }
 
-// turned waits until every node reaches the others by the devices of the mode.
-func (f *flips) turned() {
+// turned waits until each of the nodes reaches the others of them by the devices of the mode.
+func (f *flips) turned(nodes []lab.Node) {
 	f.t.Helper()
-	nodes := nodesOf(f.t, f.lab)
 	for _, from := range nodes {
 		for _, to := range nodes {
 			if from.Name == to.Name {
