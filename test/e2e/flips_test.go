@@ -21,7 +21,7 @@ import (
 // across, by both families.
 func TestEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 	modes := []lab.Mode{lab.VXLAN, lab.Direct, lab.CrossSubnet}
-	f := newFlips(t, flips{dual: true, pause: 10 * time.Millisecond, linger: time.Second})
+	f := newFlips(t, flips{nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Second})
 	for _, mode := range tour(modes, len(modes))[1:] {
 		f.to(mode)
 		f.asAFreshStart()
@@ -32,7 +32,7 @@ func TestEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 // TestNodesThatFlipLateLoseNothing holds an agent still while the others change over: between it and them pods talk on, by the old mode or the new.
 func TestNodesThatFlipLateLoseNothing(t *testing.T) {
 	modes := []lab.Mode{lab.VXLAN, lab.Direct, lab.CrossSubnet}
-	f := newFlips(t, flips{dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
+	f := newFlips(t, flips{nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
 	for i, mode := range tour(modes, len(modes))[1:] {
 		f.late([]string{"node-2", "node-3"}[i%2], mode)
 	}
@@ -42,8 +42,8 @@ func TestNodesThatFlipLateLoseNothing(t *testing.T) {
 func TestVMEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 	nettest.Need(t, "ipip")
 	circuit := tour([]lab.Mode{lab.IPIP, lab.IPIPCrossSubnet, lab.VXLAN, lab.Direct, lab.CrossSubnet}, 2)
-	at := slices.Index(circuit, lab.VXLAN) // whose MTU fits into all
-	f := newFlips(t, flips{pause: 50 * time.Millisecond, linger: 3 * time.Second})
+	at := slices.Index(circuit, lab.VXLAN)                                                   // whose MTU fits into all
+	f := newFlips(t, flips{nodes: 2, pause: 50 * time.Millisecond, linger: 3 * time.Second}) // its processor is slow, and what is near is in the matrix
 	for _, mode := range slices.Concat(circuit[at+1:], circuit[1:at+1]) {
 		f.to(mode)
 	}
@@ -91,6 +91,7 @@ func TestTourHasEveryPairOnce(t *testing.T) {
 // flips is a lab whose pools change their mode: node-2 is on a subnet of its own, and node-1 and node-3 share one. The router between them
 // knows pods' blocks, so that direct works everywhere.
 type flips struct {
+	nodes  int // 2 or 3
 	dual   bool
 	pause  time.Duration // between what pods say to each other
 	linger time.Duration
@@ -104,11 +105,12 @@ type flips struct {
 func newFlips(t *testing.T, f flips) *flips {
 	f.t, f.mode, f.seen = t, lab.VXLAN, map[lab.Mode]map[string]string{}
 	f.lab = up(t, func(o *lab.Options) {
-		o.Subnets, o.Mode, o.DualStack, o.AgentEnv = 2, f.mode, f.dual, []string{"MUSLIN_LINGER=" + f.linger.String()}
+		o.Nodes, o.Subnets, o.Mode, o.DualStack, o.AgentEnv = f.nodes, 2, f.mode, f.dual, []string{"MUSLIN_LINGER=" + f.linger.String()}
 	})
 	teachRouter(t, f.lab, f.families())
-	for _, from := range []string{"a1", "a2", "a3"} {
-		for _, to := range []string{"a1", "a2", "a3"} {
+	pods := []string{"a1", "a2", "a3"}[:f.nodes]
+	for _, from := range pods {
+		for _, to := range pods {
 			if from == to {
 				continue
 			}
@@ -277,7 +279,7 @@ func (f *flips) left(kernels map[string]string) error {
 			}
 		}
 	}
-	for _, n := range f.nodes() {
+	for _, n := range f.records() {
 		vxlan := n.Spec.IPv4VXLANTunnelAddr.IsValid() || n.Spec.IPv6VXLANTunnelAddr.IsValid()
 		if vxlan != marks["vxlan"] || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() != marks["all-hosts-net"] {
 			return fmt.Errorf("in mode %s %s has these tunnel addresses: %+v", f.mode, n.Metadata.Name, n.Spec)
@@ -286,7 +288,8 @@ func (f *flips) left(kernels map[string]string) error {
 	return nil
 }
 
-func (f *flips) nodes() (out []api.Node) {
+// records are the Nodes in etcd.
+func (f *flips) records() (out []api.Node) {
 	for key, raw := range values(f.t, f.lab, api.ResourcesRoot+"nodes/") {
 		var n api.Node
 		decode(f.t, key, raw, &n)
@@ -301,7 +304,7 @@ var ownChains = regexp.MustCompile(`(?m)^(:[A-Z]+ [A-Z]+ ?|\*[a-z]+|COMMIT|)\n`)
 // kernels are the nodes' kernels, but for what differs each time: the numbers of devices, and the tunnels' addresses.
 func (f *flips) kernels() (map[string]string, error) {
 	var names []string
-	for _, n := range f.nodes() {
+	for _, n := range f.records() {
 		for kind, a := range map[string]netip.Addr{"v4": n.Spec.IPv4VXLANTunnelAddr, "v6": n.Spec.IPv6VXLANTunnelAddr, "ipip": n.Spec.BGP.IPv4IPIPTunnelAddr} {
 			if a.IsValid() {
 				for _, end := range []string{" ", "/32", "/128"} { // the block may begin with the address
