@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -22,13 +23,7 @@ func (c *conns) add(conn net.Conn) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var open []*net.TCPConn
-	for _, old := range c.open {
-		if !closed(old) {
-			open = append(open, old)
-		}
-	}
-	c.open = append(open, tcp)
+	c.open = append(slices.DeleteFunc(c.open, closed), tcp)
 }
 
 func closed(conn *net.TCPConn) bool {
