@@ -22,6 +22,7 @@ const settleTime = time.Second
 type addresses struct {
 	every time.Duration
 	find  func(context.Context) (problems []string, err error)
+	gone  func(func(netip.Addr) bool) // told at once which addresses the host has no more
 	log   *slog.Logger
 
 	look chan struct{}  // cap 1: look again
@@ -29,8 +30,8 @@ type addresses struct {
 	said []string       // problems that were logged and are still there; owned by start, and then by run
 }
 
-func newAddresses(every time.Duration, find func(context.Context) ([]string, error), log *slog.Logger) *addresses {
-	return &addresses{every: every, find: find, log: log, look: make(chan struct{}, 1)}
+func newAddresses(every time.Duration, find func(context.Context) ([]string, error), gone func(func(netip.Addr) bool), log *slog.Logger) *addresses {
+	return &addresses{every: every, find: find, gone: gone, log: log, look: make(chan struct{}, 1)}
 }
 
 // consider asks for another look if the host's addresses are not those of the last time. The loop calls it.
@@ -39,11 +40,17 @@ func (a *addresses) consider(h kernel.Host) {
 	if slices.Equal(now, a.seen) {
 		return
 	}
+	before := a.seen
 	a.seen = now
+	a.gone(func(was netip.Addr) bool { return has(before, was) && !has(now, was) })
 	select {
 	case a.look <- struct{}{}:
 	default:
 	}
+}
+
+func has(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
 // run looks whenever it is asked to, at intervals, and again until it succeeds, until ctx ends.

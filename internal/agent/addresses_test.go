@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -27,6 +28,7 @@ func hostAt(addrs map[string]string) kernel.Host {
 func TestAddressesAreLookedAtWhenTheHostsChangeAndNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var looks []time.Duration
+		var lost []string
 		begin := time.Now()
 		a := newAddresses(time.Minute, func(context.Context) ([]string, error) {
 			looks = append(looks, time.Since(begin))
@@ -34,6 +36,12 @@ func TestAddressesAreLookedAtWhenTheHostsChangeAndNowAndThen(t *testing.T) {
 				return nil, errors.New("etcd is away")
 			}
 			return nil, nil
+		}, func(gone func(netip.Addr) bool) {
+			for _, addr := range []string{"10.0.0.1", "10.0.0.2", "10.9.0.1"} {
+				if gone(netip.MustParseAddr(addr)) {
+					lost = append(lost, addr)
+				}
+			}
 		}, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
@@ -50,6 +58,9 @@ func TestAddressesAreLookedAtWhenTheHostsChangeAndNowAndThen(t *testing.T) {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+		if !slices.Equal(lost, []string{"10.0.0.1"}) {
+			t.Errorf("told that %v are gone", lost)
 		}
 		want := []time.Duration{time.Second, 21 * time.Second, 22 * time.Second, 22*time.Second + firstRetry, time.Minute}
 		// The second event came while the first was waited out; it asks once more.
@@ -71,7 +82,7 @@ func TestProblemOfAnAddressIsSaidOnceWhenItComesAndWhenItGoes(t *testing.T) {
 		now := problems[0]
 		problems = problems[1:]
 		return now, nil
-	}, slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, x slog.Attr) slog.Attr {
+	}, func(func(netip.Addr) bool) {}, slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, x slog.Attr) slog.Attr {
 		if x.Key == slog.TimeKey || x.Key == slog.LevelKey {
 			return slog.Attr{}
 		}

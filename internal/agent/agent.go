@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -90,7 +91,7 @@ func Run(ctx context.Context, environ []string, out io.Writer) error {
 	a.metrics = health.NewMetrics(a.node, a.facts)
 	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
 	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
-	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, a.log)
+	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, func(gone func(netip.Addr) bool) { a.store.Drop(gone) }, a.log)
 	a.kube = kubernetes(a.cfg, a.env)
 	a.introduce(environ)
 	err := a.run(ctx)

@@ -90,6 +90,7 @@ func (n *Node) variables() []variable {
 		{"CALICO_SHUTDOWN_TIMESTAMP_FILE", "/var/lib/calico/shutdownTS", "file that says since when the agent is down; it goes when the agent is up again", word(&n.ShutdownFile, "a path")},
 		{"KUBECONFIG", "", "how to reach the Kubernetes API server; not set: by the pod's service account", word(&n.Kubeconfig, "a path")},
 		{FileEnv, "", "file with settings, as Name = value; not set: " + defaultFile + " if it is there", word(new(string), "a path")},
+		{"MUSLIN_LINGER", "1m", "for how long the node goes on receiving by an encapsulation that no pool asks for any more", word(new(string), "a duration")},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 	}, append(n.Pool.variables(pool4), n.Pool6.variables(pool6)...)...)
 }

@@ -38,7 +38,7 @@ func NewCommand(set Settings) *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(
 		upCommand(set), downCommand(set), demoCommand(set), checkCommand(set),
-		podCommand(set), execCommand(set), logsCommand(set),
+		podCommand(set), nodeCommand(set), execCommand(set), logsCommand(set),
 		agentCommand(set, "stop", "Stop a node's agent, or etcd", (*Lab).StopAgent, (*Lab).StopEtcd),
 		agentCommand(set, "start", "Start a node's agent, or etcd", (*Lab).StartAgent, (*Lab).StartEtcd),
 		holderCommand(), etcdCommand(), relayCommand(), guardCommand(),
@@ -162,6 +162,31 @@ func (r Report) write(w io.Writer, asJSON bool) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(r)
+}
+
+func nodeCommand(set Settings) *cobra.Command {
+	cmd := &cobra.Command{Use: "node", Short: "Nodes of the lab"}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "add",
+		Short: "Add a node, with its agent",
+		Args:  cobra.NoArgs,
+		RunE: onLab(set, func(ctx context.Context, cmd *cobra.Command, l *Lab, _ []string) error {
+			n, err := l.AddNode(ctx)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on subnet %d has %s\n", n.Name, n.Subnet, addrsText(valid(n.Addr, n.Addr6)))
+			return nil
+		}),
+	}, &cobra.Command{
+		Use:   "rm NODE",
+		Short: "Take a node away, as if its power were cut; muslinctl delete node then cleans up",
+		Args:  exactly("a node's name"),
+		RunE: onLab(set, func(ctx context.Context, _ *cobra.Command, l *Lab, args []string) error {
+			return l.RemoveNode(ctx, args[0])
+		}),
+	})
+	return cmd
 }
 
 func podCommand(set Settings) *cobra.Command {

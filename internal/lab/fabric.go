@@ -43,13 +43,19 @@ func (o Options) subnetAddrs(subnet, host int) []netip.Prefix {
 func plannedNodes(o Options) []Node {
 	nodes := make([]Node, o.Nodes)
 	for i := range nodes {
-		subnet := i%o.Subnets + 1
-		nodes[i] = Node{Name: fmt.Sprintf("node-%d", i+1), Subnet: subnet, Addr: underlay(subnet, i+1)}
-		if o.DualStack {
-			nodes[i].Addr6 = underlay6(subnet, i+1)
-		}
+		nodes[i] = o.plannedNode(i + 1)
 	}
 	return nodes
+}
+
+// plannedNode is the node of a number, which counts from 1.
+func (o Options) plannedNode(number int) Node {
+	subnet := (number-1)%o.Subnets + 1
+	n := Node{Name: fmt.Sprintf("node-%d", number), Subnet: subnet, Addr: underlay(subnet, number)}
+	if o.DualStack {
+		n.Addr6 = underlay6(subnet, number)
+	}
+	return n
 }
 
 // wireFabric joins the namespaces of a lab whose holders run.
@@ -68,10 +74,9 @@ func wireFabric(s *state) error {
 		return fmt.Errorf("set up fabric: %w", err)
 	}
 	o := s.Options
-	for i, n := range s.Nodes {
-		p := port{host: n.Holder, name: n.Name, bridge: bridgeName(n.Subnet), addrs: o.subnetAddrs(n.Subnet, i+1), gateways: o.subnetAddrs(n.Subnet, gatewayHost)}
-		if err := plug(h, p); err != nil {
-			return fmt.Errorf("plug %s into fabric: %w", n.Name, err)
+	for _, n := range s.Nodes {
+		if err := plugNode(h, o, n); err != nil {
+			return err
 		}
 	}
 	gateways := o.subnetAddrs(outsideSubnet, gatewayHost)
@@ -112,7 +117,9 @@ func setUpFabric(fabric *place, h *netlink.Handle, o Options) error {
 		return fmt.Errorf("set up lo: %w", err)
 	}
 	for subnet := 1; subnet <= o.Subnets; subnet++ {
-		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet)}}
+		// An address of its own: else it is that of a port, and changes as nodes come and go, under neighbours who know it.
+		mac := net.HardwareAddr{0x02, 0, 0, 0, 0xff, byte(subnet)}
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(subnet), HardwareAddr: mac}}
 		if err := h.LinkAdd(br); err != nil {
 			return fmt.Errorf("add bridge %s: %w", br.Name, err)
 		}
@@ -130,6 +137,18 @@ type port struct {
 	bridge   string         // "": none
 	addrs    []netip.Prefix // of the host's end
 	gateways []netip.Prefix // of each family that the host has
+}
+
+func plugNode(fabric *netlink.Handle, o Options, n Node) error {
+	addrs := []netip.Prefix{netip.PrefixFrom(n.Addr, subnetBits)}
+	if n.Addr6.IsValid() {
+		addrs = append(addrs, netip.PrefixFrom(n.Addr6, subnetBits6))
+	}
+	p := port{host: n.Holder, name: n.Name, bridge: bridgeName(n.Subnet), addrs: addrs, gateways: o.subnetAddrs(n.Subnet, gatewayHost)}
+	if err := plug(fabric, p); err != nil {
+		return fmt.Errorf("plug %s into fabric: %w", n.Name, err)
+	}
+	return nil
 }
 
 // plug makes a veth pair with one end in the fabric and the other, eth0, in the host, and sets up both.

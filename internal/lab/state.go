@@ -73,7 +73,10 @@ func (s *state) node(name string) (*Node, error) {
 			return &s.Nodes[i], nil
 		}
 	}
-	return nil, fmt.Errorf("node %q does not exist: this lab has node-1 to node-%d", name, len(s.Nodes))
+	if len(s.Nodes) == 0 {
+		return nil, fmt.Errorf("node %q does not exist: this lab has none", name)
+	}
+	return nil, fmt.Errorf("node %q does not exist: this lab has %s to %s", name, s.Nodes[0].Name, s.Nodes[len(s.Nodes)-1].Name)
 }
 
 func (s *state) pod(name string) (*Pod, error) {

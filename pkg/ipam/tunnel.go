@@ -210,8 +210,12 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 		return err
 	}
 	serving := pools
-	if len(pools) == 0 && slices.Contains(t.lingering, k.name) {
+	switch {
+	case len(pools) > 0:
+	case slices.Contains(t.lingering, k.name):
 		serving = t.plan.facts.enabled(k.v6)
+	default:
+		serving = t.carried(k)
 	}
 	if kept, err := t.keep(ctx, k, has, serving); err != nil || kept {
 		return err
@@ -272,6 +276,15 @@ func (t *tunnels) pools(k tunnelKind) []store.Entry[api.IPPool] {
 	return slices.DeleteFunc(t.plan.facts.enabled(k.v6), func(e store.Entry[api.IPPool]) bool {
 		selects, err := selector.Parse(e.Value.Spec.NodeSelector)
 		return err != nil || !selects.Match(labels) || !k.carries(e.Value.Spec) || !e.Value.Allows(api.UseTunnel)
+	})
+}
+
+// carried are the pools whose traffic the tunnel carries, also those that hand out no more addresses on this node: pods that have theirs live on,
+// and nobody reaches them once the tunnel has no address.
+func (t *tunnels) carried(k tunnelKind) []store.Entry[api.IPPool] {
+	return slices.DeleteFunc(slices.Clone(t.plan.facts.Pools), func(e store.Entry[api.IPPool]) bool {
+		p := e.Value
+		return p.Metadata.DeletionTimestamp != nil || p.Check() != nil || p.Spec.CIDR.Addr().Is6() != k.v6 || !k.carries(p.Spec)
 	})
 }
 

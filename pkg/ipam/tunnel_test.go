@@ -95,8 +95,16 @@ func TestTunnelAddressFollowsThePools(t *testing.T) {
 	}
 	w.tunnelIs(b)
 	w.pool("next", `"cidr":"10.9.0.0/30","blockSize":30,"vxlanMode":"Always","nodeSelector":"zone == \"b\""`)
+	if c, _ := w.ensure(); c != b {
+		t.Errorf("address %v, want %v to stay for the pods that there are, though no pool selects the node", c, b)
+	}
+	w.pool("next", `"cidr":"10.9.0.0/30","blockSize":30,"vxlanMode":"Always","disabled":true`)
+	if c, _ := w.ensure(); c != b {
+		t.Errorf("address %v, want %v to stay for the pods that there are, though no pool is enabled", c, b)
+	}
+	w.pool("next", `"cidr":"10.9.0.0/30","blockSize":30`)
 	if c, _ := w.ensure(); c.IsValid() {
-		t.Errorf("address %v though no pool selects the node", c)
+		t.Errorf("address %v though no pool has the mode", c)
 	}
 	w.tunnelIs(netip.Addr{})
 	if _, changed := w.ensure(); changed != nil {

@@ -22,6 +22,7 @@ type Client struct {
 	cfg     Config
 	timeout time.Duration
 	trouble trouble
+	conns   conns
 
 	conn    atomic.Pointer[clientv3.Client] // nil until it was opened
 	opening chan struct{}                   // holds one token while somebody opens or closes
@@ -131,7 +132,7 @@ func (c *Client) open(ctx context.Context) (*clientv3.Client, error) {
 		Logger:               zap.NewNop(),
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(reconnect()), grpc.WithStatsHandler(sendTracker{}),
-			grpc.WithTransportCredentials(secure), grpc.WithContextDialer(c.trouble.dialer(secure.scheme)),
+			grpc.WithTransportCredentials(secure), grpc.WithContextDialer(c.dialer(secure.scheme)),
 		},
 	}
 	if cfg.Trace != nil {

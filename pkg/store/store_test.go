@@ -337,8 +337,9 @@ func listen(t *testing.T) net.Listener {
 
 // proxy stands between a client and etcd.
 type proxy struct {
-	addr string
-	deaf atomic.Bool // what etcd says is dropped
+	addr  string
+	deaf  atomic.Bool  // what etcd says is dropped
+	taken atomic.Int32 // connections
 }
 
 func newProxy(t *testing.T, endpoint string) *proxy {
@@ -351,6 +352,7 @@ func newProxy(t *testing.T, endpoint string) *proxy {
 			if err != nil {
 				return
 			}
+			p.taken.Add(1)
 			up, err := net.Dial("tcp", strings.TrimPrefix(endpoint, "http://"))
 			if err != nil {
 				_ = down.Close()

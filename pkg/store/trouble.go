@@ -68,14 +68,3 @@ func (e endpointErrors) Error() string {
 
 // Unwrap is all errors.
 func (e endpointErrors) Unwrap() []error { return e }
-
-// dialer connects directly: a proxy of the environment is for the web.
-func (t *trouble) dialer(scheme string) func(context.Context, string) (net.Conn, error) {
-	return func(ctx context.Context, addr string) (net.Conn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			t.note(scheme+addr, err)
-		}
-		return conn, err
-	}
-}

@@ -210,13 +210,19 @@ func (a *applying) shell(script string) {
 // wipe takes all that the agent has made from the node.
 func (a *applying) wipe() {
 	a.t.Helper()
-	a.shell(`
+	wipe(a.t, a.lab, "node-1")
+}
+
+// wipe takes all that a node's agent has made from it.
+func wipe(t *testing.T, l *lab.Lab, node string) {
+	t.Helper()
+	run(t, l, node, "sh", "-ec", `
 		for d in vxlan.calico vxlan-v6.calico; do ip link del $d 2>/dev/null || true; done
 		for f in -4 -6; do ip $f route flush proto 80; done
 		for d in $(ls /sys/class/net); do case $d in cali*) ip neigh flush nud permanent dev $d;; esac; done
 		nft flush ruleset
 		ipset destroy
-		for f in ` + strings.Join(settingsOfPods, " ") + `; do echo 0 >$f; done`)
+		for f in `+strings.Join(settingsOfPods, " ")+`; do echo 0 >$f; done`)
 }
 
 // spoil damages an object of each table, and adds one. The paths between pods of the node stay.

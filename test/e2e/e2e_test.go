@@ -181,9 +181,23 @@ func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
 // link-local addresses left out, which settle by themselves.
 func kernelState(t *testing.T, l *lab.Lab, node string) string {
 	t.Helper()
+	state, err := tryKernelState(t, l, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state
+}
+
+// tryKernelState is kernelState for a kernel that is just changing.
+func tryKernelState(t *testing.T, l *lab.Lab, node string) (string, error) {
+	t.Helper()
 	var b strings.Builder
 	for _, cmd := range []string{"ip route", "ip -6 route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ip6tables-save", "ipset list"} {
-		lines := slices.DeleteFunc(strings.Split(run(t, l, node, strings.Fields(cmd)...), "\n"), func(s string) bool {
+		out, err := try(t, l, node, strings.Fields(cmd)...)
+		if err != nil {
+			return "", err
+		}
+		lines := slices.DeleteFunc(strings.Split(out, "\n"), func(s string) bool {
 			return strings.HasPrefix(s, "#") || strings.Contains(s, "inet6 fe80") || strings.HasPrefix(s, "fe80::/64")
 		})
 		if strings.HasPrefix(cmd, "ip ") || strings.HasPrefix(cmd, "bridge ") {
@@ -191,7 +205,7 @@ func kernelState(t *testing.T, l *lab.Lab, node string) string {
 		}
 		b.WriteString("$ " + cmd + "\n" + counters.ReplaceAllString(strings.Join(lines, "\n"), "") + "\n")
 	}
-	return b.String()
+	return b.String(), nil
 }
 
 func TestKilledAgentComesBackWithoutTouchingWhatIsRight(t *testing.T) {

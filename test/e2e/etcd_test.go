@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/muslin-cni/muslin/internal/lab"
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // What makes the test binary talk to etcd, from wherever it is started.
@@ -37,7 +38,7 @@ func talkToEtcd(prefix string) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(5*time.Second))
 	defer cancel()
 	value, writes := os.LookupEnv(valueVar)
 	if value == gone {

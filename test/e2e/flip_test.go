@@ -80,62 +80,6 @@ func TestLateNodesPacketsStillArrive(t *testing.T) {
 	}
 }
 
-func TestModesAreLeftWithoutATrace(t *testing.T) {
-	leavesNoTrace(t, []way{{api.Never, api.Always, kernel.VXLANDevice}, {api.Never, api.CrossSubnet, "eth0"}, {api.Never, api.Never, "eth0"}})
-}
-
-func TestVMModesAreLeftWithoutATrace(t *testing.T) {
-	nettest.Need(t, "ipip")
-	leavesNoTrace(t, []way{
-		{api.Never, api.Always, kernel.VXLANDevice}, {api.Always, api.Never, kernel.IPIPDevice}, {api.Never, api.CrossSubnet, "eth0"},
-		{api.CrossSubnet, api.Never, "eth0"}, {api.Never, api.Never, "eth0"},
-	})
-}
-
-// way is a mode, and the device through which it leads to a node on the same subnet.
-type way struct {
-	ipip, vxlan api.EncapMode
-	dev         string
-}
-
-// leavesNoTrace goes through modes from direct back to direct. The pods have an MTU that fits into all.
-func leavesNoTrace(t *testing.T, ways []way) {
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.AgentEnv = 2, lab.VXLAN, []string{"MUSLIN_LINGER=10ms"} })
-	allWell(t, l)
-	flip(t, l, api.Never, api.Never)
-	leads(t, l, "node-1", "a2", "eth0")
-	leads(t, l, "node-2", "a1", "eth0")
-	var before string
-	nettest.Eventually(t, func() error {
-		if before = untouched(kernelState(t, l, "node-1")); strings.Contains(before, "vxlan") || strings.Contains(before, "4789") {
-			return fmt.Errorf("VXLAN has left something: %s", before)
-		}
-		return nil
-	})
-	for _, w := range ways {
-		flip(t, l, w.ipip, w.vxlan)
-		leads(t, l, "node-1", "a2", w.dev)
-		leads(t, l, "node-2", "a1", w.dev)
-		allWell(t, l)
-	}
-	nettest.Eventually(t, func() error {
-		if d := cmp.Diff(before, untouched(kernelState(t, l, "node-1"))); d != "" {
-			return fmt.Errorf("the kernel differs (-before +after): %s", d)
-		}
-		return nil
-	})
-	nettest.Eventually(t, func() error {
-		for key, raw := range values(t, l, api.ResourcesRoot+"nodes/") {
-			var n api.Node
-			decode(t, key, raw, &n)
-			if n.Spec.IPv4VXLANTunnelAddr.IsValid() || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() {
-				return fmt.Errorf("%s has a tunnel address: %s", key, raw)
-			}
-		}
-		return nil
-	})
-}
-
 // untouched is a kernel state in which a device that was never up looks like one that is down again.
 func untouched(state string) string {
 	return strings.ReplaceAll(state, "qdisc noop ", "qdisc noqueue ")

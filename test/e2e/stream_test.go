@@ -66,21 +66,22 @@ func openStream(t *testing.T, l *lab.Lab, from, to string, addr netip.Addr) *str
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = s.echo.Close(), s.probe.Close() })
-	go s.answer()
+	go answer(s.echo)
 	go func() { s.back <- count(s.probe) }()
 	go s.send()
 	return s
 }
 
-func (s *stream) answer() {
+// answer sends back every datagram, until the socket is closed.
+func answer(echo net.PacketConn) {
 	buf := make([]byte, 64)
 	for {
-		n, from, err := s.echo.ReadFrom(buf)
+		n, from, err := echo.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err == nil {
-			_, _ = s.echo.WriteTo(buf[:n], from) // one that cannot be sent counts as lost
+			_, _ = echo.WriteTo(buf[:n], from) // one that cannot be sent counts as lost
 		}
 	}
 }
