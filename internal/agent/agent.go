@@ -56,6 +56,8 @@ type Agent struct {
 	tunnels    *tunnels
 	addresses  *addresses
 	handler    *register.Handler
+	guard      *guard
+	flows      *flows
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -163,6 +165,8 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	}
 	a.log.Info("agent started", "node", a.node, "iptables", a.backend)
 	g.Go(func() error { return a.damage.Run(ctx) })
+	g.Go(func() error { return a.guard.watch(ctx) })
+	g.Go(func() error { return a.flows.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	if a.cfg.Looks() {
@@ -199,6 +203,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 		a.noIPv6 = "the kernel has no IPv6"
 	}
 	a.feed = feed.New(a.store, a.log)
+	a.flows = newFlows(rtnl.ForgetFlows, a.log)
+	a.guard = newGuard(a.node, a.log)
+	a.guard.released = a.flows.released
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,
@@ -240,6 +247,7 @@ func (a *Agent) ready() {
 		}
 		close(a.isUp)
 		a.pulse.Ready(dataplanePart)
+		a.pulse.Ready(policyPart)
 		a.metrics.FirstResync(time.Since(a.began))
 	})
 }

@@ -46,7 +46,7 @@ func classes() map[reconcile.Name]func(config.Refresh) time.Duration {
 		reconcile.Routes: routes, reconcile.Neighs: routes, reconcile.FDB: routes,
 		reconcile.Links: interfaces, reconcile.Addrs: interfaces, reconcile.Sysctls: interfaces,
 		reconcile.Sets:   func(r config.Refresh) time.Duration { return r.Sets },
-		reconcile.Chains: chains, reconcile.Chains6: chains,
+		reconcile.Chains: chains, reconcile.Chains6: chains, policyTable: chains,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -39,11 +40,14 @@ func (a *Agent) loop(ctx context.Context) error {
 			a.looks.spoiled(a.damage.Spoiled())
 		case <-retry.due():
 			retry.fired()
+		case <-a.guard.disturbed():
+			a.guard.doubt()
 		case <-a.linger.over():
 		case <-a.looks.due(time.Now()):
 		}
 		if names := a.looks.take(time.Now()); len(names) > 0 {
 			a.kernel.MarkDirty(names...)
+			a.guard.check(slices.Contains(names, policyTable))
 		}
 	}
 }
@@ -93,8 +97,9 @@ func (a *Agent) round(ctx context.Context) error {
 		a.kernel.MarkDirty()
 		return errors.Join(listErr, repairErr)
 	}
+	a.guard.believe()
 	err := a.program(ctx, snap, a.kernel.Apply)
-	if listErr == nil {
+	if listErr == nil && a.guard.holds() {
 		// Every table has been seen and gone through. One object that the kernel refuses keeps no pod from being served: each waits
 		// for its own routes.
 		a.ready()
@@ -145,24 +150,27 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	settings, problems := a.settings()
 	settings.Keep = a.linger.keep()
 	host, facts := a.monitor.Facts()
+	start := time.Now()
 	result, again := a.planned.compute(snap, a.node, settings, host, facts)
+	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
-	a.say(problems, result.Problems, snap.Bad())
+	a.say(slices.Concat(problems, a.guard.troubles()), result.Problems, snap.Bad())
 	a.linger.saw(result.Modes)
-	if again && a.kernel.Settled() {
+	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
 		a.consider(snap)
 		return nil
 	}
-	start := time.Now()
-	done, err := write(ctx, result.State)
+	want := a.guard.admit(result.State)
+	done, err := write(ctx, want)
+	done, err = sum(enforced, done), errors.Join(guardErr, err)
 	if errors.Is(err, rtnl.ErrNoIPIP) {
 		a.noIPIP = rtnl.ErrNoIPIP.Error() // the plan goes on without, and says so
 	}
-	a.wrote(result.State, done, time.Since(start), err)
+	a.wrote(want, done, time.Since(start), err)
 	a.tell(ctx, done)
-	a.programmed.publish(a.kernel.Routes(), settings.Ours)
+	a.programmed.publish(a.kernel.Routes(), settings.Ours, guardErr)
 	a.consider(snap)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
@@ -14,11 +15,13 @@ import (
 const (
 	datastorePart = "datastore"
 	dataplanePart = "dataplane"
+	policyPart    = "policy"
 )
 
 func newPulse() *health.Pulse {
 	return health.NewPulse(time.Now, health.Part{Name: datastorePart, Why: "read in full: etcd does not answer, or has not told everything"},
-		health.Part{Name: dataplanePart, Why: "gone through once: the kernel is not known to be as it should be"})
+		health.Part{Name: dataplanePart, Why: "gone through once: the kernel is not known to be as it should be"},
+		health.Part{Name: policyPart, Why: "in force: the kernel does not hold this node's policy, the log says why"})
 }
 
 // facts looks up what is asked for, from what the loop has left and from the feed.
@@ -31,6 +34,9 @@ func (a *Agent) facts() health.Facts {
 	f.Synced, f.Connected, f.Revision = synced, a.feed.Connected(), snap.Rev
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
+	n := a.guard.numbers()
+	f.ActivePolicies, f.ActiveSelectors = n.policies, n.selectors
+	f.Policies, f.HostEndpoints = count(snap.Objects(feed.NetworkPolicies|feed.GlobalNetworkPolicies)), count(snap.Objects(feed.HostEndpoints))
 	return f
 }
 

@@ -14,6 +14,7 @@ import (
 type programmed struct {
 	mu      sync.Mutex
 	routes  map[netip.Addr]kernel.Dev // by destination
+	policy  error                     // why the last policy is not in force; nil: it is
 	changed chan struct{}             // closed and replaced at every publish
 }
 
@@ -21,8 +22,9 @@ func newProgrammed() *programmed {
 	return &programmed{changed: make(chan struct{})}
 }
 
-// publish replaces the set by the devices of the workload routes that the kernel is known to hold.
-func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route, ours kernel.Ownership) {
+// publish replaces the set by the devices of the workload routes that the kernel is known to hold. A workload has no route until its
+// policy is in force; policy is the error that is in the way of that.
+func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route, ours kernel.Ownership, policy error) {
 	to := make(map[netip.Addr]kernel.Dev)
 	for k, r := range routes {
 		if ours.Workload(r.Dev.Name) && r.Protocol == ours.RouteProtocol() {
@@ -31,17 +33,18 @@ func (p *programmed) publish(routes map[kernel.RouteKey]kernel.Route, ours kerne
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.routes = to
+	p.routes, p.policy = to, policy
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
-// wait returns once each of the addresses has its route to the device in the kernel. When ctx ends before, the error has the given code
-// and names the addresses that have none.
+// wait returns once each of the addresses has its route to the device in the kernel, and that is once policy is in force at a revision that
+// includes the endpoint. When ctx ends before, the error has the given code and names the addresses that have no route.
 func (p *programmed) wait(ctx context.Context, dev kernel.Dev, addrs []netip.Addr, code uint) error {
 	var lacking []netip.Addr
+	var policy error
 	there := func() bool {
-		lacking = nil
+		lacking, policy = nil, p.policy
 		for _, a := range addrs {
 			if p.routes[a] != dev {
 				lacking = append(lacking, a)
@@ -52,9 +55,13 @@ func (p *programmed) wait(ctx context.Context, dev kernel.Dev, addrs []netip.Add
 	if p.until(ctx, there) {
 		return nil
 	}
+	details := "the agent's log on this node names what is in the way"
+	if policy != nil {
+		details = "the pod's policy is not in the kernel: " + policy.Error()
+	}
 	return &attach.Error{Code: code,
 		Msg:     fmt.Sprintf("on the host are missing the routes to %v through %s (index %d)", lacking, dev.Name, dev.Index),
-		Details: "the agent's log on this node names what is in the way"}
+		Details: details}
 }
 
 // until waits until there, which is called with the lock held, reports true after a publish; it returns false when ctx ends before.

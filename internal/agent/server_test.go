@@ -147,13 +147,13 @@ func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 			{Dst: netip.MustParsePrefix("10.0.0.1/32"), Metric: 1024}: {Dev: kernel.Dev{Name: "cali1", Index: index}, Protocol: kernel.RouteProtocol},
 		}
 	}
-	r.programmed.publish(route(11), kernel.Ownership{}) // a device of the same name that is gone
+	r.programmed.publish(route(11), kernel.Ownership{}, nil) // a device of the same name that is gone
 	select {
 	case got := <-second:
 		t.Fatalf("answered before the route was there: %+v", got)
 	default:
 	}
-	r.programmed.publish(route(12), kernel.Ownership{})
+	r.programmed.publish(route(12), kernel.Ownership{}, nil)
 	if got := <-second; got.Error != nil {
 		t.Fatalf("second reply: %v", got.Error)
 	}
@@ -213,7 +213,7 @@ func TestCheckNamesTheRoutesThatAreMissing(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	r.programmed.publish(map[kernel.RouteKey]kernel.Route{
 		{Dst: netip.MustParsePrefix("10.0.0.1/32"), Metric: 1024}: {Dev: kernel.Dev{Name: "cali1", Index: 12}, Protocol: kernel.RouteProtocol},
-	}, kernel.Ownership{})
+	}, kernel.Ownership{}, nil)
 	ask := func(addrs ...netip.Addr) attach.Reply {
 		c := r.dial(t)
 		exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Check, Addrs: addrs})

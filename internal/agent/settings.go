@@ -17,6 +17,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -158,7 +159,38 @@ func (a *Agent) settings() (plan.Settings, []string) {
 		IPIPEnabled: d.IPIPEnabled, IPIPMTU: d.IPIPMTU, VXLANEnabled: d.VXLANEnabled, VXLANPort: uint16(d.VXLANPort), VXLANVNI: uint32(d.VXLANVNI),
 		VXLANMTU: d.VXLANMTU, VXLANMTUV6: d.VXLANMTUV6, TunnelPeers: d.TunnelPeers,
 		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,
-		Ours: a.settled.ours, EndpointToHost: d.EndpointToHost, PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
+		Ours: a.settled.ours, AcceptMark: acceptMark(d), PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
 		RouteSource: d.RouteSource, RouteSource6: d.RouteSource6, LeaveForwarding: !d.IPForwarding,
 	}, problems
+}
+
+func acceptMark(d config.Dataplane) uint32 {
+	accept, _ := ruleset.Marks(d.MarkMask)
+	return accept
+}
+
+// Where the kernel reports packets that policy denies or logs, and how often at most for each rule.
+const (
+	logGroup = 9
+	logRate  = 10 // a second
+)
+
+// rules are the settings that the table of policy is laid out by.
+func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
+	d := a.settled.Dataplane
+	toHost := map[string]ruleset.ToHost{"ACCEPT": ruleset.AcceptToHost, "RETURN": ruleset.ReturnToHost} // else it drops
+	return ruleset.Settings{
+		Prefixes: a.settled.ours.WorkloadPrefixes(), MarkMask: d.MarkMask, ToHost: toHost[d.EndpointToHost],
+		Reject: d.DenyAction == "REJECT", KeepInvalid: d.KeepInvalid,
+		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
+		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: d.Spoofing == "Any",
+		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: logGroup, LogRate: logRate,
+	}
+}
+
+func failsafes(ports []config.Failsafe) (out []ruleset.Failsafe) {
+	for _, p := range ports {
+		out = append(out, ruleset.Failsafe{Protocol: p.Protocol, Port: p.Port, Net: p.Net})
+	}
+	return out
 }

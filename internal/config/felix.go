@@ -19,8 +19,15 @@ type Dataplane struct {
 	EndpointToHost    string   // what becomes of packets from pods to the host: ACCEPT, DROP or RETURN
 	ChainInsertMode   string   // where our rules stand in the kernel's own chains: insert (first) or append (last)
 	MarkMask          uint32   // the bits of packet marks that are ours
-	IptablesBackend   string   // auto, nft or legacy
-	NATExclusions     string   // ippoolsonly or ippoolsandhostips
+	DenyAction        string   // what denied packets get: DROP or REJECT
+	KeepInvalid       bool     // packets that connection tracking finds invalid are not dropped
+	Spoofing          string   // Any: workloads may send from the ranges that their endpoints name; Disabled: from their addresses alone
+	WorkloadVXLAN     bool     // workloads may send VXLAN packets
+	WorkloadIPIP      bool     // and IP in IP
+	FailsafeIn        []Failsafe
+	FailsafeOut       []Failsafe
+	IptablesBackend   string // auto, nft or legacy
+	NATExclusions     string // ippoolsonly or ippoolsandhostips
 	NATAddress        netip.Addr
 	NATPorts          string // 32768-65000; "": the kernel chooses
 
@@ -56,6 +63,13 @@ type Dataplane struct {
 
 	LogScreen, LogFile, LogSyslog Level
 	LogFilePath                   string
+}
+
+// Failsafe is a port by which a host with an endpoint of its own is reached, or reaches others, whatever policy says.
+type Failsafe struct {
+	Protocol uint8 // IANA number: 6 or 17
+	Port     uint16
+	Net      netip.Prefix // the others' addresses; zero: everybody's
 }
 
 // Refresh says how often kinds of kernel objects are listed without a reason. 0 is never.
@@ -188,6 +202,9 @@ func eachField(spec api.FelixConfigurationSpec, f func(name string, v reflect.Va
 func specText(f reflect.Value) string {
 	if list, ok := f.Interface().([]string); ok {
 		return strings.Join(list, ",")
+	}
+	if list, ok := f.Interface().([]api.ProtoPort); ok {
+		return failsafeText(list)
 	}
 	return fmt.Sprint(f.Interface())
 }

@@ -34,9 +34,17 @@ func samples() map[string]struct {
 		"ChainInsertMode":             {"APPEND", "append"},
 		"IptablesMarkMask":            {"0xf0", uint32(0xf0)},
 		"IptablesBackend":             {"Legacy", "legacy"},
-		"NATOutgoingExclusions":       {"IPPoolsAndHostIPs", "ippoolsandhostips"},
-		"NATOutgoingAddress":          {"192.0.2.1", netip.MustParseAddr("192.0.2.1")},
-		"NATPortRange":                {"32768:65000", "32768-65000"},
+		"IptablesFilterDenyAction":    {"Reject", "REJECT"},
+
+		"DisableConntrackInvalidCheck":   {"true", true},
+		"WorkloadSourceSpoofing":         {"any", "Any"},
+		"AllowVXLANPacketsFromWorkloads": {"true", true},
+		"AllowIPIPPacketsFromWorkloads":  {"true", true},
+		"FailsafeInboundHostPorts":       {"22, udp:10.1.2.3/16:53", []Failsafe{{6, 22, netip.Prefix{}}, {17, 53, netip.MustParsePrefix("10.1.0.0/16")}}},
+		"FailsafeOutboundHostPorts":      {"tcp:fd00::/16:443", []Failsafe{{6, 443, netip.MustParsePrefix("fd00::/16")}}},
+		"NATOutgoingExclusions":          {"IPPoolsAndHostIPs", "ippoolsandhostips"},
+		"NATOutgoingAddress":             {"192.0.2.1", netip.MustParseAddr("192.0.2.1")},
+		"NATPortRange":                   {"32768:65000", "32768-65000"},
 
 		"IpInIpEnabled":         {"true", &yes},
 		"IpInIpMtu":             {"1440", 1440},
@@ -235,12 +243,14 @@ func TestTheStrongestReadableSourceCounts(t *testing.T) {
 func TestResourcesSayTheSameInTheirOwnForm(t *testing.T) {
 	d, problems := Effective(Sources{Global: felix(t, "default", `{
 		"ipipEnabled": true, "ipipMTU": 1430, "reportingInterval": "0s", "routeRefreshInterval": "1m30s", "iptablesMarkMask": 4278190080,
-		"natPortRange": "1000:2000", "externalNodesList": ["10.0.0.1", "10.9.0.0/16"], "healthHost": "::", "defaultEndpointToHostAction": "Return"}`)})
+		"natPortRange": "1000:2000", "externalNodesList": ["10.0.0.1", "10.9.0.0/16"], "healthHost": "::", "defaultEndpointToHostAction": "Return",
+		"failsafeInboundHostPorts": [], "failsafeOutboundHostPorts": [{"protocol": "UDP", "port": 53, "net": "fd00::/8"}, {"port": 22}]}`)})
 	if len(problems) > 0 {
 		t.Errorf("problems: %q", problems)
 	}
-	got := fmt.Sprintln(*d.IPIPEnabled, d.IPIPMTU, d.ReportInterval, d.Refresh.Routes, d.MarkMask, d.NATPorts, d.TunnelPeers, d.HealthHost, d.EndpointToHost)
-	if want := "true 1430 0s 1m30s 4278190080 1000-2000 [10.0.0.1/32 10.9.0.0/16] :: RETURN\n"; got != want {
+	got := fmt.Sprintln(*d.IPIPEnabled, d.IPIPMTU, d.ReportInterval, d.Refresh.Routes, d.MarkMask, d.NATPorts, d.TunnelPeers, d.HealthHost, d.EndpointToHost,
+		d.FailsafeIn, d.FailsafeOut)
+	if want := "true 1430 0s 1m30s 4278190080 1000-2000 [10.0.0.1/32 10.9.0.0/16] :: RETURN [] [{17 53 fd00::/8} {6 22 invalid Prefix}]\n"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
@@ -249,6 +259,7 @@ func TestValuesThatCannotBeReadAreNamed(t *testing.T) {
 	for name, text := range map[string]string{
 		"VXLANMTU": "10", "VXLANMTUV6": "1279", "DeviceRouteProtocol": "4", "IptablesMarkMask": "7", "InterfacePrefix": "a-name-too-long-for-it", "RouteRefreshInterval": "-1",
 		"IpsetsRefreshInterval": "soon", "DefaultEndpointToHostAction": "none", "HealthPort": "0", "NATPortRange": "9-1", "DeviceRouteSourceAddress": "fd00::1",
+		"FailsafeInboundHostPorts": "icmp:1", "FailsafeOutboundHostPorts": "tcp:10.0.0.0:22",
 		"LogSeverityFile": "loud", "MTUIfacePattern": "(", "ExternalNodesCIDRList": "10.0.0.0/40", "IPv4NormalRoutePriority": "0", "VXLANEnabled": "perhaps",
 	} {
 		want, _ := Effective(Sources{})

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 const (
@@ -202,4 +205,59 @@ func ranges(s string) ([]netip.Prefix, error) {
 		out = append(out, p.Masked())
 	}
 	return out, nil
+}
+
+// failsafes takes ports as Calico's variables have them: protocol:port, or protocol:range:port with an IPv6 range in brackets or without. A
+// port without a protocol is TCP's.
+func failsafes(s string) ([]Failsafe, error) {
+	var out []Failsafe
+	for _, text := range strings.Split(s, ",") {
+		f, ok := failsafe(strings.TrimSpace(text))
+		if !ok {
+			return nil, errors.New("want ports such as tcp:22, udp:68 or tcp:10.0.0.0/8:22, with commas between them, or none")
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func failsafe(text string) (f Failsafe, ok bool) {
+	protocol, rest, found := strings.Cut(text, ":")
+	if !found {
+		protocol, rest = "tcp", text
+	}
+	switch strings.ToLower(protocol) {
+	case "tcp":
+		f.Protocol = 6
+	case "udp":
+		f.Protocol = 17
+	default:
+		return f, false
+	}
+	if at := strings.LastIndex(rest, ":"); at >= 0 {
+		p, err := netip.ParsePrefix(strings.Trim(rest[:at], "[]"))
+		if err != nil {
+			return f, false
+		}
+		f.Net, rest = p.Masked(), rest[at+1:]
+	}
+	port, err := within(1, 65535)(rest)
+	f.Port = uint16(port)
+	return f, err == nil
+}
+
+// failsafeText is what a resource says as a variable would.
+func failsafeText(ports []api.ProtoPort) string {
+	if len(ports) == 0 {
+		return "none"
+	}
+	var out []string
+	for _, p := range ports {
+		text := strings.ToLower(cmp.Or(p.Protocol, "tcp")) + ":"
+		if p.Net != "" {
+			text += p.Net + ":"
+		}
+		out = append(out, text+strconv.Itoa(int(p.Port)))
+	}
+	return strings.Join(out, ",")
 }

@@ -60,6 +60,9 @@ const (
 	ApplyChainsRemoved
 	ApplyChains6Removed
 
+	ApplyPolicyBegun // there is policy to change, and nothing has been
+	ApplyPolicyPut   // policy is in the kernel, and nothing else is
+
 	ApplyBegun      // there is something to change, and nothing has been
 	ApplyLinkTaken  // a device that is to be made anew is gone
 	ApplySetMade    // a new set is empty
@@ -123,6 +126,9 @@ func names() []string {
 		ApplyRoutesRemoved:  "apply.routes.removed",
 		ApplyChainsRemoved:  "apply.chains.removed",
 		ApplyChains6Removed: "apply.chains6.removed",
+
+		ApplyPolicyBegun: "apply.policy.begun",
+		ApplyPolicyPut:   "apply.policy.put",
 
 		ApplyBegun:      "apply.begun",
 		ApplyLinkTaken:  "apply.link.taken",

@@ -13,6 +13,8 @@ import (
 // Facts are numbers that are looked up when somebody asks for metrics.
 type Facts struct {
 	LocalEndpoints, Hosts, Endpoints, Profiles, Tiers int // as the datastore says
+	Policies, HostEndpoints                           int // likewise
+	ActivePolicies, ActiveSelectors                   int // that this node's policy consists of
 	Revision                                          int64
 	Connected, Synced                                 bool // with etcd now; with etcd once
 	Problems, LogErrors, LogsDropped                  int
@@ -132,6 +134,10 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	gauge("felix_cluster_num_workload_endpoints", "Pods of the cluster.", float64(f.Endpoints))
 	gauge("felix_cluster_num_profiles", "Profiles of the cluster.", float64(f.Profiles))
 	gauge("felix_cluster_num_tiers", "Tiers of the cluster.", float64(f.Tiers))
+	gauge("felix_cluster_num_policies", "Policies of the cluster, but for staged ones.", float64(f.Policies))
+	gauge("felix_cluster_num_host_endpoints", "Host endpoints of the cluster.", float64(f.HostEndpoints))
+	gauge("felix_active_local_policies", "Policies that select an endpoint of this node.", float64(f.ActivePolicies))
+	gauge("felix_active_local_selectors", "Selectors and services that these refer to.", float64(f.ActiveSelectors))
 	gauge("felix_resync_state", "1: waits for etcd; 2: reads it; 3: is in sync.", state(f))
 	gauge("muslin_datastore_connected", "1 while etcd tells of changes, else 0.", oneIf(f.Connected))
 	gauge("muslin_datastore_revision", "The revision of etcd up to which everything has been seen. Nodes that lag show a smaller one.", float64(f.Revision))

@@ -32,7 +32,7 @@ const (
 )
 
 func settings() ruleset.Settings {
-	return ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789, LogGroup: 9}
+	return ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789, LogGroup: 9, Spoofing: true}
 }
 
 func newWorld(t *testing.T, s ruleset.Settings) *world {

@@ -15,18 +15,19 @@ const (
 	setPools = "network-ip-pools" // what is never masqueraded when it is the destination
 	setMasq  = "masq-ipam-pools"  // what is masqueraded when it is the source
 	setHosts = "all-hosts-net"
-	setVXLAN = "all-vxlan-net" // who may send us VXLAN packets
 )
 
-// firewall adds the family's sets and chains: masquerading, accepted forwarding, and who may send tunnel packets.
+// firewall adds the family's sets and chains: masquerading, and that what policy has accepted is accepted here too.
+//
+// Whether a packet gets through is decided in one place, the table of policy (internal/ruleset): what pods send and receive, what reaches
+// the host from them, and who may send packets of tunnels. It runs before these chains and drops by itself. Only its accepts
+// do not bind others' chains, so it leaves a mark, by which these accept before anybody else is asked.
 func (f *family) firewall() {
 	masq := f.poolSets()
-	f.chain("filter", "FORWARD", "-j cali-FORWARD")
-	var forward []string
-	for _, p := range f.Ours.WorkloadPrefixes() {
-		forward = append(forward, "-i "+p+"+ -j ACCEPT", "-o "+p+"+ -j ACCEPT")
+	for _, hook := range []string{"INPUT", "FORWARD", "OUTPUT"} {
+		f.chain("filter", hook, "-j cali-"+hook)
+		f.chain("filter", "cali-"+hook, fmt.Sprintf("-m mark --mark %#x/%#[1]x -j ACCEPT", f.AcceptMark))
 	}
-	f.chain("filter", "cali-FORWARD", forward...)
 	var post []string
 	if masq {
 		f.chain("nat", "cali-nat-outgoing", f.masquerade()...)
@@ -38,7 +39,6 @@ func (f *family) firewall() {
 	if f.vxlan.on {
 		post = append(post, ownTraffic(f.vxlanName()))
 	}
-	f.tunnelPackets()
 	if len(post) > 0 {
 		f.chain("nat", "POSTROUTING", "-j cali-POSTROUTING")
 		f.chain("nat", "cali-POSTROUTING", post...)
@@ -79,35 +79,21 @@ func (f *family) masquerade() []string {
 	return f.masqueradeAs(rule)
 }
 
-// tunnelPackets accepts the packets of tunnels from and to other nodes, and refuses those of strangers. VXLAN packets are kept out of
-// conntrack, too.
-func (f *family) tunnelPackets() {
-	var in, out []string
+// takes notes whose packets the family's tunnels take: those of nodes, our own too, and of peers that are told.
+func (f *family) takes() {
 	if f.ipip.on {
-		const ipip = "-p 4 "
-		hosts := f.setName(setHosts)
-		f.set(setHosts, f.addresses(true))
-		in = append(in, ipip+"-m set --match-set "+hosts+" src -m addrtype --dst-type LOCAL -j ACCEPT", ipip+"-j DROP")
-		out = append(out, ipip+"-m addrtype --src-type LOCAL -m set --match-set "+hosts+" dst -j ACCEPT")
+		f.tunnels.IPIP, f.tunnels.IPIPPeers = true, f.addresses(true)
 	}
-	if f.vxlan.on {
-		peers := f.setName(setVXLAN)
-		f.set(setVXLAN, append(f.addresses(false), f.peers()...))
-		vxlan := fmt.Sprintf("-p udp -m udp --dport %d ", f.VXLANPort)
-		in = append(in, vxlan+"-m set --match-set "+peers+" src -m addrtype --dst-type LOCAL -j ACCEPT", vxlan+"-m addrtype --dst-type LOCAL -j DROP")
-		out = append(out, vxlan+"-m addrtype --src-type LOCAL -m set --match-set "+peers+" dst -j ACCEPT")
-		f.chain("raw", "PREROUTING", "-j cali-PREROUTING")
-		f.chain("raw", "cali-PREROUTING", vxlan+"-j NOTRACK")
-		f.chain("raw", "OUTPUT", "-j cali-OUTPUT")
-		f.chain("raw", "cali-OUTPUT", vxlan+"-j NOTRACK")
-	}
-	if len(in) == 0 {
+	if !f.vxlan.on {
 		return
 	}
-	f.chain("filter", "INPUT", "-j cali-INPUT")
-	f.chain("filter", "cali-INPUT", in...)
-	f.chain("filter", "OUTPUT", "-j cali-OUTPUT")
-	f.chain("filter", "cali-OUTPUT", out...)
+	peers := slices.Concat(f.tunnels.VXLANPeers, f.addresses(false), f.peers())
+	f.tunnels.VXLANPeers = slices.Compact(slices.SortedFunc(slices.Values(peers), netip.Prefix.Compare))
+	if f.v6 {
+		f.tunnels.VXLAN6 = true
+	} else {
+		f.tunnels.VXLAN = true
+	}
 }
 
 // addresses lists the nodes' addresses of the family, with or without our own.

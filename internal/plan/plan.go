@@ -48,7 +48,7 @@ type Settings struct {
 	TunnelPeers  []netip.Prefix // whose VXLAN packets are taken though they are no nodes
 
 	Ours            kernel.Ownership // which devices are workloads', and the protocol of our routes
-	EndpointToHost  string           // packets from pods to this host: ACCEPT, DROP, or anything else for the host's own rules
+	AcceptMark      uint32           // of packets that policy has accepted
 	PodMetric4      int              // of the routes to local pods; 0: hostside.RouteMetric
 	PodMetric6      int              // the same for IPv6
 	RouteSource     netip.Addr       // preferred source of these routes; zero: the kernel chooses
@@ -78,7 +78,14 @@ type Result struct {
 	State    kernel.State
 	PodMTU   int   // for new pods, in bytes
 	Modes    Modes // that pools ask for
+	Tunnels  Tunnels
 	Problems []Problem
+}
+
+// Tunnels are what this host takes packets of, and from whom, for policy to let them in.
+type Tunnels struct {
+	IPIP, VXLAN, VXLAN6   bool
+	IPIPPeers, VXLANPeers []netip.Prefix // of both families
 }
 
 // Overheads of the encapsulations, in bytes (RFC 2003; RFC 7348 over IPv4 and IPv6).
@@ -129,7 +136,7 @@ func compute(in inputs) *computation {
 		f.vxlanDevice()
 		f.ipipDevice()
 		f.firewall()
-		f.fromPods()
+		f.takes()
 	}
 	c.markRoutes()
 	return c
@@ -144,6 +151,7 @@ type computation struct {
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
 	out      kernel.State
+	tunnels  Tunnels
 	problems []Problem
 	said     map[Problem]struct{}
 }

@@ -64,6 +64,9 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 	if r.Modes != (Modes{}) {
 		fmt.Fprintf(&b, "## modes\n%+v\n", r.Modes)
 	}
+	if t := r.Tunnels; t.IPIP || t.VXLAN || t.VXLAN6 {
+		fmt.Fprintf(&b, "## tunnels\n%+v\n", t)
+	}
 	for i, p := range r.Problems {
 		if i == 0 {
 			b.WriteString("## problems\n")
@@ -74,7 +77,7 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 }
 
 func settings() Settings {
-	return Settings{Node: "node-1", IPv6: true, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
+	return Settings{Node: "node-1", IPv6: true, AcceptMark: 0x10000, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
 }
 
 // changed reads lines of "name: value" into settings.

@@ -59,7 +59,7 @@ func (p *Planner) Compute(m Model, s Settings, h kernel.Host) Result {
 		p.given, p.base, p.parts = in, compute(in), make(map[*api.Block]*blockPlan, len(blocks))
 	}
 	p.turn++
-	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Problems: slices.Clip(p.base.problems)}
+	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Tunnels: p.base.tunnels, Problems: slices.Clip(p.base.problems)}
 	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(blocks)+len(p.base.out.Routes)) // maps that grow are filled twice
 	maps.Copy(r.State.Routes, p.base.out.Routes)
 	r.State.Held = map[kernel.RouteKey]struct{}{}

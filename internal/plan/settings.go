@@ -40,31 +40,6 @@ func (c *computation) markRoutes() {
 	}
 }
 
-// neighbourDiscovery is the ICMPv6 that every host has to hear from its links: listener reports, solicitations and advertisements
-// (RFC 4861, RFC 2710).
-var neighbourDiscovery = [...]string{"130", "131", "132", "133", "135", "136"}
-
-// fromPods says what becomes of packets that pods send to this host, after what the host has asked for itself: answers, and in IPv6 what
-// keeps the link going.
-func (f *family) fromPods() {
-	if f.EndpointToHost != "DROP" && f.EndpointToHost != "ACCEPT" {
-		return
-	}
-	rules := []string{"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"}
-	if f.v6 {
-		for _, t := range neighbourDiscovery {
-			rules = append(rules, "-p ipv6-icmp -m icmp6 --icmpv6-type "+t+" -j ACCEPT")
-		}
-	}
-	f.chain("filter", "cali-wl-to-host", append(rules, "-j "+f.EndpointToHost)...)
-	var input []string
-	for _, p := range f.Ours.WorkloadPrefixes() {
-		input = append(input, "-i "+p+"+ -g cali-wl-to-host")
-	}
-	f.extend("filter", "cali-INPUT", input...)
-	f.chain("filter", "INPUT", "-j cali-INPUT")
-}
-
 // masqueradeAs ends the rule that says what is masqueraded by how: as the device's address or as the one that is set, and within ports
 // if some are set, which only TCP and UDP have.
 func (f *family) masqueradeAs(rule string) []string {
@@ -84,16 +59,4 @@ func (f *family) masqueradeAs(rule string) []string {
 // peers are the hosts besides the nodes that may send VXLAN packets.
 func (f *family) peers() []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(f.TunnelPeers), func(p netip.Prefix) bool { return p.Addr().Is6() != f.v6 })
-}
-
-// extend adds rules at the end of a chain that may be there already.
-func (f *family) extend(table, name string, rules ...string) {
-	chains := f.out.Chains
-	if f.v6 {
-		chains = f.out.Chains6
-	}
-	if had := chains[kernel.ChainKey{Table: table, Chain: name}].Rules; had != "" {
-		rules = append([]string{had}, rules...)
-	}
-	f.chain(table, name, rules...)
 }

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -35,12 +36,11 @@ func TestSettingsShapeThePlan(t *testing.T) {
 	}{
 		{name: "nothing", set: func(*Settings) {},
 			want: []string{`"tap1" does not begin with "cali"`, "net/ipv4/ip_forward = 1", "net/ipv6/conf/all/forwarding = 1", "blackhole 10.244.0.0/26 proto 80"},
-			lack: []string{"cali-wl-to-host", "dev tap1"}},
-		{name: "prefixes", set: func(s *Settings) { s.Ours.Prefixes = []string{"cali", "tap"}; s.EndpointToHost = "RETURN" },
-			want: []string{"10.244.0.1 dev tap1 proto 80 scope link metric 1024", "-i tap+ -j ACCEPT", "-o cali+ -j ACCEPT"}, lack: []string{"cali-wl-to-host"}},
-		{name: "host refuses pods", set: func(s *Settings) { s.EndpointToHost = "DROP"; s.Ours.Prefixes = []string{"tap"} },
-			want: []string{"-i tap+ -g cali-wl-to-host", "--ctstate RELATED,ESTABLISHED -j ACCEPT", "--icmpv6-type 135 -j ACCEPT", "cali-wl-to-host -j DROP", "--dport 4789"},
-			lack: []string{"cali+"}},
+			lack: []string{"dev tap1"}},
+		{name: "prefixes", set: func(s *Settings) { s.Ours.Prefixes = []string{"cali", "tap"} },
+			want: []string{"10.244.0.1 dev tap1 proto 80 scope link metric 1024"}},
+		{name: "mark of policy", set: func(s *Settings) { s.AcceptMark = 0x20 },
+			want: []string{"cali-FORWARD -m mark --mark 0x20/0x20 -j ACCEPT", "cali-INPUT -m mark --mark 0x20/0x20 -j ACCEPT"}, lack: []string{"0x10000"}},
 		{name: "routes of their own", set: func(s *Settings) {
 			s.Ours = kernel.Ownership{Protocol: 90, Prefixes: []string{"tap"}}
 			s.PodMetric4, s.PodMetric6, s.RouteSource = 7, 8, netip.MustParseAddr("172.30.1.1")
@@ -55,13 +55,14 @@ func TestSettingsShapeThePlan(t *testing.T) {
 				"-j MASQUERADE --to-ports 1000-2000 --random-fully"}},
 		{name: "peers", set: func(s *Settings) {
 			s.TunnelPeers = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("fd00:9::/64")}
-		}, want: []string{"cali40all-vxlan-net: 192.0.2.0/28\n"}},
+			s.VXLANEnabled = ptr(true)
+		}, want: []string{"[192.0.2.0/28 fd00:9::/64]"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := settings()
 			c.set(&s)
 			r := Compute(m, s, h)
-			text := r.State.Text()
+			text := r.State.Text() + fmt.Sprintln(r.Tunnels.VXLANPeers)
 			for _, p := range r.Problems {
 				text += p.String() + "\n"
 			}

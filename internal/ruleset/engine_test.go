@@ -52,7 +52,7 @@ func objectOf(i, state int) policy.Change {
 }
 
 func TestEnginesUpdatesLeadToTheTableOfItsModel(t *testing.T) {
-	settings := Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789}
+	settings := Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789, Spoofing: true}
 	rapid.Check(t, func(t *rapid.T) {
 		engine, l, kernel := policy.New("n1"), New(settings), nftable.NewTable(Table)
 		for range rapid.IntRange(1, 6).Draw(t, "steps") {

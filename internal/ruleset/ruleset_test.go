@@ -117,7 +117,7 @@ func drawn(t *rapid.T) (Settings, map[string][]netip.Addr, policy.Model) {
 		Prefixes: []string{"cali"}, MarkMask: rapid.SampledFrom([]uint32{0xffff0000, 0xf0}).Draw(t, "mask"),
 		Reject: rapid.Bool().Draw(t, "reject"), VXLAN: rapid.Bool().Draw(t, "vxlan"), VXLANPort: 4789,
 		LogRate: rapid.SampledFrom([]uint32{0, 10}).Draw(t, "rate"), ToHost: ToHost(rapid.IntRange(0, 2).Draw(t, "tohost")),
-		VXLANPeers: drawNets(t, "peers"),
+		VXLANPeers: drawNets(t, "peers"), Spoofing: rapid.Bool().Draw(t, "spoofing"),
 	}}
 	s.Devices = map[string][]netip.Addr{"eth0": addrs("192.0.2.1"), "eth1": addrs("192.0.2.2")}
 	if rapid.Bool().Draw(t, "devices") {

@@ -21,6 +21,7 @@ type Settings struct {
 	IPIPPeers           []netip.Prefix
 	WorkloadVXLAN       bool // workloads may send VXLAN packets
 	WorkloadIPIP        bool // workloads may send IP in IP
+	Spoofing            bool // workloads may send from what their endpoints name as Spoofable
 
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe

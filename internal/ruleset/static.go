@@ -118,7 +118,7 @@ func (l *Layout) putStaticChains() {
 	}
 	put("forward", base(nftable.Forward, priorityFilter), l.forward())
 	put("input", base(nftable.Input, priorityFilter), l.input())
-	if l.used[toHost] {
+	if l.used[toHost] || l.settings.VXLAN || l.settings.VXLAN6 || l.settings.IPIP {
 		put("output", base(nftable.Output, priorityFilter), l.output())
 	}
 	put("forward-again", base(nftable.Forward, priorityAgain), l.forwardAgain())
@@ -334,13 +334,19 @@ func (l *Layout) spoof() (r rules) {
 	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("fe80::/10")}, leave)
 	// Duplicate address detection has no address yet (RFC 4862 section 5.4.2).
 	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("::/128")}, nftable.Proto{Number: protoICMPv6}, leave)
+	if l.settings.Spoofing {
+		l.spoofed(&r, leave)
+	}
+	r.add(goTo(reasonChain(reasonSpoof)))
+	return r
+}
+
+func (l *Layout) spoofed(r *rules, leave nftable.Stmt) {
 	for _, iface := range slices.Sorted(maps.Keys(l.spoofable)) {
 		for _, p := range l.spoofable[iface] {
 			r.add(nftable.Iface{Name: iface}, nftable.Addr{Prefix: p}, leave)
 		}
 	}
-	r.add(goTo(reasonChain(reasonSpoof)))
-	return r
 }
 
 // toHost judges what workloads send to their host by their own policy. What the setting says of the rest is left to input-again.

@@ -220,6 +220,7 @@ func wipe(t *testing.T, l *lab.Lab, node string) {
 		for d in vxlan.calico vxlan-v6.calico; do ip link del $d 2>/dev/null || true; done
 		for f in -4 -6; do ip $f route flush proto 80; done
 		for d in $(ls /sys/class/net); do case $d in cali*) ip neigh flush nud permanent dev $d;; esac; done
+		nft delete table inet muslin
 		nft flush ruleset
 		ipset destroy
 		for f in `+strings.Join(settingsOfPods, " ")+`; do echo 0 >$f; done`)
@@ -245,8 +246,9 @@ func (a *applying) spoil() {
 		ip6tables-nft -w -t nat -F && ip6tables-nft -w -t nat -X
 		ipset create -exist cali40stray hash:net
 		ipset destroy cali40masq-ipam-pools 2>/dev/null || true
-		ipset add -exist cali40all-vxlan-net 172.30.0.99
-		ipset del -exist cali40all-vxlan-net 172.30.0.12`)
+		ipset add -exist cali40network-ip-pools 172.30.0.99
+		nft flush chain inet muslin input
+		nft add chain inet muslin stray`)
 }
 
 // setMode changes the mode of the pools, for all nodes.

@@ -205,6 +205,20 @@ func tryKernelState(t *testing.T, l *lab.Lab, node string) (string, error) {
 		}
 		b.WriteString("$ " + cmd + "\n" + counters.ReplaceAllString(strings.Join(lines, "\n"), "") + "\n")
 	}
+	// Rules have their place in the hash of their comment; members of sets have none.
+	out, err := try(t, l, node, "nft", "-s", "list", "table", "inet", "muslin")
+	if err != nil {
+		return "", err
+	}
+	policy := strings.Split(strings.ReplaceAll(out, ", ", "\n"), "\n")
+	for i := range policy {
+		policy[i], _, _ = strings.Cut(strings.Trim(policy[i], " \t,"), " # ")
+		if strings.HasPrefix(policy[i], "flags") { // some say whether an agent runs, to whom the table belongs
+			policy[i] = ""
+		}
+	}
+	slices.Sort(policy)
+	b.WriteString("$ nft list table inet muslin\n" + strings.Join(policy, "\n") + "\n")
 	return b.String(), nil
 }
 

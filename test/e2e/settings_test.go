@@ -185,7 +185,7 @@ func TestPortsForMonitoringOpenAndCloseAsSet(t *testing.T) {
 	setFelix(t, l, toHost+`, "prometheusMetricsEnabled": true, "prometheusGoMetricsEnabled": false`)
 	for _, want := range []string{
 		"felix_active_local_endpoints 2\n", "felix_cluster_num_hosts 1\n", "felix_resync_state 3\n", `felix_host{host="node-1"} 1`, "felix_route_table_num_routes ",
-		`felix_iptables_rules{ip_version="4",table="filter"} `, "felix_int_dataplane_apply_time_seconds_count ", `muslin_request_seconds_count{result="ok",verb="add"} 2`, "process_open_fds ",
+		`felix_iptables_rules{ip_version="4",table="filter"} `, "felix_int_dataplane_apply_time_seconds_count ", `muslin_request_seconds_count{result="ok",verb="add"} 2`, "felix_active_local_policies 0", "felix_cluster_num_policies 0", "process_open_fds ",
 	} {
 		eventually(t, l, has(want), ask(9091, "/metrics")...)
 	}
@@ -205,7 +205,7 @@ func TestLogGoesToAFileAsSet(t *testing.T) {
 	nettest.Eventually(t, func() error {
 		run(t, l, "node-1", "ip", "route", "flush", "proto", "80") // to give the agent something to say
 		out, err := try(t, l, "node-1", "cat", "/var/lib/calico/logs/agent.log")
-		return errors.Join(err, has("kernel changed")(out))
+		return errors.Join(err, has("repaired what others changed")(out))
 	})
 	setFelix(t, l, toHost+`, "vxlanPort": 0`)
 	nettest.Eventually(t, func() error {
