@@ -31,7 +31,7 @@ type applying struct {
 // a host that others have spoilt, and when the pool's mode changes. The agent that follows has to end where one ends that nothing has disturbed.
 func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 	l := upWith(t, bin, func(o *lab.Options) {
-		o.Nodes, o.Mode, o.DualStack, o.AgentEnv = 2, lab.VXLAN, true, []string{fault.Variable + "=@" + agentOrders}
+		o.Nodes, o.Mode, o.DualStack, o.AgentEnv = 2, lab.VXLAN, true, []string{fault.Variable + "=@" + agentOrders, "MUSLIN_LINGER=10ms"}
 	})
 	a := &applying{runtime: newRuntime(t, l, "node-1", bin, "applies"), fresh: map[string]string{}, mode: "Always", cut: map[fault.Point]bool{}}
 	a.learn()
@@ -189,7 +189,7 @@ func (a *applying) state() string {
 			a.t.Fatal(err)
 		}
 		for family, addr := range map[string]string{"4": node.Spec.IPv4VXLANTunnelAddr.String(), "6": node.Spec.IPv6VXLANTunnelAddr.String()} {
-			for _, end := range []string{" ", "/", "\n"} {
+			for _, end := range []string{" ", "/32", "/128", "\n"} { // not that of a block
 				text = strings.ReplaceAll(text, addr+end, "tunnel"+family+"-"+path.Base(key)+end)
 			}
 		}
