@@ -198,6 +198,9 @@ func FuzzUpdate(f *testing.F) {
 			return // larger than a message can be
 		}
 		speaker.t = t
+		if err := w.send(msgKeepalive, nil); err != nil { // or the hold time of the other session runs out
+			t.Fatal(err)
+		}
 		n++
 		peer := bad // one that has been reset is not heard for some seconds: each input is a new peer's
 		for i, b := range []byte{byte(n >> 8), byte(n)} {
@@ -206,14 +209,14 @@ func FuzzUpdate(f *testing.F) {
 			peer = netip.AddrFrom4(a)
 		}
 		speaker.apply(good, session(peer))
-		w := speaker.connect(peer)
-		defer func() { _ = w.Close() }() // the server may have closed it before
-		if err := w.send(msgUpdate, body); err != nil {
+		far := speaker.connect(peer)
+		defer func() { _ = far.Close() }() // the server may have closed it before
+		if err := far.send(msgUpdate, body); err != nil {
 			t.Fatal(err)
 		}
-		_ = w.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATE, if it has not before
+		_ = far.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATE, if it has not before
 		for {
-			if _, err := w.receive(); err != nil {
+			if _, err := far.receive(); err != nil {
 				break
 			}
 		}
