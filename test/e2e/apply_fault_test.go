@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"regexp"
@@ -25,6 +26,7 @@ type applying struct {
 	fresh map[string]string // what a fresh start makes of a clean host, by the pool's VXLAN mode
 	mode  string
 	cut   map[fault.Point]bool // where an agent has been killed
+	named map[string]string    // what tunnels' addresses are called, also once their node has given them back
 }
 
 // appliesEndWhereAFreshStartEnds kills the agent at every point of an apply that there is: in its first one on an empty host, when it takes over
@@ -33,7 +35,7 @@ func appliesEndWhereAFreshStartEnds(t *testing.T, bin string) {
 	l := upWith(t, bin, func(o *lab.Options) {
 		o.Nodes, o.Mode, o.DualStack, o.AgentEnv = 2, lab.VXLAN, true, []string{fault.Variable + "=@" + agentOrders}
 	})
-	a := &applying{runtime: newRuntime(t, l, "node-1", bin, "applies"), fresh: map[string]string{}, mode: "Always", cut: map[fault.Point]bool{}}
+	a := &applying{runtime: newRuntime(t, l, "node-1", bin, "applies"), fresh: map[string]string{}, mode: "Always", cut: map[fault.Point]bool{}, named: map[string]string{}}
 	a.learn()
 	t.Run("on an empty host", func(t *testing.T) {
 		a.each(t, additions(), func(a *applying, p fault.Point) {
@@ -188,10 +190,15 @@ func (a *applying) state() string {
 		if err := json.Unmarshal([]byte(value), &node); err != nil {
 			a.t.Fatal(err)
 		}
-		for family, addr := range map[string]string{"4": node.Spec.IPv4VXLANTunnelAddr.String(), "6": node.Spec.IPv6VXLANTunnelAddr.String()} {
-			for _, end := range []string{" ", "/", "\n"} {
-				text = strings.ReplaceAll(text, addr+end, "tunnel"+family+"-"+path.Base(key)+end)
+		for family, addr := range map[string]netip.Addr{"4": node.Spec.IPv4VXLANTunnelAddr, "6": node.Spec.IPv6VXLANTunnelAddr} {
+			if addr.IsValid() {
+				a.named[addr.String()] = "tunnel" + family + "-" + path.Base(key)
 			}
+		}
+	}
+	for addr, name := range a.named {
+		for _, end := range []string{" ", "/", "\n"} {
+			text = strings.ReplaceAll(text, addr+end, name+end)
 		}
 	}
 	return unnumbered(kernelsOwn.ReplaceAllString(text, "")) + run(a.t, a.lab, "node-1", "sh", "-c", "grep -H . "+strings.Join(settingsOfPods, " "))

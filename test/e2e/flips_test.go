@@ -269,8 +269,8 @@ func (f *flips) asAFreshStart() {
 // left names what of modes that the pools have left is still there.
 func (f *flips) left(kernels map[string]string) error {
 	marks := map[string]bool{
-		"4789": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet, "vxlan": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet,
-		"all-hosts-net": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet, "tunl0    inet": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet,
+		"notrack": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet, "vxlan.calico": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet,
+		"@ipip-peers4": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet, "tunl0    inet": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet,
 	}
 	for node, state := range kernels {
 		for text, belongs := range marks {
@@ -281,7 +281,7 @@ func (f *flips) left(kernels map[string]string) error {
 	}
 	for _, n := range f.records() {
 		vxlan := n.Spec.IPv4VXLANTunnelAddr.IsValid() || n.Spec.IPv6VXLANTunnelAddr.IsValid()
-		if vxlan != marks["vxlan"] || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() != marks["all-hosts-net"] {
+		if vxlan != marks["vxlan.calico"] || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() != marks["@ipip-peers4"] {
 			return fmt.Errorf("in mode %s %s has these tunnel addresses: %+v", f.mode, n.Metadata.Name, n.Spec)
 		}
 	}
