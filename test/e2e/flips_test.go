@@ -268,9 +268,10 @@ func (f *flips) asAFreshStart() {
 
 // left names what of modes that the pools have left is still there.
 func (f *flips) left(kernels map[string]string) error {
+	vxlan := f.mode == lab.VXLAN || f.mode == lab.CrossSubnet
+	ipip := f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet
 	marks := map[string]bool{
-		"4789": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet, "vxlan": f.mode == lab.VXLAN || f.mode == lab.CrossSubnet,
-		"all-hosts-net": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet, "tunl0    inet": f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet,
+		"notrack": vxlan, "vxlan.calico": vxlan, "vxlan-v6.calico": vxlan && f.dual, "@ipip-peers4": ipip, "tunl0    inet": ipip,
 	}
 	for node, state := range kernels {
 		for text, belongs := range marks {
@@ -280,8 +281,8 @@ func (f *flips) left(kernels map[string]string) error {
 		}
 	}
 	for _, n := range f.records() {
-		vxlan := n.Spec.IPv4VXLANTunnelAddr.IsValid() || n.Spec.IPv6VXLANTunnelAddr.IsValid()
-		if vxlan != marks["vxlan"] || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() != marks["all-hosts-net"] {
+		addressed := n.Spec.IPv4VXLANTunnelAddr.IsValid() || n.Spec.IPv6VXLANTunnelAddr.IsValid()
+		if addressed != vxlan || n.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() != ipip {
 			return fmt.Errorf("in mode %s %s has these tunnel addresses: %+v", f.mode, n.Metadata.Name, n.Spec)
 		}
 	}

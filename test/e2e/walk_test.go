@@ -215,7 +215,7 @@ func TestNodesComeMoveAndGo(t *testing.T) {
 	addPod(t, l, "a3", n.Name)
 	allWell(t, l)
 	addr := n.Addr.String()
-	for _, cmd := range []string{"bridge fdb show", "ipset list cali40all-vxlan-net"} {
+	for _, cmd := range []string{"bridge fdb show", "nft list set inet muslin vxlan-peers4"} {
 		if out := run(t, l, "node-1", strings.Fields(cmd)...); !strings.Contains(out, addr) {
 			t.Errorf("%s does not show %s: %s", cmd, addr, out)
 		}
