@@ -213,7 +213,7 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 	switch {
 	case len(pools) > 0:
 	case slices.Contains(t.lingering, k.name):
-		serving = t.plan.facts.enabled(k.v6)
+		serving = t.known(k)
 	default:
 		serving = t.carried(k)
 	}
@@ -282,9 +282,14 @@ func (t *tunnels) pools(k tunnelKind) []store.Entry[api.IPPool] {
 // carried are the pools whose traffic the tunnel carries, also those that hand out no more addresses on this node: pods that have theirs live on,
 // and nobody reaches them once the tunnel has no address.
 func (t *tunnels) carried(k tunnelKind) []store.Entry[api.IPPool] {
+	return slices.DeleteFunc(t.known(k), func(e store.Entry[api.IPPool]) bool { return !k.carries(e.Value.Spec) })
+}
+
+// known are the pools of the kind's family, also disabled ones, but for those that are being deleted.
+func (t *tunnels) known(k tunnelKind) []store.Entry[api.IPPool] {
 	return slices.DeleteFunc(slices.Clone(t.plan.facts.Pools), func(e store.Entry[api.IPPool]) bool {
 		p := e.Value
-		return p.Metadata.DeletionTimestamp != nil || p.Check() != nil || p.Spec.CIDR.Addr().Is6() != k.v6 || !k.carries(p.Spec)
+		return p.Metadata.DeletionTimestamp != nil || p.Check() != nil || p.Spec.CIDR.Addr().Is6() != k.v6
 	})
 }
 
