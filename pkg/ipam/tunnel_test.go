@@ -122,6 +122,12 @@ func TestTunnelAddressLingersWhenAsked(t *testing.T) {
 		t.Fatalf("%v, %v, want an IP-in-IP address and %v", have, err, a)
 	}
 	w.tunnelIs(a)
+	w.pool("pool", ipipOn+`,"disabled":true`)
+	if have, _, err = ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now, ipam.TunnelVXLAN); err != nil || len(have) != 2 {
+		t.Fatalf("in a disabled pool: %v, %v, want both", have, err)
+	}
+	w.tunnelIs(a)
+	w.pool("pool", ipipOn)
 	if have, _, err = ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil || len(have) != 1 {
 		t.Fatalf("%v, %v, want the IP-in-IP address alone", have, err)
 	}
