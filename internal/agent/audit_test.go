@@ -387,11 +387,15 @@ func TestPodOfABlockThatCannotBeReadIsNotJudged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	readable, err := api.Encode(whole.Value, whole.Raw())
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.put(api.BlockKey(cidr), "{")
 	clear(h.links)
 	h.look()
 	h.want("a")
-	h.put(api.BlockKey(cidr), string(whole.Raw()))
+	h.put(api.BlockKey(cidr), string(readable))
 	h.look()
 	h.look()
 	h.want()

@@ -54,7 +54,11 @@ func add[T api.Value](out map[string]string, entries func(func(string, store.Ent
 }
 
 func text[T api.Value](e store.Entry[T]) string {
-	return fmt.Sprint(e.Key, "@", e.Rev, " ", string(e.Raw()), e.Value == nil)
+	raw := e.Raw()
+	if raw == nil && e.Value != nil {
+		raw, _ = api.Encode(e.Value, nil) // of what was decoded
+	}
+	return fmt.Sprint(e.Key, "@", e.Rev, " ", string(raw), e.Value == nil)
 }
 
 func snapshotOf(s *state) Snapshot { return Snapshot{Rev: s.rev, s: s} }

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 
 	"github.com/muslin-cni/muslin/internal/hostside"
@@ -138,6 +139,11 @@ func (f *family) vxlanDevice() {
 	if f.vxlan.dev, f.vxlan.ready = f.host.Dev(name); !f.vxlan.ready {
 		return
 	}
+	neighs, fdb := f.out.Neighs, f.out.FDB
+	f.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(neighs)+len(f.Nodes)) // maps that grow are filled twice
+	f.out.FDB = make(map[kernel.FDBKey]netip.Addr, len(fdb)+len(f.Nodes))
+	maps.Copy(f.out.Neighs, neighs)
+	maps.Copy(f.out.FDB, fdb)
 	for _, n := range f.Nodes {
 		f.vtep(n)
 	}

@@ -109,8 +109,6 @@ func compute(in inputs) *computation {
 		inputs: in, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
 		out: kernel.NewState(), said: map[Problem]struct{}{},
 	}
-	c.out.Neighs = make(map[kernel.NeighKey]kernel.MAC, len(m.Nodes)+len(m.Endpoints)) // maps that grow are filled twice
-	c.out.FDB = make(map[kernel.FDBKey]netip.Addr, len(m.Nodes))
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
 	}

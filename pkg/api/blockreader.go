@@ -27,9 +27,9 @@ func (b *Block) readUsual(raw []byte, like *Block) bool {
 		out.ClaimTime = r.time()
 	}
 	r.want(`,"allocations":`)
-	out.Allocation = r.indexes(len(like.Allocation))
+	out.Allocation = r.indexes()
 	r.want(`,"unallocated":`)
-	out.Unallocated = r.numbers(len(out.Allocation))
+	out.Unallocated = r.numbers()
 	r.want(`,"attributes":`)
 	out.Attributes = r.owners(len(like.Attributes) + 1)
 	r.want(`,"sequenceNumber":`)
@@ -164,12 +164,20 @@ func (r *blockReader) elements(begin, end string, read func()) {
 	r.want(end)
 }
 
+// ahead counts the elements of the flat list that is next, and the nulls among them, so that what is made for them is as large as they need:
+// blocks stay. Of what is no such list it says nothing true.
+func (r *blockReader) ahead() (elements, nulls int) {
+	list, _, _ := bytes.Cut(r.raw[r.at:], []byte(`]`))
+	return bytes.Count(list, []byte(`,`)) + 1, bytes.Count(list, []byte(`null`))
+}
+
 // indexes is a list of numbers and nulls; null is nil.
-func (r *blockReader) indexes(size int) []*int {
+func (r *blockReader) indexes() []*int {
 	if r.take(`null`) {
 		return nil
 	}
-	out, numbers := make([]*int, 0, size), make([]int, 0, size)
+	size, nulls := r.ahead()
+	out, numbers := make([]*int, 0, size), make([]int, 0, max(0, size-nulls))
 	r.elements(`[`, `]`, func() {
 		if r.take(`null`) {
 			out = append(out, nil)
@@ -181,10 +189,11 @@ func (r *blockReader) indexes(size int) []*int {
 	return out
 }
 
-func (r *blockReader) numbers(size int) []int {
+func (r *blockReader) numbers() []int {
 	if r.take(`null`) {
 		return nil
 	}
+	size, _ := r.ahead()
 	out := make([]int, 0, size)
 	r.elements(`[`, `]`, func() { out = append(out, r.small()) })
 	return out

@@ -60,14 +60,15 @@ type Entry[T api.Value] struct {
 	Key   string
 	Value *T
 	Rev   int64
-	raw   []byte
-	whole bool // Value is known to say all that raw says
+	raw   []byte // nil if whole
+	whole bool   // Value is known to say all that was stored
 }
 
 // Exists reports whether the key held a value.
 func (e Entry[T]) Exists() bool { return e.Rev != 0 }
 
-// Raw is the stored bytes that the entry was decoded from. Do not modify them.
+// Raw is the stored bytes that the entry was decoded from, or nil where Value is known to say all that they did: a large cluster's blocks
+// would take their memory twice. Either way it is what api.Encode wants as the prior of Value's successor. Do not modify them.
 func (e Entry[T]) Raw() []byte { return e.raw }
 
 // Decode turns raw data into an entry; a KV that does not exist becomes an entry without a value.
@@ -84,7 +85,9 @@ func DecodeAfter[T api.Value](kv KV, before Entry[T]) (Entry[T], error) {
 	if err != nil {
 		return e, &UnreadableError{Key: kv.Key, Err: err}
 	}
-	e.Value, e.whole = v, whole
+	if e.Value, e.whole = v, whole; whole {
+		e.raw = nil
+	}
 	return e, nil
 }
 
