@@ -207,7 +207,7 @@ func (w *world) nftables() {
 }
 
 func settings(c *Cluster, seed uint64) ruleset.Settings {
-	s := ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: vxlanPort, LogGroup: 9, ToHost: ruleset.DropToHost}
+	s := ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: vxlanPort, LogGroup: ruleset.LogGroup, Spoofing: true, ToHost: ruleset.DropToHost}
 	if c.Host.ToHost == api.Allow {
 		s.ToHost = ruleset.AcceptToHost
 		if seed%2 == 0 {
