@@ -72,7 +72,7 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the ot
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
-bench: need-root need-go deps build ## Measure ADD, DEL and muslinctl against floors (root)
+bench: need-root need-go deps build ## Measure ADD, DEL, addresses, muslinctl, routes, traffic and memory against floors (root)
 	$(GO) run -buildvcs=false ./test/bench
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
