@@ -24,7 +24,7 @@ TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
 
-.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-vm deps-bgp need-go need-root need-cc
+.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-test deps-vm deps-bgp need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,7 @@ build: need-go ## Build every program of cmd/ into bin/
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo
 
-test: need-root need-go deps deps-vm deps-bgp build ## Run every test (root: most of them make network namespaces)
+test: need-root need-go deps deps-test deps-vm deps-bgp build ## Run every test (root: most of them make network namespaces)
 	NETTEST=require $(GO) test -count=1 -p 2 -timeout $(TEST_TIMEOUT) ./...
 
 test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual machine, the tests that need its kernel (root)
@@ -86,6 +86,9 @@ clean: ## Remove what the other targets made in this folder
 # program:package of what the agent, labs and tests call, or file:package. (The certificates are for go, which fetches modules.)
 DEPS := iptables:iptables ip:iproute2 ipset:ipset nft:nftables /etc/ssl/certs/ca-certificates.crt:ca-certificates
 
+# What tests alone call.
+deps-test: DEPS := sysctl:procps ping:iputils-ping
+
 # The same for the virtual machine. It fetches its kernel itself, for that must not be installed.
 deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
 
@@ -96,8 +99,8 @@ deps-bgp: DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
 POLICY_RC := /usr/sbin/policy-rc.d
 
 # Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
-deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-vm, deps-bgp: the same for the tests of these
-deps deps-vm deps-bgp:
+deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-test, deps-vm, deps-bgp: the same for tests
+deps deps-test deps-vm deps-bgp:
 	@missing=(); \
 	for dep in $(DEPS); do \
 	  what=$${dep%%:*}; \
