@@ -87,7 +87,7 @@ clean: ## Remove what the other targets made in this folder
 DEPS := iptables:iptables ip:iproute2 ipset:ipset nft:nftables /etc/ssl/certs/ca-certificates.crt:ca-certificates
 
 # What tests alone call.
-deps-test: DEPS := sysctl:procps ping:iputils-ping
+deps-test: DEPS := sysctl:procps ping:iputils-ping systemd-analyze:systemd
 
 # The same for the virtual machine. It fetches its kernel itself, for that must not be installed.
 deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
