@@ -20,6 +20,7 @@ import (
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -184,6 +185,22 @@ func (c *Client) Revision(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("read etcd's revision: %w", err)
 	}
 	return res.Header.Revision, nil
+}
+
+// Compact lets etcd forget what keys held before a revision: whoever reads or watches from there gets ErrCompacted. That it was compacted that far
+// already is no error.
+func (c *Client) Compact(ctx context.Context, rev int64) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	etcd, err := c.etcd(ctx)
+	if err != nil {
+		return fmt.Errorf("compact etcd: %w", c.readError(err))
+	}
+	_, err = etcd.Compact(ctx, rev)
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("compact etcd: %w", c.readError(err))
+	}
+	return nil
 }
 
 // One decodes what Read returned for the range of a single key; one that does not exist becomes an entry without a value.

@@ -1,0 +1,221 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/muslin-cni/muslin/internal/ctl/objects"
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/kubeconv"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// podsEnd is how long to wait before looking again whether the pods of a node that is gone are gone too: Kubernetes' own garbage collector takes
+// about a minute.
+const podsEnd = 10 * time.Second
+
+// nodes keeps Nodes as Kubernetes' nodes are: their labels, and whether they exist at all. It concerns only those that say which node of Kubernetes
+// they are.
+type nodes struct {
+	*tools
+	labels bool          // keep the labels
+	grace  time.Duration // for which a node must be missing in Kubernetes: an agent may register before its kubelet does
+
+	mu      sync.Mutex
+	missing map[string]time.Time // names in Kubernetes, since when
+	kept    map[string]string    // Nodes that are not deleted, and why, as said
+}
+
+func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
+
+// all implements subject.
+func (n *nodes) all(snap feed.Snapshot) (keys []string) {
+	for key := range snap.Nodes() {
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// concerned implements subject.
+func (n *nodes) concerned(_ feed.Snapshot, key string) []string {
+	if _, ok := under(key, nodeKey("")); ok {
+		return []string{key}
+	}
+	return nil
+}
+
+// watch asks for the Nodes of a node of Kubernetes to be looked at when that comes, goes, or is labelled anew.
+func (n *nodes) watch(q *queue) error {
+	return n.kube.watch("nodes", n.kube.factory.Core().V1().Nodes().Informer(), func(was, is any) {
+		o, _ := is.(*corev1.Node)
+		if o == nil {
+			o, _ = was.(*corev1.Node)
+		}
+		if o == nil {
+			return
+		}
+		snap, _ := n.feed.Snapshot()
+		for key, e := range snap.Nodes() {
+			if name, ok := kubeconv.KubernetesName(e.Value); ok && name == o.Name {
+				q.look(key)
+			}
+		}
+	})
+}
+
+// put implements subject.
+func (n *nodes) put(ctx context.Context, key string) (time.Duration, error) {
+	name, _ := under(key, nodeKey(""))
+	snap, _ := n.feed.Snapshot()
+	e := snap.Node(name)
+	if locked(snap) || !e.Exists() {
+		return 0, nil
+	}
+	in, ok := kubeconv.KubernetesName(e.Value)
+	if !ok {
+		return 0, nil
+	}
+	is, err := n.kube.node(in)
+	if err != nil {
+		return 0, err
+	}
+	if is == nil {
+		return n.gone(ctx, snap, name, in)
+	}
+	n.seen(name, in)
+	if !n.labels {
+		return 0, nil
+	}
+	return 0, n.label(ctx, key, e, is)
+}
+
+func (n *nodes) seen(name, in string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.missing, in)
+	delete(n.kept, name)
+}
+
+// label gives a Node the labels of its node of Kubernetes.
+func (n *nodes) label(ctx context.Context, key string, e store.Entry[api.Node], is *corev1.Node) error {
+	probe := *e.Value
+	if !kubeconv.Label(&probe, is.Labels) {
+		return nil
+	}
+	if err := n.limit.Wait(ctx); err != nil {
+		return err
+	}
+	wrote, err := store.Mutate(ctx, n.store, key, func(v *api.Node, exists bool) (bool, error) {
+		return exists && kubeconv.Label(v, is.Labels), nil
+	})
+	if err != nil {
+		return err
+	}
+	n.wrote(wrote.Key, wrote.Raw(), wrote.Rev)
+	return nil
+}
+
+// gone deletes a Node whose node Kubernetes has not had for a while, with all that it holds. A node that has pods is not gone: Kubernetes has yet to find
+// out that they are, and until then their addresses are in use.
+func (n *nodes) gone(ctx context.Context, snap feed.Snapshot, name, in string) (again time.Duration, err error) {
+	if !settled(snap) {
+		return 0, nil
+	}
+	if left := n.missed(in); left > 0 {
+		return left, nil
+	}
+	is, err := n.kube.nodeNow(ctx, in)
+	if err != nil {
+		return 0, err
+	}
+	if is != nil {
+		return 0, errStale
+	}
+	why, err := n.inUse(ctx, snap, name, in)
+	if err != nil {
+		return 0, err
+	}
+	if why != "" {
+		n.keep(name, in, why)
+		return podsEnd, nil
+	}
+	return 0, n.remove(ctx, name, in)
+}
+
+// missed notes that a node is missing, and says how long it must be so yet.
+func (n *nodes) missed(in string) (left time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	since, known := n.missing[in]
+	if !known {
+		since = n.now()
+		n.missing[in] = since
+	}
+	return n.grace - n.now().Sub(since)
+}
+
+// inUse says why a node's addresses may be in use although Kubernetes has no such node; "" if they are not. What is not Kubernetes' nobody here can
+// judge.
+func (n *nodes) inUse(ctx context.Context, snap feed.Snapshot, name, in string) (string, error) {
+	pods, err := n.kube.podsOn(in)
+	if err != nil {
+		return "", err
+	}
+	if len(pods) > 0 {
+		return fmt.Sprintf("Kubernetes still has pods on it: %s/%s", pods[0].Namespace, pods[0].Name), nil
+	}
+	for _, e := range snap.EndpointsOn(name) {
+		if s := e.Value.Spec; s.Orchestrator != "k8s" {
+			return fmt.Sprintf("it has endpoints that are not Kubernetes': %s", e.Key), nil
+		}
+	}
+	for _, e := range snap.Blocks() {
+		for _, h := range ipam.Holdings(e.Value) {
+			if h.Attrs[api.AttrNode] == name && h.Attrs[api.AttrType] == "" && (h.Attrs[api.AttrPod] == "" || h.Attrs[api.AttrNamespace] == "") {
+				return fmt.Sprintf("it has addresses of which nobody knows whose they are: %v, handle %s", h.Addr, h.Handle), nil
+			}
+		}
+	}
+	p, err := n.kube.runsNow(ctx, in)
+	if err != nil || p == nil {
+		return "", err
+	}
+	return fmt.Sprintf("Kubernetes still has pods on it: %s/%s", p.Namespace, p.Name), nil
+}
+
+// keep says once why a Node stays.
+func (n *nodes) keep(name, in, why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.kept[name] == "" {
+		n.log.Warn("Kubernetes has no such node any more, but the Node stays: muslinctl delete node deletes it all the same", "node", name, "kubernetes_node", in, "why", why)
+	}
+	n.kept[name] = why
+}
+
+// remove deletes a Node, and before it what the node's endpoints, tunnels and blocks hold. It may be interrupted anywhere: the Node goes last, and
+// while it is there it is tried again.
+func (n *nodes) remove(ctx context.Context, name, in string) error {
+	c := objects.Client{Store: n.store, UUID: n.uuid, Now: n.now, Notice: func(text string) { n.log.Info("while a Node is deleted", "node", name, "notice", text) }}
+	target := &api.Node{}
+	target.Metadata.Name = name
+	err := c.Delete(ctx, target)
+	var none *objects.NotFoundError
+	if errors.As(err, &none) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete the Node %s, whose node Kubernetes does not have: %w", name, err)
+	}
+	n.seen(name, in)
+	n.meters.wrote("delete")
+	n.log.Info("deleted a Node that Kubernetes does not have any more, and freed what it held", "node", name, "kubernetes_node", in)
+	return nil
+}
