@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -182,9 +183,7 @@ func newConfiguration() *api.KubeControllersConfiguration {
 // inForce is what the controllers run with: what the configuration says, but for what the environment says. The spec is not modified, and nothing
 // in the result is nil that somebody reads, but for the controllers that do not run.
 func inForce(s api.KubeControllersConfigurationSpec, e environment) api.KubeControllersConfigurationSpec {
-	k := &api.KubeControllersConfiguration{Spec: s}
-	k.Metadata.Name = "default"
-	out, _ := api.Clone(k).(*api.KubeControllersConfiguration) // of the same type
+	out := &api.KubeControllersConfiguration{Spec: own(s)}
 	c := &out.Spec.Controllers
 	c.LoadBalancer, c.PolicyMigration = nil, nil // not ours
 	if e.enabled != nil {
@@ -222,6 +221,15 @@ func inForce(s api.KubeControllersConfigurationSpec, e environment) api.KubeCont
 		out.Spec.EtcdV3CompactionPeriod = &api.Duration{Duration: *e.compaction}
 	}
 	return out.Spec
+}
+
+// own is a copy that shares nothing with the original.
+func own(s api.KubeControllersConfigurationSpec) (out api.KubeControllersConfigurationSpec) {
+	text, err := json.Marshal(s)
+	if err != nil || json.Unmarshal(text, &out) != nil {
+		return newConfiguration().Spec // what was read from JSON goes back and forth
+	}
+	return out
 }
 
 // choose lets the named controllers run and no others.
