@@ -39,6 +39,7 @@ func (w *world) patchLabels(what func(context.Context, string, types.PatchType, 
 func TestObjectsAreMirroredFollowedAndRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.start()
+	w.watched(1, "namespaces", "serviceaccounts", "networkpolicies")
 	ns := w.namespace("-a", map[string]string{"team": "x"})
 	must[*corev1.ServiceAccount](w)(w.kube.CoreV1().ServiceAccounts(ns).Create(w.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "sa.one"}}, metav1.CreateOptions{}))
 	w.policy(ns, "web")
@@ -182,6 +183,7 @@ func TestNodesGetTheLabelsOfKubernetesAndKeepTheirOwn(t *testing.T) {
 	in := w.kubeNode("-k", map[string]string{"zone": "a", "gone": "soon"})
 	w.node("n1", in, `,"labels":{"own":"1","zone":"z"},"annotations":{"mine":"2"}`)
 	w.start()
+	w.watched(1, "nodes")
 	w.until("the labels are there", func() bool { return strings.Contains(w.get(nodeKey("n1")), `"zone":"a"`) })
 	got := must[store.Entry[api.Node]](w)(store.Get[api.Node](w.Context(), w.c, nodeKey("n1")))
 	if l := got.Value.Metadata.Labels; l["own"] != "1" || l["gone"] != "soon" || !strings.Contains(string(got.Raw()), `"future":1`) {
@@ -212,6 +214,7 @@ func TestEndpointFollowsItsPod(t *testing.T) {
 	key := w.endpoint(ns, "web", "n1", "10.0.0.0/30")
 	left := w.endpoint(ns, "ended", "n1", "10.0.0.4/30")
 	w.start()
+	w.watched(1, "pods")
 	w.until("the pod's labels are there", func() bool { return strings.Contains(w.get(key), `"app":"web"`) })
 	e := must[store.Entry[api.WorkloadEndpoint]](w)(store.Get[api.WorkloadEndpoint](w.Context(), w.c, key))
 	want := map[string]string{"app": "web", api.LabelNamespace: ns, api.LabelOrchestrator: "k8s", "projectcalico.org/serviceaccount": "runner"}
@@ -266,6 +269,7 @@ func TestEtcdThatGoesAndComesBackMissesNothing(t *testing.T) {
 	w := newWorld(t)
 	first := w.namespace("-a", nil)
 	w.start()
+	w.watched(1, "namespaces")
 	w.until("the first is mirrored", func() bool { return w.get(profiles+"kns."+first) != "" })
 	w.etcd.Stop()
 	second := w.namespace("-b", nil)
@@ -280,6 +284,7 @@ func TestTwoInstancesTakeTurns(t *testing.T) {
 	_, stop := w.start()
 	w.until("one does the work", func() bool { return w.log.count("this process does the work now") == 1 })
 	w.start()
+	w.watched(2, "namespaces")
 	w.until("the other waits", func() bool { return w.log.count("another process does the work") == 1 })
 	stop()
 	w.until("the other takes over", func() bool { return w.log.count("this process does the work now") == 2 })
@@ -292,6 +297,7 @@ func TestTwoAtOnceWithoutALeaseAgree(t *testing.T) {
 	for range 2 {
 		w.start("LEADER_ELECTION", "false")
 	}
+	w.watched(2, "namespaces")
 	const n = 40
 	var names []string
 	for i := range n {
@@ -306,6 +312,7 @@ func TestTwoAtOnceWithoutALeaseAgree(t *testing.T) {
 
 func TestConfigurationIsMadeReportedAndFollowed(t *testing.T) {
 	w := newWorld(t)
+	in := w.kubeNode("-k", map[string]string{"zone": "a"})
 	w.start("ENABLED_CONTROLLERS", "namespace,node,loadbalancer", "RECONCILER_PERIOD", "1m")
 	read := func() *api.KubeControllersConfiguration {
 		e, err := store.Get[api.KubeControllersConfiguration](w.Context(), w.c, configKey())
@@ -323,7 +330,6 @@ func TestConfigurationIsMadeReportedAndFollowed(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"ENABLED_CONTROLLERS": "namespace,node,loadbalancer", "RECONCILER_PERIOD": "1m"}, k.Status.EnvironmentVars); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
-	in := w.kubeNode("-k", map[string]string{"zone": "a"})
 	k.Spec.Controllers.Node.HostEndpoint.AutoCreate = "Enabled"
 	w.put(configKey(), string(must[[]byte](w)(api.EncodeObject(k, nil))))
 	w.node("n1", in, "")

@@ -298,3 +298,27 @@ func (w *world) grace(d time.Duration) {
 	}
 	w.put(configKey(), string(raw))
 }
+
+// watched waits until n instances watch some kinds. client-go's fake API server, unlike a real one, forgets what happens between a list and the watch
+// that follows it.
+func (w *world) watched(n int, kinds ...string) {
+	w.Helper()
+	fakes, ok := w.kube.(*fake.Clientset)
+	if !ok {
+		return
+	}
+	w.until("the API server is watched", func() bool {
+		seen := map[string]int{}
+		for _, a := range fakes.Actions() {
+			if a.GetVerb() == "watch" {
+				seen[a.GetResource().Resource]++
+			}
+		}
+		for _, k := range kinds {
+			if seen[k] < n {
+				return false
+			}
+		}
+		return true
+	})
+}
