@@ -226,12 +226,8 @@ func failsafe(text string) (f Failsafe, ok bool) {
 	if !found {
 		protocol, rest = "tcp", text
 	}
-	switch strings.ToLower(protocol) {
-	case "tcp":
-		f.Protocol = 6
-	case "udp":
-		f.Protocol = 17
-	default:
+	f.Protocol = api.ProtocolNamed(protocol).IANA()
+	if f.Protocol != api.ProtoTCP && f.Protocol != api.ProtoUDP {
 		return f, false
 	}
 	if at := strings.LastIndex(rest, ":"); at >= 0 {
