@@ -180,11 +180,15 @@ func (g *guard) count(u policy.Update) {
 			g.sets++
 		}
 	}
-	names := map[string]struct{}{} // a policy of both directions is one
-	for _, name := range g.policies {
-		names[name] = struct{}{}
+	now := enforced{policies: g.numbers().policies, selectors: g.sets}
+	if len(u.Policies) > 0 {
+		names := map[string]struct{}{} // a policy of both directions is one
+		for _, name := range g.policies {
+			names[name] = struct{}{}
+		}
+		now.policies = len(names)
 	}
-	g.counts.Store(&enforced{policies: len(names), selectors: g.sets})
+	g.counts.Store(&now)
 }
 
 // numbers are how many policies apply to workloads and devices of this node, and how many selectors these refer to.
