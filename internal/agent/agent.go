@@ -206,6 +206,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
 	a.guard.released = a.flows.released
+	if a.guard.heeded, err = readMask(); err != nil {
+		return err
+	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,

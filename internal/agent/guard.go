@@ -19,6 +19,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/policy"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/ruleset"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // guard keeps the node's policy in force: it takes in what the feed says, and makes the kernel's table of policy hold what follows.
@@ -26,7 +27,8 @@ import (
 //  1. All that one snapshot changes takes effect at once, in one transaction, before anything else is written by that snapshot.
 //  2. Policy before route: a workload whose policy has not been committed gets no route (admit). One that had its route before keeps it,
 //     and the policy that is in force.
-//  3. A restart opens and closes nothing. The table outlives the agent, the first transaction turns what is found into what is wanted,
+//  3. Policy that can be read no longer stays in force as it was last read (kept.go).
+//  4. A restart opens and closes nothing. The table outlives the agent, the first transaction turns what is found into what is wanted,
 //     and nothing is taken from it until the feed has caught up with etcd.
 //
 // It belongs to the loop, but for numbers and disturbed, which anybody may call, and watch.
@@ -36,14 +38,17 @@ type guard struct {
 
 	engine   *policy.Engine
 	snap     feed.Snapshot // that the engine has taken in
+	kept     kept
 	problems map[string]struct{}
 	policies map[policy.PolicyID]string // that are in the model, by their names; profiles have none
 	sets     int
 
 	settings ruleset.Settings
+	heeded   uint32          // the mask of marks by which iptables goes; 0: not known
 	facts    uint64          // that the layout has taken in
 	layout   *ruleset.Layout // nil before the first round
 
+	noteMask func(uint32) error           // remembers heeded beyond the process
 	open     func() (policyKeeper, error) // the kernel's table
 	table    policyKeeper                 // nil until it could be opened
 	unable   string                       // why it could not
@@ -86,16 +91,17 @@ type enforced struct{ policies, selectors int }
 
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {},
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {},
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
-	g.open = g.openKernel
+	g.open, g.noteMask = g.openKernel, writeMask
 	return g
 }
 
 // enforce makes the kernel hold the policy of a snapshot. After an error the kernel holds what it held, or what it should, and admit tells
 // who has to wait.
 func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Settings, host kernel.Host, facts uint64) (reconcile.Result, error) {
+	s = g.marks(s)
 	if g.layout == nil {
 		g.layout, g.settings = ruleset.New(s), s
 	}
@@ -137,23 +143,41 @@ func (g *guard) take(snap feed.Snapshot) {
 		return
 	}
 	g.moved = g.moved || changed.Kinds.Has(feed.Endpoints)
-	var d policy.Delta
-	for _, key := range changed.Keys {
-		d.Objects = append(d.Objects, policy.Change{Key: key, Object: snap.Object(key)})
-	}
-	if changed.All {
-		for key, o := range snap.Objects(feed.ForPolicy) {
-			d.Objects = append(d.Objects, policy.Change{Key: key, Object: o})
-		}
-		for key := range old.Objects(feed.ForPolicy) {
-			if snap.Object(key) == nil {
-				d.Objects = append(d.Objects, policy.Change{Key: key})
-			}
-		}
-	}
-	u := g.engine.Apply(d)
+	u := g.engine.Apply(g.delta(old, changed))
 	g.layout.Update(u)
 	g.count(u)
+}
+
+// delta is what the engine has to be told of the snapshot, which came after old.
+func (g *guard) delta(old feed.Snapshot, changed feed.Delta) (d policy.Delta) {
+	take := func(key string, o api.Object) {
+		if g.kept.take(key, old, g.snap, g.log) {
+			return
+		}
+		d.Objects = append(d.Objects, policy.Change{Key: key, Object: o})
+	}
+	for _, key := range changed.Keys {
+		take(key, g.snap.Object(key))
+	}
+	if !changed.All {
+		return d
+	}
+	for key, o := range g.snap.Objects(feed.ForPolicy) {
+		take(key, o)
+	}
+	gone := maps.Clone(g.kept)
+	for _, b := range g.snap.Bad() {
+		gone[b.Key] = false
+	}
+	for key := range old.Objects(feed.ForPolicy) {
+		gone[key] = false
+	}
+	for key := range gone {
+		if g.snap.Object(key) == nil {
+			take(key, nil)
+		}
+	}
+	return d
 }
 
 // count notes what the update means for those who ask for numbers and problems.
@@ -201,7 +225,7 @@ func (g *guard) numbers() enforced {
 
 // troubles are what the log should name: input that cannot be used as it stands, and a kernel that cannot enforce policy.
 func (g *guard) troubles() []string {
-	out := slices.Sorted(maps.Keys(g.problems))
+	out := slices.Concat(slices.Sorted(maps.Keys(g.problems)), g.kept.troubles())
 	if g.unable != "" {
 		out = append(out, "this host cannot enforce policy, so no pod is added to it: "+g.unable)
 	}

@@ -106,7 +106,7 @@ func (l *Layout) action(p *policy.Policy, r policy.Rule) []nftable.Stmt {
 	case p.Staged:
 		return []nftable.Stmt{count, leave}
 	case r.Action == api.Allow:
-		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.accept()}, leave}
+		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.accepting()}, leave}
 	case r.Action == api.Pass:
 		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.pass()}, leave}
 	default:

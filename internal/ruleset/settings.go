@@ -10,7 +10,10 @@ import (
 type Settings struct {
 	Prefixes []string // names of workloads' interfaces begin with one of them
 	MarkMask uint32   // bits of packet marks that are ours, see Marks
-	ToHost   ToHost   // what becomes of packets from workloads to their host that policy lets through
+	// AlsoAccept are bits that accepted packets bear beside that of MarkMask. While MarkMask changes, iptables heeds the old one or the new one:
+	// this table goes by the old one and sets both, until iptables has been told.
+	AlsoAccept uint32
+	ToHost     ToHost // what becomes of packets from workloads to their host that policy lets through
 
 	Reject      bool // denied packets are answered, instead of dropped without a word
 	KeepInvalid bool // packets that connection tracking finds invalid are not dropped
@@ -58,15 +61,19 @@ func Marks(mask uint32) (accept, pass uint32) {
 
 // rendering is what all rules depend on.
 func (s Settings) rendering() string {
-	return fmt.Sprint(s.MarkMask, s.LogGroup, s.LogRate, s.Syslog, s.Reject, s.KeepInvalid, s.LogPrefix)
+	return fmt.Sprint(s.MarkMask, s.AlsoAccept, s.LogGroup, s.LogRate, s.Syslog, s.Reject, s.KeepInvalid, s.LogPrefix)
 }
 
+// accept is the bit by which this table knows what has been accepted.
 func (s Settings) accept() uint32 {
 	accept, _ := Marks(s.MarkMask)
 	return accept
 }
 
+// accepting are the bits that are set on what is accepted.
+func (s Settings) accepting() uint32 { return s.accept() | s.AlsoAccept }
+
 func (s Settings) pass() uint32 {
-	_, pass := Marks(s.MarkMask)
+	_, pass := Marks(s.MarkMask &^ s.AlsoAccept)
 	return pass
 }

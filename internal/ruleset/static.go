@@ -88,7 +88,7 @@ func (r *rules) add(stmts ...nftable.Stmt) { *r = append(*r, nftable.Rule{Stmts:
 
 // clear forgets that anything has accepted the packet or passed it on.
 func (l *Layout) clear() nftable.Stmt {
-	return nftable.SetMark{Clear: l.settings.accept() | l.settings.pass()}
+	return nftable.SetMark{Clear: l.settings.accepting() | l.settings.pass()}
 }
 
 func (l *Layout) dropInvalid(r *rules) {
@@ -321,7 +321,7 @@ func index(v6 bool) int {
 
 // accepted accepts for good: others' chains that drop by default see the mark.
 func (l *Layout) accepted() (r rules) {
-	r.add(nftable.SetMark{Set: l.settings.accept()}, nftable.Verdict{Kind: nftable.Accept})
+	r.add(nftable.SetMark{Set: l.settings.accepting()}, nftable.Verdict{Kind: nftable.Accept})
 	return r
 }
 
