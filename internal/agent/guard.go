@@ -52,6 +52,7 @@ type guard struct {
 	open     func() (policyKeeper, error) // the kernel's table
 	table    policyKeeper                 // nil until it could be opened
 	unable   string                       // why it could not
+	syslog   bool                         // the kernel writes about packets to its log
 	caughtUp bool                         // what is in the table and not in the feed is old
 	look     bool                         // see whether others have changed the table
 	settled  bool                         // what is found to differ, others have done
@@ -101,7 +102,9 @@ func newGuard(node string, log *slog.Logger) *guard {
 // enforce makes the kernel hold the policy of a snapshot. After an error the kernel holds what it held, or what it should, and admit tells
 // who has to wait.
 func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Settings, host kernel.Host, facts uint64) (reconcile.Result, error) {
+	unready := g.ready() // what the kernel can do decides on the layout
 	s = g.marks(s)
+	s.Syslog = s.Syslog && g.syslog
 	if g.layout == nil {
 		g.layout, g.settings = ruleset.New(s), s
 	}
@@ -114,8 +117,13 @@ func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Setti
 		g.layout.SetDevices(addressed(host, s.Prefixes))
 	}
 	g.take(snap)
-	done, err := g.commit(ctx)
+	var done reconcile.Result
+	err := unready
+	if err == nil {
+		done, err = g.commit(ctx)
+	}
 	if err != nil {
+		g.settled = false
 		g.bar()
 		return done, fmt.Errorf("enforce policy: %w", err)
 	}
@@ -248,9 +256,6 @@ func (g *guard) commit(ctx context.Context) (reconcile.Result, error) {
 }
 
 func (g *guard) apply(ctx context.Context) (res reconcile.Result, err error) {
-	if err := g.ready(); err != nil {
-		return res, err
-	}
 	d := g.layout.Take()
 	if !d.Empty() {
 		if err := fault.At(fault.ApplyPolicyBegun); err != nil {

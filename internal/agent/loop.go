@@ -180,7 +180,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 
 // marked has the table of policy go by the mask of marks that iptables goes by now, if that is another one than before.
 func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, host kernel.Host, facts uint64) error {
-	if !a.kernel.Settled() || !a.guard.heed(a.settled.MarkMask) {
+	if !a.kernel.Settled() || !a.guard.heed(markMask(a.settled.Dataplane)) {
 		return nil
 	}
 	_, err := a.guard.enforce(ctx, snap, a.rules(t), host, facts)

@@ -116,8 +116,8 @@ func (l *Layout) action(p *policy.Policy, r policy.Rule) []nftable.Stmt {
 
 func (l *Layout) logging(count nftable.Stmt, prefix string) []nftable.Stmt {
 	out := []nftable.Stmt{count}
-	if l.settings.LogRate > 0 {
-		out = append(out, nftable.Limit{PerSecond: l.settings.LogRate, Burst: l.settings.LogRate})
+	if rate := l.settings.logging(); rate.Rate > 0 {
+		out = append(out, rate)
 	}
 	out = append(out, nftable.Log{Prefix: prefix, Group: l.settings.LogGroup, Snaplen: snaplen})
 	if l.settings.Syslog {
@@ -178,7 +178,7 @@ func (l *Layout) putDenial(id policy.RuleID) {
 func (l *Layout) denying(prefix, counter string, end nftable.Stmt) []nftable.Rule {
 	var report []nftable.Stmt
 	if l.settings.LogRate > 0 {
-		report = append(report, nftable.Limit{PerSecond: l.settings.LogRate, Burst: l.settings.LogRate})
+		report = append(report, nftable.Limit{Rate: l.settings.LogRate, Burst: l.settings.LogRate})
 	}
 	report = append(report, nftable.Log{Prefix: prefix, Group: l.settings.LogGroup, Snaplen: snaplen})
 	return []nftable.Rule{{Stmts: report}, {Stmts: []nftable.Stmt{nftable.Count{Name: counter}, end}}}

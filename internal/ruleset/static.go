@@ -25,9 +25,11 @@ const (
 	reasonTunnel  = "tunnel"     // a workload sent a packet of a tunnel
 	reasonPeer    = "peer"       // a packet of a tunnel came from no peer
 	reasonLost    = "undecided"  // no list has decided, twice: see again
+
+	reasonMidStream = "mid-stream" // of a connection that nobody tracks
 )
 
-var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost}
+var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost, reasonMidStream}
 
 // putStaticSets writes the maps and sets that are always there, as far as settings fill them.
 func (l *Layout) putStaticSets() {
@@ -403,6 +405,9 @@ func (l *Layout) toWorkload() (r rules) {
 func (l *Layout) begin(r *rules) {
 	r.add(nftable.Established|nftable.Related, goTo("accepted"))
 	l.dropInvalid(r)
+	if l.settings.MidStream {
+		r.add(nftable.MidStream{}, goTo(reasonChain(reasonMidStream)))
+	}
 	r.add(l.clear())
 }
 
