@@ -58,6 +58,7 @@ type Agent struct {
 	handler    *register.Handler
 	guard      *guard
 	flows      *flows
+	cutter     *cutter
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -167,6 +168,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.damage.Run(ctx) })
 	g.Go(func() error { return a.guard.watch(ctx) })
 	g.Go(func() error { return a.flows.run(ctx) })
+	g.Go(func() error { return a.cutter.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	if a.cfg.Looks() {
@@ -206,6 +208,10 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
 	a.guard.released = a.flows.released
+	a.cutter = newCutter(a.guard.model, a.log)
+	if a.cfg.CutDenied {
+		a.guard.cut = a.cutter.changed
+	}
 	if a.guard.heeded, err = readMask(); err != nil {
 		return err
 	}

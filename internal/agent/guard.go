@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/muslin-cni/muslin/internal/fault"
@@ -36,6 +37,7 @@ type guard struct {
 	node string
 	log  *slog.Logger
 
+	lending  sync.Mutex // of the engine, to model
 	engine   *policy.Engine
 	snap     feed.Snapshot // that the engine has taken in
 	kept     kept
@@ -62,6 +64,8 @@ type guard struct {
 	withheld bool                  // the last state lacked routes to these
 	moved    bool                  // workloads may have changed since inForce was made
 	released func([]netip.Addr)    // told of the addresses of workloads that are gone
+	changed  changedPolicy         // since the last commit
+	cut      func(changedPolicy)   // told of what was changed, once it is in force; nil: nobody cares
 
 	counts    atomic.Pointer[enforced]
 	touched   chan struct{}     // others have changed the table
@@ -92,7 +96,7 @@ type enforced struct{ policies, selectors int }
 
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {},
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
 	g.open, g.noteMask = g.openKernel, writeMask
@@ -128,7 +132,26 @@ func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Setti
 		return done, fmt.Errorf("enforce policy: %w", err)
 	}
 	g.pass()
+	if g.cut != nil {
+		g.changed.host = ownAddrs(host)
+		g.cut(g.changed)
+		g.changed = newChangedPolicy()
+	}
 	return done, nil
+}
+
+// model is a copy of what the engine has made of the snapshot. Anybody may call it; the loop waits meanwhile.
+func (g *guard) model() policy.Model {
+	g.lending.Lock()
+	defer g.lending.Unlock()
+	return g.engine.Model()
+}
+
+func ownAddrs(h kernel.Host) (out []netip.Addr) {
+	for _, a := range h.Addrs {
+		out = append(out, a.Addr.Addr())
+	}
+	return out
 }
 
 // addressed are the addresses of the host's devices, but for workloads'.
@@ -151,7 +174,13 @@ func (g *guard) take(snap feed.Snapshot) {
 		return
 	}
 	g.moved = g.moved || changed.Kinds.Has(feed.Endpoints)
-	u := g.engine.Apply(g.delta(old, changed))
+	d := g.delta(old, changed)
+	g.lending.Lock()
+	u := g.engine.Apply(d)
+	g.lending.Unlock()
+	if g.cut != nil {
+		g.changed.note(u)
+	}
 	g.layout.Update(u)
 	g.count(u)
 }

@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/policy"
@@ -41,7 +40,7 @@ func (l *Layout) putPolicy(p *policy.Policy) {
 	for _, r := range p.Rules {
 		st.accepts = st.accepts || r.Action == api.Allow && !p.Staged
 		st.passes = st.passes || r.Action == api.Pass && !p.Staged
-		for _, id := range setsOf(r) {
+		for _, id := range r.Sets() {
 			if s := l.sets[id]; s != nil {
 				s.users[p.ID] = true
 			}
@@ -49,12 +48,6 @@ func (l *Layout) putPolicy(p *policy.Policy) {
 	}
 	l.policies[p.ID] = st
 	l.render(st)
-}
-
-// setsOf returns the sets that a rule names.
-func setsOf(r policy.Rule) []policy.SetID {
-	return slices.Concat(r.Source.Sets, r.Source.NotSets, r.Source.PortSets, r.Source.NotPortSets,
-		r.Destination.Sets, r.Destination.NotSets, r.Destination.PortSets, r.Destination.NotPortSets)
 }
 
 // render writes a policy's chain.
@@ -87,7 +80,7 @@ func (l *Layout) dropPolicy(id policy.PolicyID) {
 	l.ed.DropChain(policyChain(st.policy))
 	l.release(st.uses)
 	for _, r := range st.policy.Rules {
-		for _, set := range setsOf(r) {
+		for _, set := range r.Sets() {
 			if s := l.sets[set]; s != nil {
 				delete(s.users, id)
 			}
