@@ -22,9 +22,12 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
+	"github.com/muslin-cni/muslin/internal/reports"
 	"github.com/muslin-cni/muslin/internal/rtnl"
+	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -273,6 +276,15 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
+	reported, err := listen(reports.Socket)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
 	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
-	return s.serve(ctx, l)
+	g.Go(func() error { return s.serve(ctx, l) })
+	return g.Wait()
 }
+
+func openReports() (reports.Source, error) { return nft.OpenReports(ruleset.LogGroup) }
