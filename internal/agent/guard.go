@@ -42,7 +42,8 @@ type guard struct {
 	snap     feed.Snapshot // that the engine has taken in
 	kept     kept
 	problems map[string]struct{}
-	policies map[policy.PolicyID]string // that are in the model, by their names; profiles have none
+	policies map[policy.PolicyID]*policy.Policy // that are in the model, and profiles
+	tally    *tally
 	sets     int
 
 	settings ruleset.Settings
@@ -92,11 +93,14 @@ type doorstep struct {
 }
 
 // enforced counts what is enforced.
-type enforced struct{ policies, selectors int }
+type enforced struct {
+	policies, selectors int
+	staged              int // of the policies
+}
 
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
 	g.open, g.noteMask = g.openKernel, writeMask
@@ -225,14 +229,6 @@ func (g *guard) count(u policy.Update) {
 			g.problems[p.String()] = struct{}{}
 		}
 	}
-	for id, p := range u.Policies {
-		switch {
-		case p == nil:
-			delete(g.policies, id)
-		case p.Kind != "Profile":
-			g.policies[id] = p.String()
-		}
-	}
 	for _, c := range u.Sets {
 		switch {
 		case c.Gone:
@@ -241,15 +237,42 @@ func (g *guard) count(u policy.Update) {
 			g.sets++
 		}
 	}
-	now := enforced{policies: g.numbers().policies, selectors: g.sets}
+	now := g.numbers()
+	now.selectors = g.sets
 	if len(u.Policies) > 0 {
-		names := map[string]struct{}{} // a policy of both directions is one
-		for _, name := range g.policies {
-			names[name] = struct{}{}
-		}
-		now.policies = len(names)
+		g.countPolicies(u.Policies, &now)
 	}
 	g.counts.Store(&now)
+}
+
+// countPolicies notes which policies have come and gone, and counts those that are there.
+func (g *guard) countPolicies(changed map[policy.PolicyID]*policy.Policy, now *enforced) {
+	var came, went []*policy.Policy
+	for id, p := range changed {
+		if old := g.policies[id]; old != nil {
+			went = append(went, old)
+			delete(g.policies, id)
+		}
+		if p != nil {
+			came = append(came, p)
+			g.policies[id] = p
+		}
+	}
+	g.tally.note(came, went)
+	type name struct{ kind, namespace, name string } // a policy of both directions is one
+	names := map[name]bool{}
+	now.staged = 0
+	for _, p := range g.policies {
+		n := name{p.Kind, p.Namespace, p.Name}
+		if p.Kind == "Profile" || names[n] {
+			continue
+		}
+		names[n] = true
+		if p.Staged {
+			now.staged++
+		}
+	}
+	now.policies = len(names)
 }
 
 // numbers are how many policies apply to workloads and devices of this node, and how many selectors these refer to.
