@@ -44,7 +44,9 @@ type guard struct {
 	problems map[string]struct{}
 	policies map[policy.PolicyID]*policy.Policy // that are in the model, and profiles
 	tally    *tally
-	sets     int
+	// directions counts how many halves of a policy are in the model: a policy of both is one.
+	directions map[policyName]int
+	sets       int
 
 	settings ruleset.Settings
 	heeded   uint32          // the mask of marks by which iptables goes; 0: not known
@@ -98,9 +100,23 @@ type enforced struct {
 	staged              int // of the policies
 }
 
+// add counts so many more policies that are as p.
+func (e *enforced) add(p *policy.Policy, by int) {
+	if p.Kind == "Profile" {
+		return
+	}
+	e.policies += by
+	if p.Staged {
+		e.staged += by
+	}
+}
+
+// policyName is a policy, of whichever direction.
+type policyName struct{ kind, namespace, name string }
+
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), directions: map[policyName]int{}, moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
 	g.open, g.noteMask = g.openKernel, writeMask
@@ -259,20 +275,27 @@ func (g *guard) countPolicies(changed map[policy.PolicyID]*policy.Policy, now *e
 		}
 	}
 	g.tally.note(came, went)
-	type name struct{ kind, namespace, name string } // a policy of both directions is one
-	names := map[name]bool{}
-	now.staged = 0
-	for _, p := range g.policies {
-		n := name{p.Kind, p.Namespace, p.Name}
-		if p.Kind == "Profile" || names[n] {
-			continue
-		}
-		names[n] = true
-		if p.Staged {
-			now.staged++
+	for _, p := range came {
+		if g.halves(p, 1) == 1 {
+			now.add(p, 1)
 		}
 	}
-	now.policies = len(names)
+	for _, p := range went {
+		if g.halves(p, -1) == 0 {
+			now.add(p, -1)
+		}
+	}
+}
+
+// halves counts so many more directions of a policy, and returns how many there are.
+func (g *guard) halves(p *policy.Policy, by int) int {
+	name := policyName{p.Kind, p.Namespace, p.Name}
+	g.directions[name] += by
+	n := g.directions[name]
+	if n == 0 {
+		delete(g.directions, name)
+	}
+	return n
 }
 
 // numbers are how many policies apply to workloads and devices of this node, and how many selectors these refer to.
