@@ -102,11 +102,13 @@ const (
 	ProtoUDPLite = 136
 )
 
-// protocols are the names that rules may call protocols by, with their numbers.
-var protocols = [...]struct {
+type namedProtocol struct {
 	name   string
 	number uint8
-}{{"TCP", ProtoTCP}, {"UDP", ProtoUDP}, {"ICMP", ProtoICMP}, {"ICMPv6", ProtoICMPv6}, {"SCTP", ProtoSCTP}, {"UDPLite", ProtoUDPLite}}
+}
+
+// protocols are the names that rules may call protocols by, with their numbers.
+var protocols = []namedProtocol{{"TCP", ProtoTCP}, {"UDP", ProtoUDP}, {"ICMP", ProtoICMP}, {"ICMPv6", ProtoICMPv6}, {"SCTP", ProtoSCTP}, {"UDPLite", ProtoUDPLite}}
 
 func protocolNames() (out []string) {
 	for _, p := range protocols {
