@@ -24,7 +24,7 @@ TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
 
-.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench golden clean deps deps-test deps-vm deps-bgp need-go need-root need-cc
+.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,8 +72,14 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the ot
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
-bench: need-root need-go deps build ## Measure ADD, DEL, addresses, muslinctl, routes, traffic and memory against floors (root)
+bench: need-root need-go deps build bench-policy ## Measure ADD, DEL, addresses, muslinctl, routes, traffic and memory against floors, and policy (root)
 	$(GO) run -buildvcs=false ./test/bench
+
+# Compiling policy, one change of it, its way into the kernel, and what it costs a packet: see the benchmarks of these names.
+bench-policy: need-root need-go
+	$(GO) test -run '^$$' -timeout 60m -bench 'FullCompile|OneLabel|OnePolicy|OnePod' -benchtime 10x ./internal/policy
+	$(GO) test -run '^$$' -timeout 60m -bench PolicyToKernel -benchtime 1000x ./internal/agent
+	$(GO) test -run '^$$' -timeout 60m -bench Packets -benchtime 300000x ./internal/nft
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
 golden: need-go ## Rewrite golden files and the package table; read the diff as the change of behaviour

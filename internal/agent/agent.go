@@ -22,9 +22,12 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
+	"github.com/muslin-cni/muslin/internal/reports"
 	"github.com/muslin-cni/muslin/internal/rtnl"
+	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
 	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -58,6 +61,7 @@ type Agent struct {
 	handler    *register.Handler
 	guard      *guard
 	flows      *flows
+	cutter     *cutter
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -167,6 +171,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.damage.Run(ctx) })
 	g.Go(func() error { return a.guard.watch(ctx) })
 	g.Go(func() error { return a.flows.run(ctx) })
+	g.Go(func() error { return a.cutter.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	if a.cfg.Looks() {
@@ -206,6 +211,13 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
 	a.guard.released = a.flows.released
+	a.cutter = newCutter(a.guard.model, a.log)
+	if a.cfg.CutDenied {
+		a.guard.cut = a.cutter.changed
+	}
+	if a.guard.heeded, err = readMask(); err != nil {
+		return err
+	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,
@@ -264,6 +276,15 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
+	reported, err := listen(reports.Socket)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
 	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
-	return s.serve(ctx, l)
+	g.Go(func() error { return s.serve(ctx, l) })
+	return g.Wait()
 }
+
+func openReports() (reports.Source, error) { return nft.OpenReports(ruleset.LogGroup) }

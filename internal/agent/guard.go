@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/muslin-cni/muslin/internal/fault"
@@ -19,6 +20,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/policy"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/ruleset"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // guard keeps the node's policy in force: it takes in what the feed says, and makes the kernel's table of policy hold what follows.
@@ -26,7 +28,8 @@ import (
 //  1. All that one snapshot changes takes effect at once, in one transaction, before anything else is written by that snapshot.
 //  2. Policy before route: a workload whose policy has not been committed gets no route (admit). One that had its route before keeps it,
 //     and the policy that is in force.
-//  3. A restart opens and closes nothing. The table outlives the agent, the first transaction turns what is found into what is wanted,
+//  3. Policy that can be read no longer stays in force as it was last read (kept.go).
+//  4. A restart opens and closes nothing. The table outlives the agent, the first transaction turns what is found into what is wanted,
 //     and nothing is taken from it until the feed has caught up with etcd.
 //
 // It belongs to the loop, but for numbers and disturbed, which anybody may call, and watch.
@@ -34,19 +37,27 @@ type guard struct {
 	node string
 	log  *slog.Logger
 
+	lending  sync.Mutex // of the engine, to model
 	engine   *policy.Engine
 	snap     feed.Snapshot // that the engine has taken in
+	kept     kept
 	problems map[string]struct{}
-	policies map[policy.PolicyID]string // that are in the model, by their names; profiles have none
-	sets     int
+	policies map[policy.PolicyID]*policy.Policy // that are in the model, and profiles
+	tally    *tally
+	// directions counts how many halves of a policy are in the model: a policy of both is one.
+	directions map[policyName]int
+	sets       int
 
 	settings ruleset.Settings
+	heeded   uint32          // the mask of marks by which iptables goes; 0: not known
 	facts    uint64          // that the layout has taken in
 	layout   *ruleset.Layout // nil before the first round
 
+	noteMask func(uint32) error           // remembers heeded beyond the process
 	open     func() (policyKeeper, error) // the kernel's table
 	table    policyKeeper                 // nil until it could be opened
 	unable   string                       // why it could not
+	syslog   bool                         // the kernel writes about packets to its log
 	caughtUp bool                         // what is in the table and not in the feed is old
 	look     bool                         // see whether others have changed the table
 	settled  bool                         // what is found to differ, others have done
@@ -56,6 +67,8 @@ type guard struct {
 	withheld bool                  // the last state lacked routes to these
 	moved    bool                  // workloads may have changed since inForce was made
 	released func([]netip.Addr)    // told of the addresses of workloads that are gone
+	changed  changedPolicy         // since the last commit
+	cut      func(changedPolicy)   // told of what was changed, once it is in force; nil: nobody cares
 
 	counts    atomic.Pointer[enforced]
 	touched   chan struct{}     // others have changed the table
@@ -82,20 +95,40 @@ type doorstep struct {
 }
 
 // enforced counts what is enforced.
-type enforced struct{ policies, selectors int }
+type enforced struct {
+	policies, selectors int
+	staged              int // of the policies
+}
+
+// add counts so many more policies that are as p.
+func (e *enforced) add(p *policy.Policy, by int) {
+	if p.Kind == "Profile" {
+		return
+	}
+	e.policies += by
+	if p.Staged {
+		e.staged += by
+	}
+}
+
+// policyName is a policy, of whichever direction.
+type policyName struct{ kind, namespace, name string }
 
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), policies: map[policy.PolicyID]string{}, moved: true, released: func([]netip.Addr) {},
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), directions: map[policyName]int{}, moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
-	g.open = g.openKernel
+	g.open, g.noteMask = g.openKernel, writeMask
 	return g
 }
 
 // enforce makes the kernel hold the policy of a snapshot. After an error the kernel holds what it held, or what it should, and admit tells
 // who has to wait.
 func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Settings, host kernel.Host, facts uint64) (reconcile.Result, error) {
+	unready := g.ready() // what the kernel can do decides on the layout
+	s = g.marks(s)
+	s.Syslog = s.Syslog && g.syslog
 	if g.layout == nil {
 		g.layout, g.settings = ruleset.New(s), s
 	}
@@ -108,13 +141,37 @@ func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Setti
 		g.layout.SetDevices(addressed(host, s.Prefixes))
 	}
 	g.take(snap)
-	done, err := g.commit(ctx)
+	var done reconcile.Result
+	err := unready
+	if err == nil {
+		done, err = g.commit(ctx)
+	}
 	if err != nil {
+		g.settled = false
 		g.bar()
 		return done, fmt.Errorf("enforce policy: %w", err)
 	}
 	g.pass()
+	if g.cut != nil {
+		g.changed.host = ownAddrs(host)
+		g.cut(g.changed)
+		g.changed = newChangedPolicy()
+	}
 	return done, nil
+}
+
+// model is a copy of what the engine has made of the snapshot. Anybody may call it; the loop waits meanwhile.
+func (g *guard) model() policy.Model {
+	g.lending.Lock()
+	defer g.lending.Unlock()
+	return g.engine.Model()
+}
+
+func ownAddrs(h kernel.Host) (out []netip.Addr) {
+	for _, a := range h.Addrs {
+		out = append(out, a.Addr.Addr())
+	}
+	return out
 }
 
 // addressed are the addresses of the host's devices, but for workloads'.
@@ -137,23 +194,47 @@ func (g *guard) take(snap feed.Snapshot) {
 		return
 	}
 	g.moved = g.moved || changed.Kinds.Has(feed.Endpoints)
-	var d policy.Delta
-	for _, key := range changed.Keys {
-		d.Objects = append(d.Objects, policy.Change{Key: key, Object: snap.Object(key)})
-	}
-	if changed.All {
-		for key, o := range snap.Objects(feed.ForPolicy) {
-			d.Objects = append(d.Objects, policy.Change{Key: key, Object: o})
-		}
-		for key := range old.Objects(feed.ForPolicy) {
-			if snap.Object(key) == nil {
-				d.Objects = append(d.Objects, policy.Change{Key: key})
-			}
-		}
-	}
+	d := g.delta(old, changed)
+	g.lending.Lock()
 	u := g.engine.Apply(d)
+	g.lending.Unlock()
+	if g.cut != nil {
+		g.changed.note(u)
+	}
 	g.layout.Update(u)
 	g.count(u)
+}
+
+// delta is what the engine has to be told of the snapshot, which came after old.
+func (g *guard) delta(old feed.Snapshot, changed feed.Delta) (d policy.Delta) {
+	take := func(key string, o api.Object) {
+		if g.kept.take(key, old, g.snap, g.log) {
+			return
+		}
+		d.Objects = append(d.Objects, policy.Change{Key: key, Object: o})
+	}
+	for _, key := range changed.Keys {
+		take(key, g.snap.Object(key))
+	}
+	if !changed.All {
+		return d
+	}
+	for key, o := range g.snap.Objects(feed.ForPolicy) {
+		take(key, o)
+	}
+	gone := maps.Clone(g.kept)
+	for _, b := range g.snap.Bad() {
+		gone[b.Key] = false
+	}
+	for key := range old.Objects(feed.ForPolicy) {
+		gone[key] = false
+	}
+	for key := range gone {
+		if g.snap.Object(key) == nil {
+			take(key, nil)
+		}
+	}
+	return d
 }
 
 // count notes what the update means for those who ask for numbers and problems.
@@ -164,14 +245,6 @@ func (g *guard) count(u policy.Update) {
 			g.problems[p.String()] = struct{}{}
 		}
 	}
-	for id, p := range u.Policies {
-		switch {
-		case p == nil:
-			delete(g.policies, id)
-		case p.Kind != "Profile":
-			g.policies[id] = p.String()
-		}
-	}
 	for _, c := range u.Sets {
 		switch {
 		case c.Gone:
@@ -180,11 +253,49 @@ func (g *guard) count(u policy.Update) {
 			g.sets++
 		}
 	}
-	names := map[string]struct{}{} // a policy of both directions is one
-	for _, name := range g.policies {
-		names[name] = struct{}{}
+	now := g.numbers()
+	now.selectors = g.sets
+	if len(u.Policies) > 0 {
+		g.countPolicies(u.Policies, &now)
 	}
-	g.counts.Store(&enforced{policies: len(names), selectors: g.sets})
+	g.counts.Store(&now)
+}
+
+// countPolicies notes which policies have come and gone, and counts those that are there.
+func (g *guard) countPolicies(changed map[policy.PolicyID]*policy.Policy, now *enforced) {
+	var came, went []*policy.Policy
+	for id, p := range changed {
+		if old := g.policies[id]; old != nil {
+			went = append(went, old)
+			delete(g.policies, id)
+		}
+		if p != nil {
+			came = append(came, p)
+			g.policies[id] = p
+		}
+	}
+	g.tally.note(came, went)
+	for _, p := range came {
+		if g.halves(p, 1) == 1 {
+			now.add(p, 1)
+		}
+	}
+	for _, p := range went {
+		if g.halves(p, -1) == 0 {
+			now.add(p, -1)
+		}
+	}
+}
+
+// halves counts so many more directions of a policy, and returns how many there are.
+func (g *guard) halves(p *policy.Policy, by int) int {
+	name := policyName{p.Kind, p.Namespace, p.Name}
+	g.directions[name] += by
+	n := g.directions[name]
+	if n == 0 {
+		delete(g.directions, name)
+	}
+	return n
 }
 
 // numbers are how many policies apply to workloads and devices of this node, and how many selectors these refer to.
@@ -197,7 +308,7 @@ func (g *guard) numbers() enforced {
 
 // troubles are what the log should name: input that cannot be used as it stands, and a kernel that cannot enforce policy.
 func (g *guard) troubles() []string {
-	out := slices.Sorted(maps.Keys(g.problems))
+	out := slices.Concat(slices.Sorted(maps.Keys(g.problems)), g.kept.troubles())
 	if g.unable != "" {
 		out = append(out, "this host cannot enforce policy, so no pod is added to it: "+g.unable)
 	}
@@ -220,9 +331,6 @@ func (g *guard) commit(ctx context.Context) (reconcile.Result, error) {
 }
 
 func (g *guard) apply(ctx context.Context) (res reconcile.Result, err error) {
-	if err := g.ready(); err != nil {
-		return res, err
-	}
 	d := g.layout.Take()
 	if !d.Empty() {
 		if err := fault.At(fault.ApplyPolicyBegun); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -65,6 +66,7 @@ func newGuarded(t *testing.T) *guarded {
 	g := &guarded{t: t, guard: newGuard("node-1", log), table: &fakeTable{}, feed: feed.New(nil, log),
 		settings: ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789}}
 	g.open = func() (policyKeeper, error) { return g.table, nil }
+	g.noteMask = func(uint32) error { return nil }
 	g.released = func(addrs []netip.Addr) { g.freed = append(g.freed, addrs...) }
 	return g
 }
@@ -195,5 +197,108 @@ func TestWhatOthersDidToTheTableIsToldAndWhatWasAskedForIsNot(t *testing.T) {
 	g.check(true)
 	if n, err := g.round(); n != 1 || err != nil {
 		t.Errorf("repaired %d when it was time to look: %v", n, err)
+	}
+}
+
+// store puts the value of a key, or deletes it if it is "".
+func (g *guarded) store(key, value string) {
+	g.rev++
+	kv := store.KV{Key: key, Rev: g.rev}
+	if value != "" {
+		kv.Value = []byte(value)
+	}
+	g.feed.Commit([]store.KV{kv})
+}
+
+func TestPolicyThatCannotBeReadAnyMoreStaysInForce(t *testing.T) {
+	const (
+		key  = api.ResourcesRoot + "networkpolicies/default/default.a"
+		good = `{"kind":"NetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"default.a","namespace":"default"},"spec":{"types":["Ingress"]}}`
+		bad  = `{"kind":"NetworkPolicy","spec":{"ingress":"all"}}`
+	)
+	g := newGuarded(t)
+	g.workload("a", "c1", "10.0.0.1")
+	g.believe()
+	for _, step := range []struct {
+		value, trouble string
+		policies       int
+	}{
+		{bad, "no earlier version is known: IT IS NOT ENFORCED", 0},
+		{good, "", 1},
+		{bad, "the version before it stays in force", 1},
+		{bad + " ", "the version before it stays in force", 1},
+		{"", "", 0},
+		{bad, "no earlier version is known", 0},
+		{"", "", 0},
+	} {
+		g.store(key, step.value)
+		if _, err := g.round(); err != nil {
+			t.Fatal(err)
+		}
+		said := strings.Join(g.kept.troubles(), "; ")
+		if got := g.numbers().policies; got != step.policies || !strings.Contains(said, step.trouble) || step.trouble == "" && said != "" {
+			t.Errorf("with %q: %d policies, want %d; said %q, want %q", step.value, got, step.policies, said, step.trouble)
+		}
+	}
+}
+
+// TestKeptPolicyGoesWithTheDatastoresListing has so much change that the feed names no keys.
+func TestKeptPolicyGoesWhereKeysAreNotNamedToo(t *testing.T) {
+	const key = api.ResourcesRoot + "tiers/first"
+	g := newGuarded(t)
+	g.believe()
+	flood := func() {
+		for i := range 20_000 {
+			g.store(fmt.Sprintf("%sippools/p%d", api.ResourcesRoot, i%7), "x")
+		}
+	}
+	for _, step := range []struct {
+		value string
+		kept  kept
+	}{
+		{`{"kind":"Tier","metadata":{"name":"first"},"spec":{"order":1}}`, kept{}},
+		{`x`, kept{key: true}},
+		{``, kept{}},
+		{`x`, kept{key: false}},
+	} {
+		g.store(key, step.value)
+		flood()
+		snap, _ := g.feed.Snapshot()
+		if !snap.Since(g.snap).All {
+			t.Fatal("the feed names keys")
+		}
+		if _, err := g.round(); err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(g.kept, step.kept) {
+			t.Errorf("with %q: kept %v, want %v", step.value, g.kept, step.kept)
+		}
+	}
+}
+
+// TestMarkChangesInTheTableAndInIptablesByTurns holds that at no moment a packet bears a mark that iptables does not go by.
+func TestMarkChangesInTheTableAndInIptablesByTurns(t *testing.T) {
+	g := newGuarded(t)
+	g.believe()
+	round := func(mask uint32) ruleset.Settings {
+		g.settings.MarkMask = mask
+		if _, err := g.round(); err != nil {
+			t.Fatal(err)
+		}
+		return g.guard.settings
+	}
+	if s := round(0xf0000); s.MarkMask != 0xf0000 || s.AlsoAccept != 0 || g.heed(0xf0000) {
+		t.Errorf("at first %+v", s)
+	}
+	for range 2 { // for as long as iptables cannot be changed
+		if s := round(0xe0000); s.MarkMask != 0xf0000 || s.AlsoAccept != 0x20000 {
+			t.Errorf("before iptables has changed: mask %#x, also %#x", s.MarkMask, s.AlsoAccept)
+		}
+	}
+	if !g.heed(0xe0000) {
+		t.Error("iptables has changed, and the table need not")
+	}
+	if s := round(0xe0000); s.MarkMask != 0xe0000 || s.AlsoAccept != 0 || g.heed(0xe0000) {
+		t.Errorf("at last %+v", s)
 	}
 }

@@ -160,7 +160,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	a.linger.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
 		a.consider(snap)
-		return nil
+		return a.marked(ctx, snap, result.Tunnels, host, facts)
 	}
 	want := a.guard.admit(result.State)
 	done, err := write(ctx, want)
@@ -175,7 +175,16 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
-	return nil
+	return a.marked(ctx, snap, result.Tunnels, host, facts)
+}
+
+// marked has the table of policy go by the mask of marks that iptables goes by now, if that is another one than before.
+func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, host kernel.Host, facts uint64) error {
+	if !a.kernel.Settled() || !a.guard.heed(markMask(a.settled.Dataplane)) {
+		return nil
+	}
+	_, err := a.guard.enforce(ctx, snap, a.rules(t), host, facts)
+	return err
 }
 
 // consider tells those who work beside the loop what it has just seen.

@@ -35,7 +35,9 @@ func (a *Agent) facts() health.Facts {
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
 	n := a.guard.numbers()
-	f.ActivePolicies, f.ActiveSelectors = n.policies, n.selectors
+	f.ActivePolicies, f.ActiveSelectors, f.ActiveStaged = n.policies, n.selectors, n.staged
+	f.Matched = a.guard.tally.matched()
+	f.StagedPolicies = count(snap.Objects(feed.StagedNetworkPolicies | feed.StagedGlobalNetworkPolicies | feed.StagedKubernetesNetworkPolicies))
 	f.Policies, f.HostEndpoints = count(snap.Objects(feed.NetworkPolicies|feed.GlobalNetworkPolicies)), count(snap.Objects(feed.HostEndpoints))
 	return f
 }

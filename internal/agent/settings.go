@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/ruleset"
@@ -165,26 +167,34 @@ func (a *Agent) settings() (plan.Settings, []string) {
 }
 
 func acceptMark(d config.Dataplane) uint32 {
-	accept, _ := ruleset.Marks(d.MarkMask)
+	accept, _ := ruleset.Marks(markMask(d))
 	return accept
 }
 
-// Where the kernel reports packets that policy denies or logs, and how often at most for each rule.
-const (
-	logGroup = 9
-	logRate  = 10 // a second
-)
+func markMask(d config.Dataplane) uint32 { return cmp.Or(d.NftMarkMask, d.MarkMask) }
+
+// logRate is how often at most in a second the kernel reports packets that policy denies or logs, for each rule.
+const logRate = 10
+
+// logAction is how often Log rules tell of packets; zero: as other rules do.
+func logAction(d config.Dataplane) nftable.Limit {
+	if d.LogRate.Packets == 0 {
+		return nftable.Limit{}
+	}
+	return nftable.Limit{Rate: d.LogRate.Packets, Burst: uint32(d.LogBurst), Unit: nftable.LimitUnit(d.LogRate.Per / time.Second)}
+}
 
 // rules are the settings that the table of policy is laid out by.
 func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 	d := a.settled.Dataplane
 	toHost := map[string]ruleset.ToHost{"ACCEPT": ruleset.AcceptToHost, "RETURN": ruleset.ReturnToHost} // else it drops
 	return ruleset.Settings{
-		Prefixes: a.settled.ours.WorkloadPrefixes(), MarkMask: d.MarkMask, ToHost: toHost[d.EndpointToHost],
-		Reject: d.DenyAction == "REJECT", KeepInvalid: d.KeepInvalid,
+		Prefixes: a.settled.ours.WorkloadPrefixes(), MarkMask: markMask(d), ToHost: toHost[d.EndpointToHost],
+		Reject: cmp.Or(d.NftDenyAction, d.DenyAction) == "REJECT", KeepInvalid: d.KeepInvalid, MidStream: a.cfg.CutDenied,
 		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
 		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: d.Spoofing == "Any",
-		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: logGroup, LogRate: logRate,
+		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
+		LogAction: logAction(d), Syslog: true, LogPrefix: d.LogPrefix + ": ",
 	}
 }
 

@@ -20,6 +20,11 @@ type Dataplane struct {
 	ChainInsertMode   string   // where our rules stand in the kernel's own chains: insert (first) or append (last)
 	MarkMask          uint32   // the bits of packet marks that are ours
 	DenyAction        string   // what denied packets get: DROP or REJECT
+	NftDenyAction     string   // the same under its newer name; "": DenyAction counts
+	NftMarkMask       uint32   // the same of MarkMask; 0: that counts
+	LogPrefix         string   // in front of what Log rules write to the kernel's log
+	LogRate           LogRate  // how often each of them may
+	LogBurst          int      // and after a pause so many more
 	KeepInvalid       bool     // packets that connection tracking finds invalid are not dropped
 	Spoofing          string   // Any: workloads may send from the ranges that their endpoints name; Disabled: from their addresses alone
 	WorkloadVXLAN     bool     // workloads may send VXLAN packets
@@ -70,6 +75,12 @@ type Failsafe struct {
 	Protocol uint8 // IANA number: 6 or 17
 	Port     uint16
 	Net      netip.Prefix // the others' addresses; zero: everybody's
+}
+
+// LogRate is a number of packets in a unit of time. The zero LogRate is none that was asked for.
+type LogRate struct {
+	Packets uint32
+	Per     time.Duration // time.Second, time.Minute, time.Hour or 24 hours
 }
 
 // Refresh says how often kinds of kernel objects are listed without a reason. 0 is never.

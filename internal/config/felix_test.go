@@ -36,6 +36,11 @@ func samples() map[string]struct {
 		"IptablesBackend":             {"Legacy", "legacy"},
 		"IptablesFilterDenyAction":    {"Reject", "REJECT"},
 
+		"NftablesMarkMask":               {"0xff00", uint32(0xff00)},
+		"NftablesFilterDenyAction":       {"reject", "REJECT"},
+		"LogPrefix":                      {"here", "here"},
+		"LogActionRateLimit":             {"3/minute", LogRate{3, time.Minute}},
+		"LogActionRateLimitBurst":        {"7", 7},
 		"DisableConntrackInvalidCheck":   {"true", true},
 		"WorkloadSourceSpoofing":         {"any", "Any"},
 		"AllowVXLANPacketsFromWorkloads": {"true", true},

@@ -28,6 +28,7 @@ type Node struct {
 	ShutdownFile  string
 	Kubeconfig    string // "": by the service account, where there is one
 	MTUFile       string
+	CutDenied     bool   // connections of pods that a change of policy denies are cut
 	MachineIDFile string // "": the usual places
 }
 
@@ -91,6 +92,7 @@ func (n *Node) variables() []variable {
 		{"KUBECONFIG", "", "how to reach the Kubernetes API server; not set: by the pod's service account", word(&n.Kubeconfig, "a path")},
 		{FileEnv, "", "file with settings, as Name = value; not set: " + defaultFile + " if it is there", word(new(string), "a path")},
 		{"MUSLIN_LINGER", "1m", "for how long the node goes on receiving by an encapsulation that no pool asks for any more", word(new(string), "a duration")},
+		{"MUSLIN_CUT_DENIED_FLOWS", "false", "cut connections of pods that a change of policy denies; they go on otherwise, and only new ones are denied", boolean(&n.CutDenied)},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 	}, append(n.Pool.variables(pool4), n.Pool6.variables(pool6)...)...)
 }

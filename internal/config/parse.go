@@ -149,6 +149,17 @@ func markMask(s string) (uint32, error) {
 	return uint32(v), nil
 }
 
+// logRate takes a number of packets and a unit of time: 10/minute.
+func logRate(s string) (LogRate, error) {
+	number, unit, _ := strings.Cut(s, "/")
+	n, err := strconv.ParseUint(number, 10, 32)
+	per := map[string]time.Duration{"second": time.Second, "minute": time.Minute, "hour": time.Hour, "day": 24 * time.Hour}[unit]
+	if err != nil || n == 0 || per == 0 {
+		return LogRate{}, errors.New("want a number of packets and second, minute, hour or day, such as 10/minute")
+	}
+	return LogRate{uint32(n), per}, nil
+}
+
 // routeProtocol refuses the numbers under which the kernel and the host's own programs keep their routes (rtnetlink(7)), because every
 // route of our protocol that we do not want is removed: redirect, kernel, static, ra and dhcp.
 func routeProtocol(s string) (int, error) {
@@ -226,12 +237,8 @@ func failsafe(text string) (f Failsafe, ok bool) {
 	if !found {
 		protocol, rest = "tcp", text
 	}
-	switch strings.ToLower(protocol) {
-	case "tcp":
-		f.Protocol = 6
-	case "udp":
-		f.Protocol = 17
-	default:
+	f.Protocol = api.ProtocolNamed(protocol).IANA()
+	if f.Protocol != api.ProtoTCP && f.Protocol != api.ProtoUDP {
 		return f, false
 	}
 	if at := strings.LastIndex(rest, ":"); at >= 0 {

@@ -2,6 +2,7 @@ package health
 
 import (
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -13,12 +14,21 @@ import (
 // Facts are numbers that are looked up when somebody asks for metrics.
 type Facts struct {
 	LocalEndpoints, Hosts, Endpoints, Profiles, Tiers int // as the datastore says
-	Policies, HostEndpoints                           int // likewise
+	Policies, StagedPolicies, HostEndpoints           int // likewise
 	ActivePolicies, ActiveSelectors                   int // that this node's policy consists of
+	ActiveStaged                                      int // of ActivePolicies: to be counted, not enforced
+	Matched                                           map[Matched]uint64
 	Revision                                          int64
 	Connected, Synced                                 bool // with etcd now; with etcd once
 	Problems, LogErrors, LogsDropped                  int
 	Planned                                           Planned
+}
+
+// Matched says of which rules packets are counted: by what the rules do, and whether it is really done.
+type Matched struct {
+	Action string // allow, deny, pass or log
+	Staged bool
+	Reason string // for which packets are dropped that no rule denies; ""
 }
 
 // Planned counts what the last plan wants of the kernel.
@@ -135,8 +145,10 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	gauge("felix_cluster_num_profiles", "Profiles of the cluster.", float64(f.Profiles))
 	gauge("felix_cluster_num_tiers", "Tiers of the cluster.", float64(f.Tiers))
 	gauge("felix_cluster_num_policies", "Policies of the cluster, but for staged ones.", float64(f.Policies))
+	gauge("muslin_cluster_staged_policies", "Staged policies of the cluster.", float64(f.StagedPolicies))
 	gauge("felix_cluster_num_host_endpoints", "Host endpoints of the cluster.", float64(f.HostEndpoints))
 	gauge("felix_active_local_policies", "Policies that select an endpoint of this node.", float64(f.ActivePolicies))
+	gauge("muslin_active_staged_policies", "Those of them that are staged: what they would do is counted and not done.", float64(f.ActiveStaged))
 	gauge("felix_active_local_selectors", "Selectors and services that these refer to.", float64(f.ActiveSelectors))
 	gauge("felix_resync_state", "1: waits for etcd; 2: reads it; 3: is in sync.", state(f))
 	gauge("muslin_datastore_connected", "1 while etcd tells of changes, else 0.", oneIf(f.Connected))
@@ -145,6 +157,10 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	out <- constant(prometheus.CounterValue, "felix_log_errors", "Errors that were logged.", float64(f.LogErrors))
 	out <- constant(prometheus.CounterValue, "felix_logs_dropped", "Lines that a log file or syslog did not take.", float64(f.LogsDropped))
 	f.Planned.collect(out)
+	for m, n := range f.Matched {
+		out <- constant(prometheus.CounterValue, "muslin_policy_packets_total", "Packets that rules of policies have matched, by what the rules do or, staged, would do; of a flow, "+
+			"mostly the first alone. Reason says why packets were dropped that no rule denies.", float64(n), "action", m.Action, "staged", strconv.FormatBool(m.Staged), "reason", m.Reason)
+	}
 }
 
 func (p Planned) collect(out chan<- prometheus.Metric) {

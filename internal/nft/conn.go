@@ -109,6 +109,23 @@ func (c *Conn) probe() error {
 	}
 }
 
+// CanSyslog tells whether the kernel takes rules that write to its log, which needs a part of it that not every host has. It makes a table with
+// such a rule and deletes it in one transaction.
+func (c *Conn) CanSyslog(ctx context.Context) bool {
+	name := fmt.Sprintf("muslin-probe-%d", os.Getpid())
+	t := nftable.NewTable(name)
+	t.Chains["log"] = nftable.NewChain("log", nftable.Base{}, nftable.Rule{Stmts: []nftable.Stmt{nftable.Syslog{Prefix: "probe", Level: 5}}})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := newBatch(name, c.seq, 0)
+	if err := b.delta(nftable.Build(t), 0); err != nil {
+		return false
+	}
+	b.about("probe with table", name)
+	b.add(unix.NFT_MSG_DELTABLE, 0, func() { b.attrString(unix.NFTA_TABLE_NAME, name) })
+	return c.send(ctx, b) == nil
+}
+
 // Commit makes a delta take effect on a table, all of it at once or, after an error, none of it. It does only what it is told: what the
 // delta deletes must be there, and so on. If gen is not 0 and the rules of the namespace are of another generation by now, it
 // fails with ERESTART. An error names what the kernel refused; after ErrUnknown nobody knows. It waits for the kernel, longest where a large table is validated;

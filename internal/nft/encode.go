@@ -113,6 +113,8 @@ func (e *ruleEncoder) condition(s nftable.Stmt) {
 		})
 		e.mask(native32(uint32(s)), native32(0))
 		e.compare(true, native32(0))
+	case nftable.MidStream:
+		e.midStream()
 	case nftable.Local:
 		e.expr("fib", func() {
 			e.attr32(unix.NFTA_FIB_DREG, reg)
@@ -279,10 +281,26 @@ func (e *ruleEncoder) count(s nftable.Count) {
 	})
 }
 
+// midStream looks at the byte of TCP's header that holds SYN (RFC 9293, section 3.1), of packets that begin a flow.
+func (e *ruleEncoder) midStream() {
+	const flags, syn, stateNew = 13, 0x02, 8 // 8: NF_CT_STATE_BIT(IP_CT_NEW)
+	e.expr("ct", func() {
+		e.attr32(unix.NFTA_CT_DREG, reg)
+		e.attr32(unix.NFTA_CT_KEY, unix.NFT_CT_STATE)
+	})
+	e.mask(native32(stateNew), native32(0))
+	e.compare(true, native32(0))
+	e.meta(unix.NFT_META_L4PROTO, reg)
+	e.compare(false, []byte{unix.IPPROTO_TCP})
+	e.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, flags, 1, reg)
+	e.mask([]byte{syn}, []byte{0})
+	e.compare(true, []byte{syn})
+}
+
 func (e *ruleEncoder) limit(s nftable.Limit) {
 	e.expr("limit", func() {
-		e.attr64(unix.NFTA_LIMIT_RATE, uint64(s.PerSecond))
-		e.attr64(unix.NFTA_LIMIT_UNIT, 1)
+		e.attr64(unix.NFTA_LIMIT_RATE, uint64(s.Rate))
+		e.attr64(unix.NFTA_LIMIT_UNIT, uint64(s.Unit.Seconds()))
 		e.attr32(unix.NFTA_LIMIT_BURST, s.Burst)
 		e.attr32(unix.NFTA_LIMIT_TYPE, unix.NFT_LIMIT_PKTS)
 		e.attr32(unix.NFTA_LIMIT_FLAGS, 0)

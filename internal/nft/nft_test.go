@@ -106,7 +106,7 @@ func everything() *nftable.Table {
 			rule("k", nftable.Proto{Number: 1}, nftable.ICMP{Type: 8}, drop),
 			rule("l", nftable.Proto{Number: 58}, nftable.ICMP{V6: true, Type: 128, Not: true}, drop),
 			rule("m", nftable.Proto{Number: 1}, nftable.ICMP{Type: 3, Code: 4, HasCode: true}, drop),
-			rule("n", nftable.Proto{Number: 132, Not: true}, nftable.Limit{PerSecond: 10, Burst: 5},
+			rule("n", nftable.Proto{Number: 132, Not: true}, nftable.MidStream{}, nftable.Limit{Rate: 10, Burst: 5}, nftable.Limit{Rate: 3, Burst: 5, Unit: nftable.Minute},
 				nftable.Log{Prefix: "D:x", Group: 9, Snaplen: 128}, nftable.Reject{}),
 			rule("o", nftable.Local{}, nftable.Untracked, drop),
 			rule(strings.Repeat("long", 40), nftable.Log{Prefix: strings.Repeat("p", 200), Group: 9, Snaplen: 64}, drop),

@@ -19,7 +19,7 @@ import (
 
 // world is a host with two pods, a and b, and a machine outside, each a namespace.
 type world struct {
-	t                *testing.T
+	t                testing.TB
 	c                *Conn
 	k                *Keeper
 	host, a, b, away *nettest.NS
@@ -35,7 +35,7 @@ func settings() ruleset.Settings {
 	return ruleset.Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000, VXLANPort: 4789, LogGroup: 9, Spoofing: true}
 }
 
-func newWorld(t *testing.T, s ruleset.Settings) *world {
+func newWorld(t testing.TB, s ruleset.Settings) *world {
 	t.Helper()
 	nettest.Need(t, "nft")
 	w := &world{t: t, host: nettest.New(t), a: nettest.New(t), b: nettest.New(t), away: nettest.New(t), layout: ruleset.New(s)}

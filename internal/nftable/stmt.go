@@ -101,8 +101,38 @@ const (
 // Local holds for packets to an address of this host.
 type Local struct{}
 
-// Limit holds for so many packets in a second, and after a pause for as many more as Burst says.
-type Limit struct{ PerSecond, Burst uint32 }
+// Limit holds for so many packets in each unit of time, and after a pause for as many more as Burst says.
+type Limit struct {
+	Rate, Burst uint32
+	Unit        LimitUnit // 0: Second
+}
+
+// LimitUnit is a unit of time, in seconds.
+type LimitUnit uint32
+
+// The units.
+const (
+	Second LimitUnit = 1
+	Minute LimitUnit = 60
+	Hour   LimitUnit = 60 * Minute
+	Day    LimitUnit = 24 * Hour
+)
+
+// Seconds is the unit's length.
+func (u LimitUnit) Seconds() uint32 { return max(1, uint32(u)) }
+
+// String is the unit as nft calls it.
+func (u LimitUnit) String() string {
+	switch u {
+	case Minute:
+		return "minute"
+	case Hour:
+		return "hour"
+	case Day:
+		return "day"
+	}
+	return "second"
+}
 
 // SetMark clears bits of the packet's mark, then sets others.
 type SetMark struct{ Clear, Set uint32 }
@@ -122,6 +152,9 @@ type Syslog struct {
 
 // Count adds the packet to a counter: one with a name, which outlives the rule, or the rule's own.
 type Count struct{ Name string }
+
+// MidStream holds for packets of TCP that do not ask for a connection (no SYN), while none is tracked that they belong to.
+type MidStream struct{}
 
 // NoTrack keeps the packet out of connection tracking.
 type NoTrack struct{}

@@ -263,7 +263,7 @@ func (s State) appendText(b []byte) []byte {
 func (Local) appendText(b []byte) []byte { return append(b, "fib daddr type local"...) }
 
 func (s Limit) appendText(b []byte) []byte {
-	return fmt.Appendf(b, "limit rate %d/second burst %d packets", s.PerSecond, s.Burst)
+	return fmt.Appendf(b, "limit rate %d/%v burst %d packets", s.Rate, s.Unit, s.Burst)
 }
 
 func (s SetMark) appendText(b []byte) []byte {
@@ -292,6 +292,10 @@ func (s Count) appendText(b []byte) []byte {
 		return append(b, "counter"...)
 	}
 	return append(b, "counter name "+strconv.Quote(s.Name)...)
+}
+
+func (MidStream) appendText(b []byte) []byte {
+	return append(b, "ct state new tcp flags & syn != syn"...)
 }
 
 func (NoTrack) appendText(b []byte) []byte { return append(b, "notrack"...) }

@@ -122,7 +122,7 @@ func number(path string, p *api.Protocol) (uint8, error) {
 	if p == nil {
 		return 0, nil
 	}
-	n := protocolNumber(*p)
+	n := p.IANA()
 	if n == 0 {
 		return 0, fmt.Errorf("%s: %q is not known", path, p.String())
 	}
@@ -133,7 +133,7 @@ func (b *ruleBuilder) icmp(path string, m *api.ICMP) (*ICMP, error) {
 	switch {
 	case m == nil || m.Type == nil && m.Code == nil:
 		return nil, nil
-	case b.out.Protocol != icmp4 && b.out.Protocol != icmp6:
+	case b.out.Protocol != api.ProtoICMP && b.out.Protocol != api.ProtoICMPv6:
 		return nil, fmt.Errorf("%s: needs protocol ICMP or ICMPv6", path)
 	case m.Type == nil:
 		return nil, fmt.Errorf("%s: a code needs a type", path)
@@ -333,8 +333,8 @@ func (b *ruleBuilder) family() error {
 		}
 		v4, v6 = *v == 4, *v == 6
 	}
-	v4 = v4 && b.out.Protocol != icmp6
-	v6 = v6 && b.out.Protocol != icmp4
+	v4 = v4 && b.out.Protocol != api.ProtoICMPv6
+	v6 = v6 && b.out.Protocol != api.ProtoICMP
 	for _, m := range []*Match{&b.out.Source, &b.out.Destination} {
 		if len(m.Nets) > 0 {
 			v4, v6 = v4 && slices.ContainsFunc(m.Nets, is4), v6 && slices.ContainsFunc(m.Nets, is6)

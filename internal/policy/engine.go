@@ -143,6 +143,9 @@ func classOf(c Change) class {
 	return none
 }
 
+// Concerns reports whether what stands under an etcd key is of a kind that policy depends on.
+func Concerns(key string) bool { return classOfKey(key) != none }
+
 func classOfKey(key string) class {
 	rest, ok := strings.CutPrefix(key, api.ResourcesRoot)
 	if !ok {

@@ -104,7 +104,7 @@ func (w *want) contributeNets(nets []string, yield func(member)) {
 
 // namedPort is a port of an endpoint that rules can name; false if they cannot.
 func namedPort(name string, protocol api.Protocol, port uint16) (NamedPort, bool) {
-	n := protocolNumber(protocol)
+	n := protocol.IANA()
 	return NamedPort{name, n, port}, name != "" && port != 0 && hasPorts(n)
 }
 

@@ -142,6 +142,12 @@ type Rule struct {
 	Destination Match
 }
 
+// Sets are the sets that the rule refers to, some perhaps more than once.
+func (r Rule) Sets() []SetID {
+	return slices.Concat(r.Source.Sets, r.Source.NotSets, r.Source.PortSets, r.Source.NotPortSets,
+		r.Destination.Sets, r.Destination.NotSets, r.Destination.PortSets, r.Destination.NotPortSets)
+}
+
 // ICMP is a kind of ICMP messages.
 type ICMP struct {
 	Type uint8

@@ -429,7 +429,7 @@ spec: {node: n2, interfaceName: cali2, ipNetworks: [10.0.0.2/32, "fd00::2/128"],
 			Addrs: []netip.Addr{a("10.0.0.1"), a("10.0.0.2"), a("192.0.2.1"), a("fd00::2")},
 			Nets:  []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8::/32")},
 		},
-		{Ports: []PortMember{{a("10.0.0.1"), tcp, 8080}, {a("10.0.0.2"), tcp, 80}, {a("fd00::2"), tcp, 80}}},
+		{Ports: []PortMember{{a("10.0.0.1"), api.ProtoTCP, 8080}, {a("10.0.0.2"), api.ProtoTCP, 80}, {a("fd00::2"), api.ProtoTCP, 80}}},
 	}
 	if diff := cmp.Diff(want, got, same()); diff != "" {
 		t.Errorf("members (-want +got):\n%s", diff)
@@ -437,7 +437,7 @@ spec: {node: n2, interfaceName: cali2, ipNetworks: [10.0.0.2/32, "fd00::2/128"],
 	if !got[0].HasAddr(a("10.1.2.3")) || !got[0].HasAddr(a("fd00::2")) || got[0].HasAddr(a("10.0.0.3")) {
 		t.Error("HasAddr does not say what the members are")
 	}
-	if !got[1].HasPort(PortMember{a("10.0.0.2"), tcp, 80}) || got[1].HasPort(PortMember{a("10.0.0.2"), udp, 81}) {
+	if !got[1].HasPort(PortMember{a("10.0.0.2"), api.ProtoTCP, 80}) || got[1].HasPort(PortMember{a("10.0.0.2"), api.ProtoUDP, 81}) {
 		t.Error("HasPort does not say what the members are")
 	}
 	if diff := cmp.Diff([]PortRange{{443, 443}}, r.Destination.Ports); diff != "" {
@@ -449,7 +449,7 @@ func TestServicesAreMatchedByWhereTheyAre(t *testing.T) {
 	d := objects(t, pod+`
 ---
 {kind: NetworkPolicy, metadata: {name: p, namespace: ns}, spec: {ingress: [{action: Allow, source: {services: {name: s}}}], egress: [{action: Allow, destination: {services: {name: s, namespace: ns}}}]}}`)
-	at := PortMember{netip.MustParseAddr("10.0.0.9"), tcp, 443}
+	at := PortMember{netip.MustParseAddr("10.0.0.9"), api.ProtoTCP, 443}
 	d.Services = []Service{{Namespace: "ns", Name: "s", Members: []PortMember{at, at}}}
 	m := modelOf(t, d)
 	from, to := m.Sets[m.find(t, "p", api.Ingress).Rules[0].Source.Sets[0]], m.Sets[m.find(t, "p", api.Egress).Rules[0].Destination.PortSets[0]]
@@ -573,7 +573,7 @@ func TestNamesTellEverythingApart(t *testing.T) {
 	seen := map[SetID]string{}
 	for _, w := range []want{
 		wantAddresses(mustParse(t, "")), wantAddresses(mustParse(t, "has(a)")), wantPorts(mustParse(t, ""), "a", 0),
-		wantPorts(mustParse(t, ""), "a", tcp), wantPorts(mustParse(t, "has(a)"), "a", tcp), wantPorts(mustParse(t, ""), "b", tcp),
+		wantPorts(mustParse(t, ""), "a", api.ProtoTCP), wantPorts(mustParse(t, "has(a)"), "a", api.ProtoTCP), wantPorts(mustParse(t, ""), "b", api.ProtoTCP),
 		wantService(Addresses, "a", "b"), wantService(Ports, "a", "b"), wantService(Ports, "a", "c"),
 	} {
 		if other, had := seen[w.id]; had {

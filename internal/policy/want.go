@@ -64,7 +64,7 @@ func (w want) text() string {
 	}
 	protocol := ""
 	if w.protocol != 0 {
-		protocol = "/" + strings.ToLower(protocolName(w.protocol))
+		protocol = "/" + strings.ToLower(api.ProtocolNumbered(w.protocol).String())
 	}
 	return fmt.Sprintf("port %s%s of %s", w.port, protocol, w.sel)
 }
@@ -74,45 +74,7 @@ func (w want) takes(p NamedPort) bool {
 	return p.Name == w.port && (w.protocol == 0 || w.protocol == p.Protocol)
 }
 
-// protocolName is how people call a protocol.
-func protocolName(n uint8) string {
-	for _, name := range []string{"TCP", "UDP", "SCTP"} {
-		if protocolNumber(api.Protocol{Name: name}) == n {
-			return name
-		}
-	}
-	return fmt.Sprint(n)
-}
-
-// protocolNumber is a protocol's number (IANA, Protocol Numbers); 0 if the name is not known.
-func protocolNumber(p api.Protocol) uint8 {
-	switch p.Name {
-	case "":
-		return p.Number
-	case "TCP":
-		return tcp
-	case "UDP":
-		return udp
-	case "ICMP":
-		return icmp4
-	case "ICMPv6":
-		return icmp6
-	case "SCTP":
-		return sctp
-	case "UDPLite":
-		return 136
-	}
-	return 0
-}
-
-// Numbers of protocols that have rules of their own.
-const (
-	icmp4 = 1
-	tcp   = 6
-	udp   = 17
-	icmp6 = 58
-	sctp  = 132
-)
-
 // hasPorts reports whether the packets of a protocol have ports that rules may look at.
-func hasPorts(protocol uint8) bool { return protocol == tcp || protocol == udp || protocol == sctp }
+func hasPorts(protocol uint8) bool {
+	return protocol == api.ProtoTCP || protocol == api.ProtoUDP || protocol == api.ProtoSCTP
+}

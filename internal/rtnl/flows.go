@@ -54,3 +54,43 @@ func (f flowsOf) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	}
 	return false
 }
+
+// Tracked is a connection that the kernel tracks, as policy sees its first packet: from where it comes before the source is translated, and to where
+// it goes after the destination is.
+type Tracked struct {
+	Source, Destination         netip.Addr
+	Protocol                    uint8
+	SourcePort, DestinationPort uint16 // 0 of protocols without ports
+}
+
+// CutFlows deletes the connections that the kernel tracks and that cut picks, in the namespace that the calling thread is in, and returns how many. It
+// asks about every connection of both families, one after the other.
+func CutFlows(cut func(Tracked) bool) (int, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return 0, fmt.Errorf("open netlink socket: %w", err)
+	}
+	defer h.Close()
+	if err := h.SetSocketTimeout(socketTimeout); err != nil {
+		return 0, fmt.Errorf("set netlink timeout: %w", err)
+	}
+	n4, err4 := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, picked(cut))
+	n6, err6 := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET6, picked(cut))
+	if err := errors.Join(err4, err6); err != nil {
+		return int(n4 + n6), fmt.Errorf("delete tracked connections: %w", err)
+	}
+	return int(n4 + n6), nil
+}
+
+// picked picks connections by what they are for policy.
+type picked func(Tracked) bool
+
+// MatchConntrackFlow tells whether a connection is picked.
+func (p picked) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	from, _ := netip.AddrFromSlice(flow.Forward.SrcIP)
+	to, _ := netip.AddrFromSlice(flow.Reverse.SrcIP)
+	return p(Tracked{
+		Source: from.Unmap(), Destination: to.Unmap(), Protocol: flow.Forward.Protocol,
+		SourcePort: flow.Forward.SrcPort, DestinationPort: flow.Reverse.SrcPort,
+	})
+}

@@ -209,7 +209,7 @@ func (l *Layout) entryRules(e entry) []nftable.Rule {
 	leave := nftable.Verdict{Kind: nftable.Return}
 	switch e.place {
 	case fromHost, toHost, fromForward, toForward:
-		r.add(nftable.Established|nftable.Related, nftable.SetMark{Set: l.settings.accept()}, leave)
+		r.add(nftable.Established|nftable.Related, nftable.SetMark{Set: l.settings.accepting()}, leave)
 	case fromDNAT:
 		r.add(nftable.Established|nftable.Related, leave)
 	}

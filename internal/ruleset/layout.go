@@ -111,7 +111,7 @@ func (l *Layout) SetDevices(devices map[string][]netip.Addr) {
 	l.putHosts()
 }
 
-// SetSettings replaces the settings. Those that every rule depends on (MarkMask, LogGroup, LogRate, Syslog, LogPrefix, Reject) lay
+// SetSettings replaces the settings. Those that every rule depends on (MarkMask, AlsoAccept, LogGroup, LogRate, Syslog, LogPrefix, Reject) lay
 // everything out anew.
 func (l *Layout) SetSettings(s Settings) {
 	old := l.settings

@@ -6,13 +6,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/policy"
-)
-
-const (
-	protoICMP   = 1
-	protoIPIP   = 4
-	protoUDP    = 17
-	protoICMPv6 = 58
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // conditions returns what a packet must meet for a rule to match it: one list of statements for each rule of nft that it takes. A packet meets
@@ -49,7 +43,7 @@ func addresses(m policy.Match) bool {
 
 // icmpOfOther tells whether a rule is about kinds of ICMP messages of the other family.
 func icmpOfOther(r policy.Rule, v6 bool) bool {
-	return (r.ICMP != nil || r.NotICMP != nil) && (r.Protocol == protoICMPv6) != v6
+	return (r.ICMP != nil || r.NotICMP != nil) && (r.Protocol == api.ProtoICMPv6) != v6
 }
 
 // matcher gathers the alternatives under which a rule matches. Every condition is put behind each of them; a condition that is an
@@ -91,7 +85,7 @@ func (m *matcher) protocol(r policy.Rule) {
 }
 
 func icmp(r policy.Rule, kind policy.ICMP, not bool) nftable.Stmt {
-	return nftable.ICMP{V6: r.Protocol == protoICMPv6, Type: kind.Type, Code: uint8(kind.Code), HasCode: kind.Code >= 0, Not: not}
+	return nftable.ICMP{V6: r.Protocol == api.ProtoICMPv6, Type: kind.Type, Code: uint8(kind.Code), HasCode: kind.Code >= 0, Not: not}
 }
 
 // ports demands of one end what looks at ports: the cheap comparisons come before the sets.

@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/policy"
@@ -41,7 +40,7 @@ func (l *Layout) putPolicy(p *policy.Policy) {
 	for _, r := range p.Rules {
 		st.accepts = st.accepts || r.Action == api.Allow && !p.Staged
 		st.passes = st.passes || r.Action == api.Pass && !p.Staged
-		for _, id := range setsOf(r) {
+		for _, id := range r.Sets() {
 			if s := l.sets[id]; s != nil {
 				s.users[p.ID] = true
 			}
@@ -49,12 +48,6 @@ func (l *Layout) putPolicy(p *policy.Policy) {
 	}
 	l.policies[p.ID] = st
 	l.render(st)
-}
-
-// setsOf returns the sets that a rule names.
-func setsOf(r policy.Rule) []policy.SetID {
-	return slices.Concat(r.Source.Sets, r.Source.NotSets, r.Source.PortSets, r.Source.NotPortSets,
-		r.Destination.Sets, r.Destination.NotSets, r.Destination.PortSets, r.Destination.NotPortSets)
 }
 
 // render writes a policy's chain.
@@ -87,7 +80,7 @@ func (l *Layout) dropPolicy(id policy.PolicyID) {
 	l.ed.DropChain(policyChain(st.policy))
 	l.release(st.uses)
 	for _, r := range st.policy.Rules {
-		for _, set := range setsOf(r) {
+		for _, set := range r.Sets() {
 			if s := l.sets[set]; s != nil {
 				delete(s.users, id)
 			}
@@ -106,7 +99,7 @@ func (l *Layout) action(p *policy.Policy, r policy.Rule) []nftable.Stmt {
 	case p.Staged:
 		return []nftable.Stmt{count, leave}
 	case r.Action == api.Allow:
-		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.accept()}, leave}
+		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.accepting()}, leave}
 	case r.Action == api.Pass:
 		return []nftable.Stmt{count, nftable.SetMark{Set: l.settings.pass()}, leave}
 	default:
@@ -116,8 +109,8 @@ func (l *Layout) action(p *policy.Policy, r policy.Rule) []nftable.Stmt {
 
 func (l *Layout) logging(count nftable.Stmt, prefix string) []nftable.Stmt {
 	out := []nftable.Stmt{count}
-	if l.settings.LogRate > 0 {
-		out = append(out, nftable.Limit{PerSecond: l.settings.LogRate, Burst: l.settings.LogRate})
+	if rate := l.settings.logging(); rate.Rate > 0 {
+		out = append(out, rate)
 	}
 	out = append(out, nftable.Log{Prefix: prefix, Group: l.settings.LogGroup, Snaplen: snaplen})
 	if l.settings.Syslog {
@@ -178,7 +171,7 @@ func (l *Layout) putDenial(id policy.RuleID) {
 func (l *Layout) denying(prefix, counter string, end nftable.Stmt) []nftable.Rule {
 	var report []nftable.Stmt
 	if l.settings.LogRate > 0 {
-		report = append(report, nftable.Limit{PerSecond: l.settings.LogRate, Burst: l.settings.LogRate})
+		report = append(report, nftable.Limit{Rate: l.settings.LogRate, Burst: l.settings.LogRate})
 	}
 	report = append(report, nftable.Log{Prefix: prefix, Group: l.settings.LogGroup, Snaplen: snaplen})
 	return []nftable.Rule{{Stmts: report}, {Stmts: []nftable.Stmt{nftable.Count{Name: counter}, end}}}

@@ -230,7 +230,7 @@ func prune(m policy.Model) policy.Model {
 	maps.DeleteFunc(m.Policies, func(id policy.PolicyID, _ *policy.Policy) bool { return !policies[id] })
 	for _, p := range m.Policies {
 		for _, r := range p.Rules {
-			for _, id := range setsOf(r) {
+			for _, id := range r.Sets() {
 				sets[id] = true
 			}
 		}

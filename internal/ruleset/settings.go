@@ -4,15 +4,23 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+
+	"github.com/muslin-cni/muslin/internal/nftable"
 )
 
 // Settings are what the table depends on besides policy.
 type Settings struct {
 	Prefixes []string // names of workloads' interfaces begin with one of them
 	MarkMask uint32   // bits of packet marks that are ours, see Marks
-	ToHost   ToHost   // what becomes of packets from workloads to their host that policy lets through
+	// AlsoAccept are bits that accepted packets bear beside that of MarkMask. While MarkMask changes, iptables heeds the old one or the new one:
+	// this table goes by the old one and sets both, until iptables has been told.
+	AlsoAccept uint32
+	ToHost     ToHost // what becomes of packets from workloads to their host that policy lets through
 
-	Reject      bool // denied packets are answered, instead of dropped without a word
+	Reject bool // denied packets are answered, instead of dropped without a word
+	// MidStream drops TCP packets of connections that are not tracked (any more) and that do not begin one: or whoever is denied his
+	// connection, and has it deleted from the kernel's table, would see it go on as one that the other side has begun.
+	MidStream   bool
 	KeepInvalid bool // packets that connection tracking finds invalid are not dropped
 
 	VXLAN, VXLAN6, IPIP bool           // the host takes such packets, from peers alone
@@ -26,10 +34,11 @@ type Settings struct {
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe
 
-	LogGroup  uint16 // of nflog: who listens there hears of each denied and logged packet
-	LogRate   uint32 // at most so many a second for each rule; 0: no limit
-	Syslog    bool   // packets that a Log rule matches are written to the kernel's log too; not every kernel can (try Syslog in a table of its own)
-	LogPrefix string // in front of these lines
+	LogGroup  uint16        // of nflog: who listens there hears of each denied and logged packet
+	LogRate   uint32        // at most so many a second for each rule; 0: no limit
+	LogAction nftable.Limit // of what Log rules tell of, for each rule; zero: LogRate
+	Syslog    bool          // packets that a Log rule matches are written to the kernel's log too; not every kernel can (try Syslog in a table of its own)
+	LogPrefix string        // in front of these lines
 }
 
 // Failsafe is a port that stays open on hosts' endpoints.
@@ -58,15 +67,27 @@ func Marks(mask uint32) (accept, pass uint32) {
 
 // rendering is what all rules depend on.
 func (s Settings) rendering() string {
-	return fmt.Sprint(s.MarkMask, s.LogGroup, s.LogRate, s.Syslog, s.Reject, s.KeepInvalid, s.LogPrefix)
+	return fmt.Sprint(s.MarkMask, s.AlsoAccept, s.LogGroup, s.LogRate, s.LogAction, s.Syslog, s.Reject, s.KeepInvalid, s.LogPrefix)
 }
 
+// logging is how often a Log rule may tell of packets.
+func (s Settings) logging() nftable.Limit {
+	if s.LogAction.Rate > 0 {
+		return s.LogAction
+	}
+	return nftable.Limit{Rate: s.LogRate, Burst: s.LogRate}
+}
+
+// accept is the bit by which this table knows what has been accepted.
 func (s Settings) accept() uint32 {
 	accept, _ := Marks(s.MarkMask)
 	return accept
 }
 
+// accepting are the bits that are set on what is accepted.
+func (s Settings) accepting() uint32 { return s.accept() | s.AlsoAccept }
+
 func (s Settings) pass() uint32 {
-	_, pass := Marks(s.MarkMask)
+	_, pass := Marks(s.MarkMask &^ s.AlsoAccept)
 	return pass
 }

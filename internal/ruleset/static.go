@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/muslin-cni/muslin/internal/nftable"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // Priorities of base chains: the kernel's own for raw and mangle, and for filter just before those of iptables, which then see our mark.
@@ -24,9 +25,11 @@ const (
 	reasonTunnel  = "tunnel"     // a workload sent a packet of a tunnel
 	reasonPeer    = "peer"       // a packet of a tunnel came from no peer
 	reasonLost    = "undecided"  // no list has decided, twice: see again
+
+	reasonMidStream = "mid-stream" // of a connection that nobody tracks
 )
 
-var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost}
+var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost, reasonMidStream}
 
 // putStaticSets writes the maps and sets that are always there, as far as settings fill them.
 func (l *Layout) putStaticSets() {
@@ -87,7 +90,7 @@ func (r *rules) add(stmts ...nftable.Stmt) { *r = append(*r, nftable.Rule{Stmts:
 
 // clear forgets that anything has accepted the packet or passed it on.
 func (l *Layout) clear() nftable.Stmt {
-	return nftable.SetMark{Clear: l.settings.accept() | l.settings.pass()}
+	return nftable.SetMark{Clear: l.settings.accepting() | l.settings.pass()}
 }
 
 func (l *Layout) dropInvalid(r *rules) {
@@ -182,7 +185,7 @@ func (l *Layout) tunnels(more ...nftable.Stmt) (out [][]nftable.Stmt) {
 	for _, f := range families {
 		if f.v6 && l.settings.VXLAN6 || !f.v6 && l.settings.VXLAN {
 			out = append(out, append([]nftable.Stmt{
-				nftable.Family{V6: f.v6}, nftable.Proto{Number: protoUDP}, l.vxlanPort(),
+				nftable.Family{V6: f.v6}, nftable.Proto{Number: api.ProtoUDP}, l.vxlanPort(),
 			}, more...))
 		}
 	}
@@ -244,7 +247,7 @@ func (l *Layout) forwardAgain() (r rules) {
 // inputAgain also takes back what wl-to-host has left: the mark of packets that the host's own rules are to judge.
 func (l *Layout) inputAgain() (r rules) {
 	r.add(nftable.Established|nftable.Related, nftable.Verdict{Kind: nftable.Accept})
-	r.add(nftable.Family{V6: true}, nftable.Proto{Number: protoICMPv6}, jump("wl-to-host-nd"))
+	r.add(nftable.Family{V6: true}, nftable.Proto{Number: api.ProtoICMPv6}, jump("wl-to-host-nd"))
 	l.forWorkloads(false, func(in nftable.Stmt) {
 		r.add(in, l.isUndecided(), jump("wl-from-dispatch"))
 		r.add(in, l.isUndecided(), goTo(reasonChain(reasonLost)))
@@ -271,7 +274,7 @@ func (l *Layout) input() (r rules) {
 		l.fromPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNets, v6)
 	}
 	if l.settings.IPIP {
-		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: protoIPIP}, nftable.Local{}}
+		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: api.ProtoIPIP}, nftable.Local{}}
 		l.fromPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
 	}
 	if l.used[fromHost] {
@@ -298,7 +301,7 @@ func (l *Layout) output() (r rules) {
 		l.toPeers(&r, s, families[index(v6)].vxlanPeers, families[index(v6)].vxlanNets, v6)
 	}
 	if l.settings.IPIP {
-		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: protoIPIP}}
+		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: api.ProtoIPIP}}
 		l.toPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
 	}
 	l.askHosts(&r, toHost)
@@ -320,7 +323,7 @@ func index(v6 bool) int {
 
 // accepted accepts for good: others' chains that drop by default see the mark.
 func (l *Layout) accepted() (r rules) {
-	r.add(nftable.SetMark{Set: l.settings.accept()}, nftable.Verdict{Kind: nftable.Accept})
+	r.add(nftable.SetMark{Set: l.settings.accepting()}, nftable.Verdict{Kind: nftable.Accept})
 	return r
 }
 
@@ -333,7 +336,7 @@ func (l *Layout) spoof() (r rules) {
 	}
 	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("fe80::/10")}, leave)
 	// Duplicate address detection has no address yet (RFC 4862 section 5.4.2).
-	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("::/128")}, nftable.Proto{Number: protoICMPv6}, leave)
+	r.add(nftable.Addr{Prefix: netip.MustParsePrefix("::/128")}, nftable.Proto{Number: api.ProtoICMPv6}, leave)
 	if l.settings.Spoofing {
 		l.spoofed(&r, leave)
 	}
@@ -351,7 +354,7 @@ func (l *Layout) spoofed(r *rules, leave nftable.Stmt) {
 
 // toHost judges what workloads send to their host by their own policy. What the setting says of the rest is left to input-again.
 func (l *Layout) toHost() (r rules) {
-	r.add(nftable.Family{V6: true}, nftable.Proto{Number: protoICMPv6}, jump("wl-to-host-nd"))
+	r.add(nftable.Family{V6: true}, nftable.Proto{Number: api.ProtoICMPv6}, jump("wl-to-host-nd"))
 	r.add(jump("wl-from-dispatch"))
 	return r
 }
@@ -373,7 +376,7 @@ func (l *Layout) toHostEnd() (r rules) {
 // solicitations and advertisements (RFC 2710, RFC 4861).
 func neighbourDiscovery() (r rules) {
 	for _, typ := range []uint8{130, 131, 132, 133, 135, 136} {
-		r.add(nftable.Proto{Number: protoICMPv6}, nftable.ICMP{V6: true, Type: typ}, goTo("accepted"))
+		r.add(nftable.Proto{Number: api.ProtoICMPv6}, nftable.ICMP{V6: true, Type: typ}, goTo("accepted"))
 	}
 	return r
 }
@@ -381,10 +384,10 @@ func neighbourDiscovery() (r rules) {
 func (l *Layout) fromWorkload() (r rules) {
 	l.begin(&r)
 	if !l.settings.WorkloadVXLAN {
-		r.add(nftable.Proto{Number: protoUDP}, l.vxlanPort(), goTo(reasonChain(reasonTunnel)))
+		r.add(nftable.Proto{Number: api.ProtoUDP}, l.vxlanPort(), goTo(reasonChain(reasonTunnel)))
 	}
 	if !l.settings.WorkloadIPIP {
-		r.add(nftable.Proto{Number: protoIPIP}, goTo(reasonChain(reasonTunnel)))
+		r.add(nftable.Proto{Number: api.ProtoIPIP}, goTo(reasonChain(reasonTunnel)))
 	}
 	r.add(nftable.Dispatch{Map: "wl-from"})
 	r.add(goTo(reasonChain(reasonUnknown)))
@@ -402,6 +405,9 @@ func (l *Layout) toWorkload() (r rules) {
 func (l *Layout) begin(r *rules) {
 	r.add(nftable.Established|nftable.Related, goTo("accepted"))
 	l.dropInvalid(r)
+	if l.settings.MidStream {
+		r.add(nftable.MidStream{}, goTo(reasonChain(reasonMidStream)))
+	}
 	r.add(l.clear())
 }
 

@@ -51,11 +51,12 @@ func (t Told) Why() string {
 // explain says a reason in words; "" if there is no such reason.
 func explain(reason string) string {
 	return map[string]string{
-		reasonSpoof:   "the source is not the pod's own address",
-		reasonUnknown: "the interface is of a pod that is not known here yet or any more",
-		reasonToHost:  "defaultEndpointToHostAction",
-		reasonTunnel:  "pods send no packets of tunnels (allowVXLANPacketsFromWorkloads, allowIPIPPacketsFromWorkloads)",
-		reasonPeer:    "a packet of a tunnel from an address that is no node's",
-		reasonLost:    "policy changed twice while the packet was under way",
+		reasonSpoof:     "the source is not the pod's own address",
+		reasonUnknown:   "the interface is of a pod that is not known here yet or any more",
+		reasonToHost:    "defaultEndpointToHostAction",
+		reasonTunnel:    "pods send no packets of tunnels (allowVXLANPacketsFromWorkloads, allowIPIPPacketsFromWorkloads)",
+		reasonPeer:      "a packet of a tunnel from an address that is no node's",
+		reasonMidStream: "it is of a connection that is not tracked (any more), and begins none",
+		reasonLost:      "policy changed twice while the packet was under way",
 	}[reason]
 }

@@ -87,17 +87,64 @@ func (a *ASN) UnmarshalJSON(b []byte) error {
 
 // Protocol is an IP protocol: a name or a number. The zero Protocol is none.
 type Protocol struct {
-	Name   string // as protocolNames has it, else as it was read; "" for a number
+	Name   string // as protocols has it, else as it was read; "" for a number
 	Number uint8
 }
 
-func protocolNames() []string { return []string{"TCP", "UDP", "ICMP", "ICMPv6", "SCTP", "UDPLite"} }
+// Numbers of IP protocols (IANA, Protocol Numbers).
+const (
+	ProtoICMP    = 1
+	ProtoIPIP    = 4
+	ProtoTCP     = 6
+	ProtoUDP     = 17
+	ProtoICMPv6  = 58
+	ProtoSCTP    = 132
+	ProtoUDPLite = 136
+)
+
+type namedProtocol struct {
+	name   string
+	number uint8
+}
+
+// protocols are the names that rules may call protocols by, with their numbers.
+var protocols = []namedProtocol{{"TCP", ProtoTCP}, {"UDP", ProtoUDP}, {"ICMP", ProtoICMP}, {"ICMPv6", ProtoICMPv6}, {"SCTP", ProtoSCTP}, {"UDPLite", ProtoUDPLite}}
+
+func protocolNames() (out []string) {
+	for _, p := range protocols {
+		out = append(out, p.name)
+	}
+	return out
+}
+
+// ProtocolNumbered is the protocol with that number, by its name if rules have one for it.
+func ProtocolNumbered(n uint8) Protocol {
+	for _, p := range protocols {
+		if p.number == n {
+			return Protocol{Name: p.name}
+		}
+	}
+	return Protocol{Number: n}
+}
+
+// IANA is the protocol's number, whichever way it is given; 0 of no protocol, and of a name that is not known.
+func (p Protocol) IANA() uint8 {
+	if p.Name == "" {
+		return p.Number
+	}
+	for _, known := range protocols {
+		if known.name == p.Name {
+			return known.number
+		}
+	}
+	return 0
+}
 
 // ProtocolNamed is the protocol with that name, spelt as it is stored, or with that number.
 func ProtocolNamed(name string) Protocol {
-	for _, known := range protocolNames() {
-		if strings.EqualFold(known, name) {
-			return Protocol{Name: known}
+	for _, known := range protocols {
+		if strings.EqualFold(known.name, name) {
+			return Protocol{Name: known.name}
 		}
 	}
 	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
@@ -106,10 +153,9 @@ func ProtocolNamed(name string) Protocol {
 	return Protocol{Name: name}
 }
 
-// Is reports whether p is the protocol with that name, which may be given by its number (IANA, Protocol Numbers).
+// Is reports whether p is the protocol with that name, which may be given by its number.
 func (p Protocol) Is(name string) bool {
-	numbers := map[string]uint8{"TCP": 6, "UDP": 17, "ICMP": 1, "ICMPv6": 58, "SCTP": 132, "UDPLite": 136}
-	return p.Name == name || p.Name == "" && p.Number != 0 && numbers[name] == p.Number
+	return p.Name == name || p.Name == "" && p.Number != 0 && Protocol{Name: name}.IANA() == p.Number
 }
 
 // String is the name, or the number.

@@ -54,6 +54,7 @@ var Layers = []Row{
 	{Level: 3, Path: "internal/ctl/apiconfig", Sentence: "reads the operator's configuration file: where etcd is"},
 	{Level: 3, Path: "internal/ctl/cli", Sentence: "what the operator's verbs have in common"},
 	{Level: 3, Path: "internal/feed", Sentence: "follows etcd and yields snapshots on persistent maps, with deltas"},
+	{Level: 3, Path: "internal/reports", Sentence: "hands what the kernel reports of packets on to several listeners"},
 	{Level: 3, Path: "pkg/ipam", Sentence: "hands out and takes back addresses"},
 
 	{Level: 2, Path: "internal/apiserver", Sentence: "reads single objects from the Kubernetes API server"},

@@ -40,9 +40,11 @@ func zipped(t *testing.T, text string) string {
 
 const (
 	builtIn = "CONFIG_VETH=y\nCONFIG_NF_CONNTRACK=y\nCONFIG_NF_NAT=y\nCONFIG_IP_SET=y\nCONFIG_IP_SET_HASH_NET=y\nCONFIG_NETFILTER_XT_SET=y\n" +
-		"CONFIG_NETFILTER_XT_MATCH_COMMENT=y\nCONFIG_NETFILTER_XT_MATCH_ADDRTYPE=y\nCONFIG_NETFILTER_XT_TARGET_MASQUERADE=y\nCONFIG_NFT_COMPAT=y\n"
+		"CONFIG_NETFILTER_XT_MATCH_COMMENT=y\nCONFIG_NETFILTER_XT_MATCH_ADDRTYPE=y\nCONFIG_NETFILTER_XT_TARGET_MASQUERADE=y\nCONFIG_NFT_COMPAT=y\n" +
+		"CONFIG_NF_TABLES=y\nCONFIG_NFT_CT=y\nCONFIG_NFT_LIMIT=y\nCONFIG_NFT_LOG=y\nCONFIG_NFT_FIB_INET=y\nCONFIG_NETFILTER_NETLINK_LOG=y\n"
 	modules = "kernel/drivers/net/veth.ko.xz: kernel/a.ko\nkernel/nf_conntrack.ko:\nkernel/nf_nat.ko:\nkernel/ip_set.ko:\nkernel/ip_set_hash_net.ko:\n" +
-		"kernel/xt_set.ko:\nkernel/xt_comment.ko:\nkernel/xt_addrtype.ko:\nkernel/xt_MASQUERADE.ko:\n"
+		"kernel/xt_set.ko:\nkernel/xt_comment.ko:\nkernel/xt_addrtype.ko:\nkernel/xt_MASQUERADE.ko:\n" +
+		"kernel/nf_tables.ko:\nkernel/nft_ct.ko:\nkernel/nft_limit.ko:\nkernel/nft_log.ko:\nkernel/nft_fib_inet.ko:\nkernel/nfnetlink_log.ko:\n"
 )
 
 func TestKernelIsEnough(t *testing.T) {
@@ -58,6 +60,8 @@ func TestKernelIsEnough(t *testing.T) {
 			"lib/modules/6.1.0-18-amd64/modules.dep": modules, "proc/modules": "ip_tables 32768 1 - Live 0x0\n", "boot/config-6.1.0-18-amd64": "CONFIG_VETH=m\n",
 		}, want: "System meets minimum system requirements to run Calico!\n"},
 		{name: "modules of another kernel", release: "6.1.0", files: map[string]string{"lib/modules/6.2.0/modules.dep": modules}, want: "system doesn't meet", wrong: true},
+		{name: "no nftables", release: "6.1.0", files: map[string]string{"proc/config.gz": zipped(t, strings.ReplaceAll(builtIn, "CONFIG_NF_TABLES=y", ""))},
+			want: "nf_tables                      missing\n", wrong: true},
 		{name: "no ipset", release: "6.1.0", files: map[string]string{"proc/config.gz": zipped(t, strings.ReplaceAll(builtIn, "CONFIG_IP_SET=y", "# CONFIG_IP_SET is not set"))},
 			want: "ip_set                         missing\n", wrong: true},
 		{name: "a module that was not built", release: "6.1.0", files: map[string]string{"proc/config.gz": zipped(t, strings.ReplaceAll(builtIn, "VETH=y", "VETH=m"))}, want: "veth                           missing", wrong: true},

@@ -17,6 +17,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
 	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/policy"
+	"github.com/muslin-cni/muslin/internal/reports"
 	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -29,7 +30,7 @@ changes of other rules and restarts of the agent leave it alone. --all counts wh
 policies would have done.
 
 With --follow: each dropped packet as it comes, and each that a Log rule tells of, until interrupted. A rule tells of no more than a few packets a second;
-the counters have them all. The kernel gives these reports to one reader at a time: a second one is refused.`
+the counters have them all. The agent hands these reports on to any number of readers. Where none runs, the kernel gives them to one at a time, and a second one is refused.`
 
 type dropsOptions struct {
 	follow, all bool
@@ -203,7 +204,7 @@ func (d *drops) printCounters(rows []counted) error {
 
 // follow prints each packet that is reported, until ctx is done.
 func (d *drops) follow(ctx context.Context) error {
-	reports, err := nft.OpenReports(ruleset.LogGroup)
+	source, err := reports.Listen(ctx, reports.Socket, ruleset.LogGroup)
 	if taken, ok := errors.AsType[*nft.TakenError](err); ok {
 		return fmt.Errorf("%w: is \"%s node drops --follow\" running already?", taken, d.env.Program)
 	}
@@ -215,16 +216,30 @@ func (d *drops) follow(ctx context.Context) error {
 	}
 	err = d.learn(ctx)
 	for err == nil {
-		err = d.next(ctx, reports)
+		if err = d.next(ctx, source); errors.Is(err, reports.ErrAgentGone) {
+			source, err = d.again(ctx, source)
+		}
 	}
 	if ctx.Err() != nil {
 		err = nil // interrupted, as it has to be
 	}
-	return errors.Join(err, reports.Close())
+	return errors.Join(err, source.Close())
 }
 
-func (d *drops) next(ctx context.Context, reports *nft.Reports) error {
-	r, err := reports.Next(ctx)
+// again listens to the next agent, or in its place until there is one: agents are restarted.
+func (d *drops) again(ctx context.Context, ended reports.Source) (reports.Source, error) {
+	if _, err := fmt.Fprintln(d.env.Err, "some packets are missing here: the agent ended"); err != nil {
+		return ended, err
+	}
+	next, err := reports.Listen(ctx, reports.Socket, ruleset.LogGroup)
+	if err != nil {
+		return ended, err
+	}
+	return next, ended.Close()
+}
+
+func (d *drops) next(ctx context.Context, source reports.Source) error {
+	r, err := source.Next(ctx)
 	if errors.Is(err, nft.ErrMissed) {
 		_, err = fmt.Fprintln(d.env.Err, "some packets are missing here: more came than could be told")
 		return err

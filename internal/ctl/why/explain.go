@@ -133,21 +133,21 @@ func (f *facts) explain(q question) (*answer, error) {
 
 // packet is the packet that is asked about.
 func (q question) packet(from, to party) (policy.Packet, error) {
-	p := policy.Packet{Source: from.addr, Destination: to.addr, Protocol: number(q.protocol)}
-	if p.Protocol == protoICMP && to.addr.Is6() {
-		p.Protocol = protoICMPv6
+	p := policy.Packet{Source: from.addr, Destination: to.addr, Protocol: api.ProtocolNamed(q.protocol).IANA()}
+	if p.Protocol == api.ProtoICMP && to.addr.Is6() {
+		p.Protocol = api.ProtoICMPv6
 	}
 	switch {
 	case p.Protocol == 0:
 		return p, fmt.Errorf("--protocol %s is not known: want TCP, UDP, SCTP, ICMP, ICMPv6, UDPLite or a number up to 255", q.protocol)
-	case p.Protocol == protoICMPv6 && to.addr.Is4():
+	case p.Protocol == api.ProtoICMPv6 && to.addr.Is4():
 		return p, fmt.Errorf("--protocol %s: %v and %v are addresses of IPv4", q.protocol, from.addr, to.addr)
 	case !hasPorts(p.Protocol) && (q.portGiven || q.sourcePort != 0):
 		return p, fmt.Errorf("--port: %s has no ports", protocolName(p.Protocol))
 	case isICMP(p.Protocol):
 		p.ICMPType, p.ICMPCode = q.icmpType, q.icmpCode
 		if !q.icmpGiven {
-			p.ICMPType = map[uint8]uint8{protoICMP: 8, protoICMPv6: 128}[p.Protocol] // echo request: RFC 792, RFC 4443
+			p.ICMPType = map[uint8]uint8{api.ProtoICMP: 8, api.ProtoICMPv6: 128}[p.Protocol] // echo request: RFC 792, RFC 4443
 		}
 		return p, nil
 	case q.icmpGiven || q.icmpCode != 0:

@@ -32,7 +32,7 @@ type facts struct {
 	workloads []*api.WorkloadEndpoint
 	hosts     []*api.HostEndpoint
 	nodes     []*api.Node
-	bad       []error // values that cannot be read; agents leave them out too
+	bad       []error // values that cannot be read; agents go by what they held before, or leave them out too
 }
 
 // kinds are what policy depends on, and the nodes, whose addresses it may be asked about.
@@ -93,7 +93,7 @@ func (f *facts) take(k api.Kind, kv store.KV) {
 // warn tells what of etcd's contents is left out.
 func (f *facts) warn(env cli.Env) {
 	for _, err := range f.bad {
-		_, _ = fmt.Fprintf(env.Err, "left out: %v\n", err)
+		_, _ = fmt.Fprintf(env.Err, "left out, though agents that know an earlier version of it go by that: %v\n", err)
 	}
 }
 
