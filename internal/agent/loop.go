@@ -148,7 +148,7 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 // program computes what the kernel should hold by a usable snapshot and writes it by write, unless that is what the kernel holds already.
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
-	settings.Keep = a.linger.keep()
+	settings.Keep, settings.IPIPBegun = a.linger.keep(), a.linger.ipipBegun()
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(snap, a.node, settings, host, facts)

@@ -55,6 +55,7 @@ type Settings struct {
 	RouteSource6    netip.Addr       // the same for IPv6
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
 	Keep            Modes            // receiving side stays although no pool uses it any more
+	IPIPBegun       bool             // pools ask for IP-in-IP since a short while only: nodes may not know yet
 }
 
 // Modes are encapsulations.

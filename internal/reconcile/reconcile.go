@@ -123,7 +123,7 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
 	r.links.noted = r.remake
-	r.routes.held = func(s kernel.State, k kernel.RouteKey) bool { _, held := s.Held[k]; return held }
+	r.routes.held = func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Held }
 	return r
 }
 
