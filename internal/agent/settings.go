@@ -169,11 +169,8 @@ func acceptMark(d config.Dataplane) uint32 {
 	return accept
 }
 
-// Where the kernel reports packets that policy denies or logs, and how often at most for each rule.
-const (
-	logGroup = 9
-	logRate  = 10 // a second
-)
+// logRate is how many packets that policy denies or logs the kernel reports at most, a second and rule.
+const logRate = 10
 
 // rules are the settings that the table of policy is laid out by.
 func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
@@ -184,7 +181,7 @@ func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 		Reject: d.DenyAction == "REJECT", KeepInvalid: d.KeepInvalid,
 		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
 		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: d.Spoofing == "Any",
-		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: logGroup, LogRate: logRate,
+		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
 	}
 }
 
