@@ -22,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/internal/rtnl"
@@ -65,8 +66,8 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
-	wanted      atomic.Pointer[health.Planned]
-	problems    atomic.Int64 // that are said and still there
+	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
+	problems    atomic.Int64                 // that are said and still there
 	began       time.Time
 
 	first sync.Once     // the first complete apply
