@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -47,6 +48,42 @@ func TestVMEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 	for _, mode := range slices.Concat(circuit[at+1:], circuit[1:at+1]) {
 		f.to(mode)
 	}
+}
+
+// TestVMLateAndKilledAgentsCostIPIPNothing holds an agent still when the pool turns to IP-in-IP, which its node does not take in yet, and has
+// agents killed in flips with IP-in-IP on one side. The other node goes on receiving as before for as long as all that takes.
+func TestVMLateAndKilledAgentsCostIPIPNothing(t *testing.T) {
+	nettest.Need(t, "ipip")
+	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: time.Hour})
+	f.late("node-2", lab.IPIP)
+	f.cut(lab.Direct, fault.ApplyRoutesPut)
+	f.cut(lab.IPIPCrossSubnet, fault.ApplyPolicyPut)
+	f.cut(lab.VXLAN, fault.ApplyRoutePut)
+}
+
+// TestVMAgentsKilledInIPIPFlipsEndWhereAFreshStartEnds has them killed early and late: when tunl0 comes and when it goes.
+func TestVMAgentsKilledInIPIPFlipsEndWhereAFreshStartEnds(t *testing.T) {
+	nettest.Need(t, "ipip")
+	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: time.Second})
+	f.cut(lab.IPIP, fault.ApplyLinksPut)
+	f.cut(lab.CrossSubnet, fault.ApplyAddrsRemoved)
+}
+
+// killedAgentsLoseNothing has the flips with CrossSubnet on one side, and the agent killed before, between and after the writes.
+func killedAgentsLoseNothing(t *testing.T, bin string) {
+	f := newFlips(t, flips{bin: bin, nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
+	f.cut(lab.CrossSubnet, fault.ApplyRoutePut)
+	f.cut(lab.Direct, fault.ApplyBegun)
+	f.cut(lab.CrossSubnet, fault.ApplyRoutesPut)
+	f.cut(lab.VXLAN, fault.ApplyRoutePut)
+}
+
+// agentsKilledInFlipsEndWhereAFreshStartEnds has the same flips, and the agent killed when tunnels come and when they go.
+func agentsKilledInFlipsEndWhereAFreshStartEnds(t *testing.T, bin string) {
+	f := newFlips(t, flips{bin: bin, nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Second})
+	f.cut(lab.CrossSubnet, fault.ApplyRoutePut)
+	f.cut(lab.Direct, fault.ApplyLinksRemoved)
+	f.cut(lab.CrossSubnet, fault.ApplyFDBPut)
 }
 
 // tour goes over every ordered pair of modes of which one is among the first n, each once, from the first mode back to it.
@@ -91,7 +128,8 @@ func TestTourHasEveryPairOnce(t *testing.T) {
 // flips is a lab whose pools change their mode: node-2 is on a subnet of its own, and node-1 and node-3 share one. The router between them
 // knows pods' blocks, so that direct works everywhere.
 type flips struct {
-	nodes  int // 2 or 3
+	bin    string // folder of the programs; "": the usual ones
+	nodes  int    // 2 or 3
 	dual   bool
 	pause  time.Duration // between what pods say to each other
 	linger time.Duration
@@ -104,8 +142,12 @@ type flips struct {
 
 func newFlips(t *testing.T, f flips) *flips {
 	f.t, f.mode, f.seen = t, lab.VXLAN, map[lab.Mode]map[string]string{}
-	f.lab = up(t, func(o *lab.Options) {
-		o.Nodes, o.Subnets, o.Mode, o.DualStack, o.AgentEnv = f.nodes, 2, f.mode, f.dual, []string{"MUSLIN_LINGER=" + f.linger.String()}
+	if f.bin == "" {
+		f.bin = programs(t)
+	}
+	f.lab = upWith(t, f.bin, func(o *lab.Options) {
+		o.Nodes, o.Subnets, o.Mode, o.DualStack = f.nodes, 2, f.mode, f.dual
+		o.AgentEnv = []string{"MUSLIN_LINGER=" + f.linger.String(), fault.Variable + "=@" + agentOrders}
 	})
 	teachRouter(t, f.lab, f.families())
 	pods := []string{"a1", "a2", "a3"}[:f.nodes]
@@ -170,7 +212,9 @@ func (f *flips) late(node string, mode lab.Mode) {
 		f.t.Fatal(err)
 	}
 	f.write()
-	f.turned(slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node }))
+	others := slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node })
+	f.turned(others)
+	f.readied(others)
 	for _, c := range f.chats {
 		c.goesOn(f.t)
 	}
@@ -183,6 +227,53 @@ func (f *flips) late(node string, mode lab.Mode) {
 			f.t.Errorf("%s late for %s: %s: %d datagrams are lost", node, mode, c.name, cost.lost)
 		}
 	}
+}
+
+// cut changes the mode, and has the agent of node-1 killed at a point of what it does about that. Where nodes go on receiving by the old mode until
+// the next agent is up, nothing is lost; where they soon cease to, it ends where an agent ends that builds the node from nothing.
+func (f *flips) cut(mode lab.Mode, p fault.Point) {
+	f.t.Helper()
+	f.mode = mode
+	for _, c := range f.chats {
+		c.mark()
+	}
+	order(f.t, f.lab, "node-1", fault.Name(p)+"=kill")
+	f.write()
+	nettest.Eventually(f.t, func() error {
+		if !isDead(f.t, f.lab, "node-1") {
+			return fmt.Errorf("to %s: the agent has not come to %s", mode, fault.Name(p))
+		}
+		return nil
+	})
+	order(f.t, f.lab, "node-1", "")
+	if err := f.lab.StartAgent(f.t.Context(), "node-1"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.turned(nodesOf(f.t, f.lab))
+	if f.linger < time.Hour {
+		f.settles()
+		f.asAFreshStart()
+		return
+	}
+	for _, c := range f.chats {
+		if cost := c.goesOn(f.t); cost.lost > 0 {
+			f.t.Errorf("to %s with a kill at %s: %s: %d datagrams are lost", mode, fault.Name(p), c.name, cost.lost)
+		}
+	}
+}
+
+// readied waits until nodes take in what comes by the mode: then they have their tunnel addresses.
+func (f *flips) readied(nodes []lab.Node) {
+	f.t.Helper()
+	nettest.Eventually(f.t, func() error {
+		for _, r := range f.records() {
+			ready := r.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() || f.mode != lab.IPIP && f.mode != lab.IPIPCrossSubnet
+			if !ready && slices.ContainsFunc(nodes, func(n lab.Node) bool { return n.Name == r.Metadata.Name }) {
+				return fmt.Errorf("%s has no IP-in-IP tunnel address", r.Metadata.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // write changes the pools.
