@@ -117,6 +117,7 @@ func compute(in inputs) *computation {
 	if c.IPv6 && c.NoIPv6 != "" {
 		c.withoutIPv6()
 	}
+	c.pooled = c.poolModes()
 	c.asked = c.modes()
 	c.forward("net/ipv4/ip_forward")
 	c.checkSources()
@@ -146,7 +147,8 @@ type computation struct {
 	inputs
 	families []*family
 	podMTU   int
-	asked    Modes
+	pooled   Modes // that pools use
+	asked    Modes // that are to be, which settings may say otherwise
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
 	out      kernel.State
@@ -184,20 +186,26 @@ func (c *computation) asksForIPv6() bool {
 		c.blocks6
 }
 
-// modes are the encapsulations that pools ask for, or the settings in their place. Disabled pools count: their pods live on.
+// modes are the encapsulations that pools ask for, or the settings in their place.
 func (c *computation) modes() Modes {
+	m := c.pooled
+	if c.IPIPEnabled != nil {
+		m.IPIP = *c.IPIPEnabled
+	}
+	if c.VXLANEnabled != nil {
+		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
+	}
+	return m
+}
+
+// poolModes are the encapsulations that pools use. Disabled ones count: their pods live on.
+func (c *computation) poolModes() Modes {
 	var m Modes
 	for _, p := range c.Pools {
 		vxlan := p.Spec.VXLANMode != api.Never
 		m.IPIP = m.IPIP || p.Spec.IPIPMode != api.Never
 		m.VXLAN = m.VXLAN || vxlan && p.Spec.CIDR.Addr().Is4()
 		m.VXLAN6 = m.VXLAN6 || vxlan && p.Spec.CIDR.Addr().Is6() && c.IPv6
-	}
-	if c.IPIPEnabled != nil {
-		m.IPIP = *c.IPIPEnabled
-	}
-	if c.VXLANEnabled != nil {
-		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
 	}
 	return m
 }
