@@ -56,9 +56,9 @@ func TestVMLateAndKilledAgentsCostIPIPNothing(t *testing.T) {
 	nettest.Need(t, "ipip")
 	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: time.Hour})
 	f.late("node-2", lab.IPIP)
-	f.cut(lab.Direct, fault.ApplyRoutesPut)
-	f.cut(lab.IPIPCrossSubnet, fault.ApplyPolicyPut)
-	f.cut(lab.VXLAN, fault.ApplyRoutePut)
+	f.cut(lab.Direct, fault.ApplyRoutesRemoved) // to what is far leads the router, of which the node need not know
+	f.cut(lab.IPIPCrossSubnet, fault.ApplyRoutePut)
+	f.cut(lab.VXLAN, fault.ApplyRoutesPut)
 }
 
 // TestVMAgentsKilledInIPIPFlipsEndWhereAFreshStartEnds has them killed early and late: when tunl0 comes and when it goes.
@@ -128,7 +128,7 @@ func TestTourHasEveryPairOnce(t *testing.T) {
 // flips is a lab whose pools change their mode: node-2 is on a subnet of its own, and node-1 and node-3 share one. The router between them
 // knows pods' blocks, so that direct works everywhere.
 type flips struct {
-	bin    string // folder of the programs; "": the usual ones
+	bin    string // folder of programs with fault points; "": the usual ones
 	nodes  int    // 2 or 3
 	dual   bool
 	pause  time.Duration // between what pods say to each other
@@ -142,12 +142,14 @@ type flips struct {
 
 func newFlips(t *testing.T, f flips) *flips {
 	f.t, f.mode, f.seen = t, lab.VXLAN, map[lab.Mode]map[string]string{}
+	env := []string{"MUSLIN_LINGER=" + f.linger.String()}
 	if f.bin == "" {
 		f.bin = programs(t)
+	} else {
+		env = append(env, fault.Variable+"=@"+agentOrders)
 	}
 	f.lab = upWith(t, f.bin, func(o *lab.Options) {
-		o.Nodes, o.Subnets, o.Mode, o.DualStack = f.nodes, 2, f.mode, f.dual
-		o.AgentEnv = []string{"MUSLIN_LINGER=" + f.linger.String(), fault.Variable + "=@" + agentOrders}
+		o.Nodes, o.Subnets, o.Mode, o.DualStack, o.AgentEnv = f.nodes, 2, f.mode, f.dual, env
 	})
 	teachRouter(t, f.lab, f.families())
 	pods := []string{"a1", "a2", "a3"}[:f.nodes]
