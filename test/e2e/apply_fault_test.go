@@ -225,7 +225,8 @@ func (a *applying) wipe() {
 }
 
 // wipe takes all that a node's agent has made from it. With the last rule that asks for it goes the tracking of connections, and what it has
-// missed when it comes back it may take for invalid: so it is told to be liberal.
+// missed when it comes back it may take for invalid: so it is told to be liberal. Nothing that an agent does comes to that: its table of policy
+// is changed and never taken away, also by the next agent, and while an agent lives nobody else can.
 func wipe(t *testing.T, l *lab.Lab, node string) {
 	t.Helper()
 	run(t, l, node, "sh", "-ec", `
