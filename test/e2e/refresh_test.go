@@ -1,0 +1,68 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/muslin-cni/muslin/internal/lab"
+	"github.com/muslin-cni/muslin/internal/nettest"
+)
+
+// everySecond are the settings by which everything is looked for anew each second.
+const everySecond = toHost + `, "routeRefreshInterval": "1s", "interfaceRefreshInterval": "1s", "ipsetsRefreshInterval": "1s", "iptablesRefreshInterval": "1s"`
+
+// damage is what others do to an object of ours on node-1, and what the log says was found.
+type damage struct{ command, object, found string }
+
+// refreshRepairs does damage of which no event tells, and waits until it was found, repaired and told.
+func refreshRepairs(t *testing.T, l *lab.Lab, all []damage) {
+	t.Helper()
+	setFelix(t, l, everySecond)
+	for _, d := range all {
+		before := kernelState(t, l, "node-1")
+		run(t, l, "node-1", "sh", "-ec", d.command)
+		nettest.Eventually(t, func() error {
+			text := agentLog(t, l, "node-1")
+			for line := range strings.Lines(text) {
+				if strings.Contains(line, "repaired what others changed") && strings.Contains(line, "object="+d.object+" ") &&
+					strings.Contains(line, "found=\""+d.found) && strings.Contains(line, " done=") {
+					return nil
+				}
+			}
+			return fmt.Errorf("%s: no repair of %s is told with %q:\n%s", d.command, d.object, d.found, text)
+		})
+		nettest.Eventually(t, func() error {
+			if now := kernelState(t, l, "node-1"); now != before {
+				return fmt.Errorf("%s: the kernel is not as before:\n%s", d.command, now)
+			}
+			return nil
+		})
+	}
+}
+
+func TestRefreshRepairsWhatNoEventTells(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
+	dev := hostSideOnNode1(t, l)
+	localnet := "net/ipv4/conf/" + dev + "/route_localnet"
+	refreshRepairs(t, l, []damage{
+		{"ipset add cali40masq-ipam-pools 203.0.113.0/24", "cali40masq-ipam-pools", "1 member too many"},
+		{"ipset flush cali40network-ip-pools", "cali40network-ip-pools", "1 of 1 member missing"},
+		{"ipset create cali40stray hash:net", "cali40stray", "added by others: 0 members"},
+		{"echo 0 >/proc/sys/" + localnet, localnet, "changed to 0"},
+	})
+	allWell(t, l)
+}
+
+func TestVMRefreshRepairsLegacyIptables(t *testing.T) {
+	nettest.Need(t, "vm", "iptables-legacy")
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.AgentEnv = 1, lab.VXLAN, []string{"FELIX_IPTABLESBACKEND=legacy"} })
+	refreshRepairs(t, l, []damage{
+		{"iptables-legacy -t nat -F cali-nat-outgoing", `"cali-nat-outgoing of table nat"`, "1 of 1 rule missing"},
+		{"iptables-legacy -t nat -F POSTROUTING", `"POSTROUTING of table nat"`, "gone"},
+	})
+	if out := run(t, l, "node-1", "iptables-legacy-save"); !strings.Contains(out, "cali-nat-outgoing") {
+		t.Errorf("the rules are not in the tables of iptables-legacy:\n%s", out)
+	}
+	allWell(t, l)
+}
