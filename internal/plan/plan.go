@@ -54,6 +54,7 @@ type Settings struct {
 	RouteSource     netip.Addr       // preferred source of these routes; zero: the kernel chooses
 	RouteSource6    netip.Addr       // the same for IPv6
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
+	Spoofing        bool             // workloads may send from the ranges that their endpoints name
 	Keep            Modes            // receiving side stays although no pool uses it any more
 	IPIPBegun       bool             // pools ask for IP-in-IP since a short while only: nodes may not know yet
 }
@@ -225,7 +226,7 @@ func (c *computation) workload(e *api.WorkloadEndpoint) {
 		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, strings.Join(c.Ours.WorkloadPrefixes(), " or "))
 		return
 	}
-	w := hostside.Workload{Addrs: c.addrs(name, e), Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
+	w := hostside.Workload{Addrs: c.addrs(name, e), Spoofs: c.Spoofing && len(e.Spec.AllowSpoofed) > 0, Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
 	if e.Spec.MAC != "" {
 		mac, err := kernel.ParseMAC(e.Spec.MAC)
 		if err != nil {

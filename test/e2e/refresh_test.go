@@ -56,7 +56,9 @@ func TestRefreshRepairsWhatNoEventTells(t *testing.T) {
 
 func TestVMRefreshRepairsLegacyIptables(t *testing.T) {
 	nettest.Need(t, "vm", "iptables-legacy")
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.AgentEnv = 1, lab.VXLAN, []string{"FELIX_IPTABLESBACKEND=legacy"} })
+	l := up(t, func(o *lab.Options) {
+		o.Nodes, o.Mode, o.AgentEnv = 1, lab.VXLAN, []string{"FELIX_IPTABLESBACKEND=legacy"}
+	})
 	refreshRepairs(t, l, []damage{
 		{"iptables-legacy -t nat -F cali-nat-outgoing", `"cali-nat-outgoing of table nat"`, "1 of 1 rule missing"},
 		{"iptables-legacy -t nat -F POSTROUTING", `"POSTROUTING of table nat"`, "gone"},
