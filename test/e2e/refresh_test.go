@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -65,6 +66,24 @@ func TestVMRefreshRepairsLegacyIptables(t *testing.T) {
 	})
 	if out := run(t, l, "node-1", "iptables-legacy-save"); !strings.Contains(out, "cali-nat-outgoing") {
 		t.Errorf("the rules are not in the tables of iptables-legacy:\n%s", out)
+	}
+	allWell(t, l)
+}
+
+// TestVMOtherIptablesAreSwept changes the setting over a restart, there and back.
+func TestVMOtherIptablesAreSwept(t *testing.T) {
+	nettest.Need(t, "vm", "iptables-nft", "iptables-legacy")
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
+	programs := map[string]string{"NFT": "iptables-nft-save", "Legacy": "iptables-legacy-save"}
+	for _, c := range []struct{ now, before string }{{"Legacy", "NFT"}, {"NFT", "Legacy"}} {
+		run(t, l, "node-1", strings.TrimSuffix(programs[c.before], "-save"), "-A", "FORWARD", "-s", "203.0.113.1", "-j", "DROP")
+		setFelix(t, l, toHost+`, "iptablesBackend": "`+c.now+`"`)
+		if err := errors.Join(l.KillAgent(t.Context(), "node-1"), l.StartAgent(t.Context(), "node-1")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, l, has("-j cali-nat-outgoing"), programs[c.now])
+		eventually(t, l, hasNot("cali"), programs[c.before])
+		eventually(t, l, has("203.0.113.1"), programs[c.before])
 	}
 	allWell(t, l)
 }
