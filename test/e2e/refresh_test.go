@@ -16,10 +16,9 @@ const everySecond = toHost + `, "routeRefreshInterval": "1s", "interfaceRefreshI
 // damage is what others do to an object of ours on node-1, and what the log says was found.
 type damage struct{ command, object, found string }
 
-// refreshRepairs does damage of which no event tells, and waits until it was found, repaired and told.
+// refreshRepairs does damage of which no event tells, and waits until it was found, repaired and told. What is set is everySecond.
 func refreshRepairs(t *testing.T, l *lab.Lab, all []damage) {
 	t.Helper()
-	setFelix(t, l, everySecond)
 	for _, d := range all {
 		before := kernelState(t, l, "node-1")
 		run(t, l, "node-1", "sh", "-ec", d.command)
@@ -45,6 +44,7 @@ func refreshRepairs(t *testing.T, l *lab.Lab, all []damage) {
 func TestRefreshRepairsWhatNoEventTells(t *testing.T) {
 	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
 	dev := hostSideOnNode1(t, l)
+	setFelix(t, l, everySecond)
 	localnet := "net/ipv4/conf/" + dev + "/route_localnet"
 	refreshRepairs(t, l, []damage{
 		{"ipset add cali40masq-ipam-pools 203.0.113.0/24", "cali40masq-ipam-pools", "1 member too many"},
@@ -55,35 +55,28 @@ func TestRefreshRepairsWhatNoEventTells(t *testing.T) {
 	allWell(t, l)
 }
 
-func TestVMRefreshRepairsLegacyIptables(t *testing.T) {
-	nettest.Need(t, "vm", "iptables-legacy")
-	l := up(t, func(o *lab.Options) {
-		o.Nodes, o.Mode, o.AgentEnv = 1, lab.VXLAN, []string{"FELIX_IPTABLESBACKEND=legacy"}
-	})
+// TestVMChangeOfIptables changes the setting over a restart, there and back: what is ours goes from the tables of before, and others' stays. The
+// legacy ones send no events.
+func TestVMChangeOfIptables(t *testing.T) {
+	nettest.Need(t, "vm", "iptables-nft", "iptables-legacy")
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
+	use := func(now, before string) {
+		t.Helper()
+		run(t, l, "node-1", before, "-A", "FORWARD", "-s", "203.0.113.1", "-j", "DROP")
+		backend := map[string]string{"iptables-nft": "NFT", "iptables-legacy": "Legacy"}[now]
+		setFelix(t, l, everySecond+`, "iptablesBackend": "`+backend+`"`)
+		if err := errors.Join(l.KillAgent(t.Context(), "node-1"), l.StartAgent(t.Context(), "node-1")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, l, has("-j cali-nat-outgoing"), now+"-save")
+		eventually(t, l, hasNot("cali"), before+"-save")
+		eventually(t, l, has("203.0.113.1"), before+"-save")
+	}
+	use("iptables-legacy", "iptables-nft")
 	refreshRepairs(t, l, []damage{
 		{"iptables-legacy -t nat -F cali-nat-outgoing", `"cali-nat-outgoing of table nat"`, "1 of 1 rule missing"},
 		{"iptables-legacy -t nat -F POSTROUTING", `"POSTROUTING of table nat"`, "gone"},
 	})
-	if out := run(t, l, "node-1", "iptables-legacy-save"); !strings.Contains(out, "cali-nat-outgoing") {
-		t.Errorf("the rules are not in the tables of iptables-legacy:\n%s", out)
-	}
-	allWell(t, l)
-}
-
-// TestVMOtherIptablesAreSwept changes the setting over a restart, there and back.
-func TestVMOtherIptablesAreSwept(t *testing.T) {
-	nettest.Need(t, "vm", "iptables-nft", "iptables-legacy")
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
-	programs := map[string]string{"NFT": "iptables-nft-save", "Legacy": "iptables-legacy-save"}
-	for _, c := range []struct{ now, before string }{{"Legacy", "NFT"}, {"NFT", "Legacy"}} {
-		run(t, l, "node-1", strings.TrimSuffix(programs[c.before], "-save"), "-A", "FORWARD", "-s", "203.0.113.1", "-j", "DROP")
-		setFelix(t, l, toHost+`, "iptablesBackend": "`+c.now+`"`)
-		if err := errors.Join(l.KillAgent(t.Context(), "node-1"), l.StartAgent(t.Context(), "node-1")); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, l, has("-j cali-nat-outgoing"), programs[c.now])
-		eventually(t, l, hasNot("cali"), programs[c.before])
-		eventually(t, l, has("203.0.113.1"), programs[c.before])
-	}
+	use("iptables-nft", "iptables-legacy")
 	allWell(t, l)
 }
