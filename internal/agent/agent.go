@@ -22,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
@@ -52,6 +53,7 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	damage     *xtables.Watch // of the chains
+	swept      bool           // what is ours has gone from the other iptables
 	backend    string         // of iptables, as set when the agent started
 	kube       startup.Kubernetes
 	kernelIPv6 bool
@@ -69,8 +71,8 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
-	wanted      atomic.Pointer[health.Planned]
-	problems    atomic.Int64 // that are said and still there
+	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
+	problems    atomic.Int64                 // that are said and still there
 	began       time.Time
 
 	first sync.Once     // the first complete apply

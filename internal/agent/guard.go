@@ -420,7 +420,7 @@ func (g *guard) admit(s kernel.State) kernel.State {
 	for k, r := range s.Routes {
 		if _, waits := g.awaiting[doorstep{r.Dev.Name, k.Dst.Addr()}]; waits && k.Dst.IsSingleIP() {
 			delete(s.Routes, k)
-			s.Held[k] = struct{}{}
+			s.Held[k] = kernel.Route{}
 		}
 	}
 	return s

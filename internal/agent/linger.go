@@ -18,14 +18,16 @@ const lingerTime = time.Minute
 // lingerVar sets lingerTime in the environment, as a duration such as 90s. 0 is no time at all.
 const lingerVar = "MUSLIN_LINGER"
 
-// linger remembers which encapsulations were in use. It is for one goroutine.
+// linger remembers which encapsulations were in use, and since when they are. It is for one goroutine.
 //
 // An agent that starts has forgotten. It goes by the devices that it finds: each may have been in use until just now, so it counts as
-// left at the start. A pool that asks for it makes that good at once, and what nobody asks for goes when the time is over.
+// left at the start. A pool that asks for it makes that good at once, and what nobody asks for goes when the time is over. Whatever pools ask
+// for then may have begun just now.
 type linger struct {
 	time  time.Duration
 	now   func() time.Time // with a monotonic clock
 	modes [3]lingering     // as in plan.Modes
+	begun time.Time        // until when other nodes may not know that IP-in-IP is asked for
 	timer *time.Timer      // fires when a time is over; nil: none runs
 }
 
@@ -74,19 +76,35 @@ func (l *linger) left() plan.Modes {
 	return plan.Modes{IPIP: left(l.modes[0]), VXLAN: left(l.modes[1]), VXLAN6: left(l.modes[2])}
 }
 
+// ipipBegun tells whether other nodes may not know yet that pools ask for IP-in-IP: for as long as after the end of an encapsulation nodes are let
+// in by it. The round in which a pool asks for it first is part of that.
+func (l *linger) ipipBegun() bool {
+	return l.time > 0 && (!l.modes[0].asked || l.now().Before(l.begun))
+}
+
 // saw takes note of what pools ask for now.
 func (l *linger) saw(m plan.Modes) {
 	now := l.now()
 	var next time.Duration
+	soon := func(left time.Duration) {
+		if left > 0 && (next == 0 || left < next) {
+			next = left
+		}
+	}
+	if m.IPIP && !l.modes[0].asked {
+		l.begun = now.Add(l.time)
+	}
 	for i, asked := range []bool{m.IPIP, m.VXLAN, m.VXLAN6} {
 		x := &l.modes[i]
 		if x.asked && !asked {
 			x.until = now.Add(l.time)
 		}
-		x.asked = asked
-		if left := x.until.Sub(now); !asked && left > 0 && (next == 0 || left < next) {
-			next = left
+		if x.asked = asked; !asked {
+			soon(x.until.Sub(now))
 		}
+	}
+	if m.IPIP {
+		soon(l.begun.Sub(now))
 	}
 	l.wake(next)
 }
@@ -102,7 +120,7 @@ func (l *linger) wake(after time.Duration) {
 	}
 }
 
-// over receives when an encapsulation has been kept long enough. It is another channel after every round.
+// over receives when an encapsulation has been kept long enough, or is known to all. It is another channel after every round.
 func (l *linger) over() <-chan time.Time {
 	if l.timer == nil {
 		return nil

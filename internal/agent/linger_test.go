@@ -18,8 +18,8 @@ func TestEncapsulationReceivesOnForAWhileAfterTheLastPool(t *testing.T) {
 			t.Errorf("keeps %+v at first", l.keep())
 		}
 		l.saw(both)
-		if l.keep() != both || l.left() != (plan.Modes{}) || l.over() != nil {
-			t.Errorf("in use: keeps %+v, left %+v, timer %v", l.keep(), l.left(), l.over())
+		if l.keep() != both || l.left() != (plan.Modes{}) {
+			t.Errorf("in use: keeps %+v, left %+v", l.keep(), l.left())
 		}
 		time.Sleep(time.Hour)
 		if l.keep() != both { // the round that finds a pool gone keeps what the last one used
@@ -37,6 +37,34 @@ func TestEncapsulationReceivesOnForAWhileAfterTheLastPool(t *testing.T) {
 		}
 		if l.saw(ipip); l.over() != nil {
 			t.Error("a timer runs though nothing is left")
+		}
+	})
+}
+
+func TestIPIPHasBegunUntilEveryNodeMustKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			time time.Duration
+			want bool
+		}{{lingerTime, true}, {0, false}} {
+			l := newLinger(c.time, time.Now, kernel.Host{Links: map[string]kernel.HostLink{kernel.IPIPDevice: {Index: 2, Up: true}}})
+			for range 2 { // once it is asked for at the start, and once anew
+				if l.ipipBegun() != c.want { // which holds in the round that first finds it asked for
+					t.Errorf("%v: begun %v before it is asked for", c.time, !c.want)
+				}
+				l.saw(plan.Modes{IPIP: true})
+				time.Sleep(c.time / 2)
+				if l.saw(plan.Modes{IPIP: true, VXLAN: true}); l.ipipBegun() != c.want || (l.over() != nil) != c.want {
+					t.Errorf("%v: begun %v, timer %v half way", c.time, !c.want, l.over())
+				}
+				if c.want {
+					<-l.over()
+				}
+				if l.saw(plan.Modes{IPIP: true}); l.ipipBegun() {
+					t.Errorf("%v: begun still", c.time)
+				}
+				l.saw(plan.Modes{})
+			}
 		}
 	})
 }

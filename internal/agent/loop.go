@@ -106,8 +106,26 @@ func (a *Agent) round(ctx context.Context) error {
 	}
 	if listErr == nil && err == nil {
 		a.settle()
+		a.sweepOther(ctx)
 	}
 	return errors.Join(listErr, err)
+}
+
+// sweepOther takes away, once, what an earlier agent has left in the tables of the other iptables, now that those in use hold everything. What
+// fails is tried by the next agent: the rules do the same twice.
+func (a *Agent) sweepOther(ctx context.Context) {
+	if a.swept {
+		return
+	}
+	a.swept = true
+	n, err := a.chains[0].SweepOther(ctx)
+	if err != nil {
+		a.log.Warn("remove our chains from the tables of the other iptables", "error", err)
+	}
+	if n > 0 {
+		a.log.Info("removed our chains from the tables of the other iptables", "chains", n)
+		a.kernel.MarkDirty(reconcile.Sets) // which they had kept in use
+	}
 }
 
 // usable returns the snapshot that the kernel may be made to match. ok is false before the first complete one, and while the
@@ -148,7 +166,7 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 // program computes what the kernel should hold by a usable snapshot and writes it by write, unless that is what the kernel holds already.
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
-	settings.Keep = a.linger.keep()
+	settings.Keep, settings.IPIPBegun = a.linger.keep(), a.linger.ipipBegun()
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(snap, a.node, settings, host, facts)

@@ -27,8 +27,8 @@ func newPulse() *health.Pulse {
 // facts looks up what is asked for, from what the loop has left and from the feed.
 func (a *Agent) facts() health.Facts {
 	f := health.Facts{Problems: int(a.problems.Load()), LogErrors: int(a.logs.errors.Load()), LogsDropped: int(a.logs.dropped.Load())}
-	if p := a.wanted.Load(); p != nil {
-		f.Planned = *p
+	if s := a.wanted.Load(); s != nil {
+		f.Planned = census(*s)
 	}
 	snap, synced := a.feed.Snapshot()
 	f.Synced, f.Connected, f.Revision = synced, a.feed.Connected(), snap.Rev
@@ -56,8 +56,7 @@ func (a *Agent) wrote(want kernel.State, done reconcile.Result, took time.Durati
 		changes[string(table)] = n
 	}
 	a.metrics.Applied(took, changes, err != nil)
-	p := census(want)
-	a.wanted.Store(&p)
+	a.wanted.Store(&want) // to be counted when somebody asks: a state is not changed once it is computed
 }
 
 // census counts a state.

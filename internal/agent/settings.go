@@ -163,8 +163,11 @@ func (a *Agent) settings() (plan.Settings, []string) {
 		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,
 		Ours: a.settled.ours, AcceptMark: acceptMark(d), PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
 		RouteSource: d.RouteSource, RouteSource6: d.RouteSource6, LeaveForwarding: !d.IPForwarding,
+		Spoofing: spoofing(d),
 	}, problems
 }
+
+func spoofing(d config.Dataplane) bool { return d.Spoofing == "Any" }
 
 func acceptMark(d config.Dataplane) uint32 {
 	accept, _ := ruleset.Marks(markMask(d))
@@ -192,7 +195,7 @@ func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 		Prefixes: a.settled.ours.WorkloadPrefixes(), MarkMask: markMask(d), ToHost: toHost[d.EndpointToHost],
 		Reject: cmp.Or(d.NftDenyAction, d.DenyAction) == "REJECT", KeepInvalid: d.KeepInvalid, MidStream: a.cfg.CutDenied,
 		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
-		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: d.Spoofing == "Any",
+		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: spoofing(d),
 		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
 		LogAction: logAction(d), Syslog: true, LogPrefix: d.LogPrefix + ": ",
 	}

@@ -98,7 +98,6 @@ func (a *Agent) start(ctx context.Context) error {
 		problems, err := startup.Run(ctx, a.node, a.cfg, a.startupDeps())
 		a.addresses.say(problems)
 		if err == nil {
-			a.tunnels.ensure(ctx, a.linger.left())
 			return a.keepName()
 		}
 		if ctx.Err() != nil {

@@ -17,6 +17,8 @@ import (
 //
 // The address of an encapsulation that no pool asks for any more is given back only when its device goes: what the host has asked pods
 // from it is answered to it, whatever way the answer takes, and as long as the device has it nobody else may.
+//
+// An address is given only when the loop has made the device and let in what comes through it: by the address other nodes see that they may send.
 type tunnels struct {
 	store  *store.Client
 	node   string
@@ -26,7 +28,7 @@ type tunnels struct {
 	look    chan plan.Modes // cap 1: look again, and let these keep their addresses
 	seen    feed.Snapshot   // what the last look was about; owned by the loop
 	kept    plan.Modes      // likewise
-	failing string          // why the last look failed, as logged; owned by run, and by start before it
+	failing string          // why the last look failed, as logged; owned by run
 }
 
 func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog.Logger) *tunnels {

@@ -50,6 +50,7 @@ type Workload struct {
 	MAC   kernel.MAC // of the pod's side; zero if unknown
 	Addrs []netip.Addr
 
+	Spoofs           bool       // it may send from IPv4 addresses that are not its own
 	Metric4, Metric6 int        // of its routes; 0: RouteMetric
 	Src4, Src6       netip.Addr // that the host talks to it from; zero: the kernel chooses
 }
@@ -70,7 +71,11 @@ func (w Workload) Add(s kernel.State) {
 		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
 	}
 	if v4 {
-		w.sysctls(s, "ipv4", "conf", map[string]int{"route_localnet": 1, "proxy_arp": 1, "forwarding": 1, "rp_filter": 1})
+		strict := 1 // sources must be routed to the workload (RFC 3704, section 2.2)
+		if w.Spoofs {
+			strict = 0 // policy decides then, which knows the ranges
+		}
+		w.sysctls(s, "ipv4", "conf", map[string]int{"route_localnet": 1, "proxy_arp": 1, "forwarding": 1, "rp_filter": strict})
 		w.sysctls(s, "ipv4", "neigh", map[string]int{"proxy_delay": 0})
 	}
 	if v6 {

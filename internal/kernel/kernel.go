@@ -174,9 +174,10 @@ type State struct {
 	Chains  map[ChainKey]Chain // of IPv4
 	Chains6 map[ChainKey]Chain // of IPv6
 
-	// Held are routes that cannot be written yet, since the device that they lead through is not there or the other node is not
-	// ready. What stands in such a place, as from before a change of mode, is not removed meanwhile.
-	Held map[RouteKey]struct{}
+	// Held are places of routes that cannot be written yet, since the device that they lead through is not there or the other node is
+	// not ready. What stands in such a place, as from before a change of mode, is not changed meanwhile. Where nothing does, the route
+	// here is written; the zero Route is none.
+	Held map[RouteKey]Route
 }
 
 // NewState returns a state in which every map is empty and ready.
@@ -191,6 +192,6 @@ func NewState() State {
 		Sets:    map[SetKey]Set{},
 		Chains:  map[ChainKey]Chain{},
 		Chains6: map[ChainKey]Chain{},
-		Held:    map[RouteKey]struct{}{},
+		Held:    map[RouteKey]Route{},
 	}
 }

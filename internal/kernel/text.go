@@ -22,11 +22,18 @@ func (s State) Text() string {
 		return fmt.Sprintf("%v dev %v dst %v self permanent", k.MAC, k.Dev, dst)
 	}))
 	section(&b, "ip route", routeLines(s.Routes))
-	section(&b, "ip route, not yet", lines(s.Held, func(k RouteKey, _ struct{}) string { return k.Dst.String() }))
+	section(&b, "ip route, not yet", lines(s.Held, heldText))
 	section(&b, "ipset", lines(s.Sets, func(k SetKey, v Set) string { return string(k) + ": " + strings.ReplaceAll(v.Members, ",", " ") }))
 	section(&b, "iptables", lines(s.Chains, chainText))
 	section(&b, "ip6tables", lines(s.Chains6, chainText))
 	return b.String()
+}
+
+func heldText(k RouteKey, r Route) string {
+	if r == (Route{}) {
+		return k.Dst.String()
+	}
+	return k.Dst.String() + ", meanwhile where there is none: " + RouteText(k, r)
 }
 
 func linkText(name string, l Link) string {

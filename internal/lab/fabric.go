@@ -60,6 +60,11 @@ func (o Options) plannedNode(number int) Node {
 
 // wireFabric joins the namespaces of a lab whose holders run.
 func wireFabric(s *state) error {
+	return inFabric(s, func(fabric *place, h *netlink.Handle) error { return wireAll(s, fabric, h) })
+}
+
+// inFabric lends the fabric's namespaces, and netlink in there.
+func inFabric(s *state, fn func(*place, *netlink.Handle) error) error {
 	fabric, err := openPlace(s.Fabric)
 	if err != nil {
 		return fmt.Errorf("enter fabric: %w", err)
@@ -70,6 +75,10 @@ func wireFabric(s *state) error {
 		return err
 	}
 	defer h.Close()
+	return fn(fabric, h)
+}
+
+func wireAll(s *state, fabric *place, h *netlink.Handle) error {
 	if err := setUpFabric(fabric, h, s.Options); err != nil {
 		return fmt.Errorf("set up fabric: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/authority"
@@ -63,17 +64,8 @@ func (l *Lab) bringNode(ctx context.Context, s *state, n *Node) error {
 	if err := l.holdNode(ctx, s, n); err != nil {
 		return err
 	}
-	fabric, err := openPlace(s.Fabric)
-	if err != nil {
-		return fmt.Errorf("enter fabric: %w", err)
-	}
-	defer fabric.close()
-	h, err := fabric.netlink()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := plugNode(h, s.Options, *n); err != nil {
+	plugged := func(_ *place, h *netlink.Handle) error { return plugNode(h, s.Options, *n) }
+	if err := inFabric(s, plugged); err != nil {
 		return err
 	}
 	if s.Options.TLS {

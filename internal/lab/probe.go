@@ -22,6 +22,7 @@ import (
 
 const (
 	attemptTimeout = 2 * time.Second
+	datagramPause  = 500 * time.Millisecond
 	serveTimeout   = 5 * time.Second // of one connection
 	bulkBytes      = 1 << 20
 	maxDatagram    = 1 << 16
@@ -266,29 +267,46 @@ func (e *endpoint) askTCP(ctx context.Context, to *endpoint, bulk int) (answer, 
 	return a, a.from(to)
 }
 
-// askUDP sends one datagram with DF set and returns the answer.
+// askUDP sends a datagram with DF set, again while no answer comes, since one may be lost on a way that is there. It returns the answer.
 func (e *endpoint) askUDP(ctx context.Context, to *endpoint, size int) (answer, error) {
 	conn, err := e.dial(ctx, to.udp.LocalAddr())
 	if err != nil {
 		return answer{}, err
 	}
 	defer conn.Close()
-	if _, err := conn.Write(make([]byte, size)); err != nil {
-		return answer{}, err
-	}
-	buf := make([]byte, maxDatagram)
-	n, err := conn.Read(buf)
+	said, err := converse(ctx, conn, make([]byte, size))
 	if err != nil {
 		return answer{}, err
 	}
 	var a answer
-	if err := json.Unmarshal(buf[:n], &a); err != nil {
+	if err := json.Unmarshal(said, &a); err != nil {
 		return answer{}, fmt.Errorf("decode answer: %w", err)
 	}
 	if a.Size != size {
 		return a, fmt.Errorf("%d bytes were sent, %d arrived", size, a.Size)
 	}
 	return a, a.from(to)
+}
+
+// converse sends a datagram every datagramPause until one comes back or the attempt is over.
+func converse(ctx context.Context, conn net.Conn, datagram []byte) ([]byte, error) {
+	over := time.Now().Add(patient(attemptTimeout))
+	buf := make([]byte, maxDatagram)
+	for {
+		if _, err := conn.Write(datagram); err != nil {
+			return nil, err
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(datagramPause)); err != nil {
+			return nil, err
+		}
+		n, err := conn.Read(buf)
+		if err == nil {
+			return buf[:n], nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil || time.Now().After(over) {
+			return nil, err
+		}
+	}
 }
 
 func (a answer) from(to *endpoint) error {

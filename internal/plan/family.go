@@ -26,23 +26,40 @@ const leastMTU6 = 1280
 
 // tunnel is one encapsulation of a family.
 type tunnel struct {
-	asked bool       // routes may go through it
-	on    bool       // it receives: it is asked for, or was until lately
-	mtu   int        // of the device
-	dev   kernel.Dev // the device, if ready
-	ready bool       // the device is there and up, so that routes can hang on it
+	kind    string     // what it is called
+	setting string     // that may ask for it in place of pools
+	pooled  bool       // a pool uses it
+	asked   bool       // routes may go through it
+	on      bool       // it receives: it is asked for, or was until lately
+	mtu     int        // of the device
+	dev     kernel.Dev // the device, if ready
+	ready   bool       // the device is there and up, so that routes can hang on it
 }
 
 func (c *computation) family(v6 bool) *family {
 	f := &family{computation: c, v6: v6, vteps: map[string]bool{}}
+	f.vxlan, f.ipip = tunnel{kind: "VXLAN", setting: "vxlanEnabled"}, tunnel{kind: "IP-in-IP", setting: "ipipEnabled"}
 	if v6 {
-		f.vxlan = tunnel{asked: c.asked.VXLAN6, on: c.asked.VXLAN6 || c.Keep.VXLAN6}
+		f.vxlan.when(c.pooled.VXLAN6, c.asked.VXLAN6, c.Keep.VXLAN6)
 	} else {
-		f.vxlan = tunnel{asked: c.asked.VXLAN, on: c.asked.VXLAN || c.Keep.VXLAN}
-		f.ipip = tunnel{asked: c.asked.IPIP, on: c.asked.IPIP || c.Keep.IPIP}
+		f.vxlan.when(c.pooled.VXLAN, c.asked.VXLAN, c.Keep.VXLAN)
+		f.ipip.when(c.pooled.IPIP, c.asked.IPIP, c.Keep.IPIP)
 	}
 	f.locate()
 	return f
+}
+
+// when says who wants the tunnel: pools, pools or a setting, and nodes that may send through it still.
+func (t *tunnel) when(pooled, asked, kept bool) {
+	t.pooled, t.asked, t.on = pooled, asked, asked || kept
+}
+
+// who says who asks for the tunnel.
+func (t *tunnel) who() string {
+	if t.pooled {
+		return "its pools ask"
+	}
+	return t.setting + " asks"
 }
 
 // size sets the MTU of the family's tunnels by that of the host, and returns what its pods may use: what fits into every tunnel that
@@ -135,7 +152,7 @@ func (f *family) vxlanDevice() {
 			name, f.vxlan.mtu, leastMTU6, f.parent.Name, leastMTU6+vxlanOverheadV6)
 		return
 	}
-	f.tunnelAddr(f.vxlan, name, vxlanAddr(me, f.v6), "VXLAN")
+	f.tunnelAddr(f.vxlan, name, vxlanAddr(me, f.v6))
 	if f.vxlan.dev, f.vxlan.ready = f.host.Dev(name); !f.vxlan.ready {
 		return
 	}
@@ -156,23 +173,26 @@ func (f *family) ipipDevice() {
 	}
 	if _, there := f.host.Links[kernel.IPIPDevice]; !there && f.NoIPIP != "" {
 		f.ipip.on = false
-		f.problem("Node("+f.Node+")", "cannot do IP-in-IP, which its pools ask for: %s; routes through it follow as soon as %s is there", f.NoIPIP, kernel.IPIPDevice)
+		f.problem("Node("+f.Node+")", "cannot do IP-in-IP, which %s for: %s; routes through it follow as soon as %s is there", f.ipip.who(), f.NoIPIP, kernel.IPIPDevice)
 		return
 	}
 	f.out.Links[kernel.IPIPDevice] = kernel.Link{Type: kernel.IPIP, MTU: f.ipip.mtu}
 	if me := f.nodes[f.Node]; me != nil {
-		f.tunnelAddr(f.ipip, kernel.IPIPDevice, ipipAddr(me), "IP-in-IP")
+		f.tunnelAddr(f.ipip, kernel.IPIPDevice, ipipAddr(me))
 	}
 	f.ipip.dev, f.ipip.ready = f.host.Dev(kernel.IPIPDevice)
 }
 
 // tunnelAddr gives a tunnel's device the address that our Node says.
-func (f *family) tunnelAddr(t tunnel, dev string, a netip.Addr, kind string) {
+func (f *family) tunnelAddr(t tunnel, dev string, a netip.Addr) {
 	switch {
 	case a.IsValid():
 		f.out.Addrs[kernel.AddrKey{Link: dev, Addr: netip.PrefixFrom(a, a.BitLen())}] = struct{}{}
+	case t.asked && !t.pooled:
+		f.problem("FelixConfiguration", "%s is true and no %v pool uses %s: %s is there, has no address, and nothing is sent through it; "+
+			"remove the setting, or give a pool that mode", t.setting, f, t.kind, dev)
 	case t.asked:
-		f.problem("Node("+f.Node+")", "has no %s tunnel address yet; it is allocated once a pool with %[1]s selects the node", kind)
+		f.problem("Node("+f.Node+")", "has no %s tunnel address yet; it is allocated once a pool with %[1]s selects the node", t.kind)
 	}
 }
 

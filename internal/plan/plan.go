@@ -54,7 +54,9 @@ type Settings struct {
 	RouteSource     netip.Addr       // preferred source of these routes; zero: the kernel chooses
 	RouteSource6    netip.Addr       // the same for IPv6
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
+	Spoofing        bool             // workloads may send from the ranges that their endpoints name
 	Keep            Modes            // receiving side stays although no pool uses it any more
+	IPIPBegun       bool             // pools ask for IP-in-IP since a short while only: nodes may not know yet
 }
 
 // Modes are encapsulations.
@@ -116,6 +118,7 @@ func compute(in inputs) *computation {
 	if c.IPv6 && c.NoIPv6 != "" {
 		c.withoutIPv6()
 	}
+	c.pooled = c.poolModes()
 	c.asked = c.modes()
 	c.forward("net/ipv4/ip_forward")
 	c.checkSources()
@@ -145,7 +148,8 @@ type computation struct {
 	inputs
 	families []*family
 	podMTU   int
-	asked    Modes
+	pooled   Modes // that pools use
+	asked    Modes // that are to be, which settings may say otherwise
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
 	out      kernel.State
@@ -183,20 +187,26 @@ func (c *computation) asksForIPv6() bool {
 		c.blocks6
 }
 
-// modes are the encapsulations that pools ask for, or the settings in their place. Disabled pools count: their pods live on.
+// modes are the encapsulations that pools ask for, or the settings in their place.
 func (c *computation) modes() Modes {
+	m := c.pooled
+	if c.IPIPEnabled != nil {
+		m.IPIP = *c.IPIPEnabled
+	}
+	if c.VXLANEnabled != nil {
+		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
+	}
+	return m
+}
+
+// poolModes are the encapsulations that pools use. Disabled ones count: their pods live on.
+func (c *computation) poolModes() Modes {
 	var m Modes
 	for _, p := range c.Pools {
 		vxlan := p.Spec.VXLANMode != api.Never
 		m.IPIP = m.IPIP || p.Spec.IPIPMode != api.Never
 		m.VXLAN = m.VXLAN || vxlan && p.Spec.CIDR.Addr().Is4()
 		m.VXLAN6 = m.VXLAN6 || vxlan && p.Spec.CIDR.Addr().Is6() && c.IPv6
-	}
-	if c.IPIPEnabled != nil {
-		m.IPIP = *c.IPIPEnabled
-	}
-	if c.VXLANEnabled != nil {
-		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
 	}
 	return m
 }
@@ -216,7 +226,7 @@ func (c *computation) workload(e *api.WorkloadEndpoint) {
 		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, strings.Join(c.Ours.WorkloadPrefixes(), " or "))
 		return
 	}
-	w := hostside.Workload{Addrs: c.addrs(name, e), Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
+	w := hostside.Workload{Addrs: c.addrs(name, e), Spoofs: c.Spoofing && len(e.Spec.AllowSpoofed) > 0, Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
 	if e.Spec.MAC != "" {
 		mac, err := kernel.ParseMAC(e.Spec.MAC)
 		if err != nil {

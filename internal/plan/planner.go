@@ -40,7 +40,7 @@ func (in inputs) equal(other inputs) bool {
 // blockPlan is what a block gives to a plan.
 type blockPlan struct {
 	routes   []namedRoute
-	held     []kernel.RouteKey
+	held     []namedRoute
 	problems []Problem
 	turn     int // the last in which there was the block
 }
@@ -62,7 +62,7 @@ func (p *Planner) Compute(m Model, s Settings, h kernel.Host) Result {
 	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Tunnels: p.base.tunnels, Problems: slices.Clip(p.base.problems)}
 	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(blocks)+len(p.base.out.Routes)) // maps that grow are filled twice
 	maps.Copy(r.State.Routes, p.base.out.Routes)
-	r.State.Held = map[kernel.RouteKey]struct{}{}
+	r.State.Held = map[kernel.RouteKey]kernel.Route{}
 	for _, b := range blocks {
 		p.part(b).add(&r)
 	}
@@ -90,8 +90,8 @@ func (x *blockPlan) add(r *Result) {
 	for _, n := range x.routes {
 		r.State.Routes[n.key] = n.route
 	}
-	for _, k := range x.held {
-		r.State.Held[k] = struct{}{}
+	for _, n := range x.held {
+		r.State.Held[n.key] = n.route
 	}
 	r.Problems = append(r.Problems, x.problems...)
 }
@@ -137,4 +137,12 @@ func (r *routing) route(dst netip.Prefix, to kernel.Route) {
 }
 
 // hold leaves standing what carries a range's packets until its new route can be written.
-func (r *routing) hold(dst netip.Prefix) { r.part.held = append(r.part.held, r.key(dst)) }
+func (r *routing) hold(dst netip.Prefix) {
+	r.part.held = append(r.part.held, namedRoute{key: r.key(dst)})
+}
+
+// holdOr is hold, with a route for where nothing stands.
+func (r *routing) holdOr(dst netip.Prefix, to kernel.Route) {
+	to.Protocol = r.Ours.RouteProtocol()
+	r.part.held = append(r.part.held, namedRoute{r.key(dst), to})
+}

@@ -71,7 +71,7 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 	case encapsulated(vxlan, near):
 		r.throughVXLAN(dst, name, n)
 	case encapsulated(ipip, near):
-		r.throughIPIP(dst, name, addr.Addr())
+		r.throughIPIP(dst, name, n, addr.Addr())
 	case near:
 		r.route(dst, kernel.Route{Gateway: addr.Addr(), Dev: r.parent, Onlink: true})
 	default:
@@ -104,14 +104,20 @@ func (r *routing) throughVXLAN(dst netip.Prefix, pool string, n *api.Node) {
 }
 
 // throughIPIP routes a range to a node through the IP-in-IP device, which sends to the gateway's address what is routed via it.
-func (r *routing) throughIPIP(dst netip.Prefix, pool string, node netip.Addr) {
+//
+// It lets in what comes so once its agent has seen that a pool asks for it, and by then it has given itself a tunnel address: until then it is
+// sent to as before. Not for long, since pods need no tunnel address of anybody, and another make of agent may give its node none.
+func (r *routing) throughIPIP(dst netip.Prefix, pool string, n *api.Node, node netip.Addr) {
+	to := kernel.Route{Gateway: node, Dev: r.ipip.dev, Onlink: true}
 	switch {
 	case !r.ipip.asked:
 		r.problem(pool, "uses IP-in-IP, and ipipEnabled is false on this node; no route to %v", dst)
 	case !r.ipip.ready:
 		r.hold(dst)
+	case r.IPIPBegun && !ipipAddr(n).IsValid():
+		r.holdOr(dst, to)
 	default:
-		r.route(dst, kernel.Route{Gateway: node, Dev: r.ipip.dev, Onlink: true})
+		r.route(dst, to)
 	}
 }
 

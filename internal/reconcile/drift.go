@@ -115,7 +115,7 @@ func (x *table[K, V]) describe(c kernel.Change[K, V], s suspect[K, V]) Repair {
 	case s.now == nil:
 		r.Found, r.Done = "gone", "added: "+x.words.value(c.Key, *c.New)
 	case x.words.changed != nil:
-		r.Found, r.Done = x.words.changed(c.Key, *c.New, *s.now), "replaced"
+		r.Found, r.Done = x.words.changed(c.Key, *c.New, *s.now)
 	default:
 		r.Found, r.Done = "changed to "+x.words.value(c.Key, *s.now), "replaced: "+x.words.value(c.Key, *c.New)
 	}
@@ -126,7 +126,7 @@ func (x *table[K, V]) describe(c kernel.Change[K, V], s suspect[K, V]) Repair {
 type words[K, V comparable] struct {
 	object  func(K) string
 	value   func(K, V) string
-	changed func(k K, want, now V) string // nil: the value is short enough to be shown before and after
+	changed func(k K, want, now V) (found, done string) // nil: the value is short enough to be shown before and after
 }
 
 func text[K ~string](k K) string { return string(k) }
@@ -181,9 +181,9 @@ func setWords() words[kernel.SetKey, kernel.Set] {
 	}
 	return words[kernel.SetKey, kernel.Set]{
 		object: text[kernel.SetKey],
-		value:  func(_ kernel.SetKey, s kernel.Set) string { return fmt.Sprintf("%d members", len(members(s))) },
-		changed: func(_ kernel.SetKey, want, now kernel.Set) string {
-			return versus("members", members(want), members(now))
+		value:  func(_ kernel.SetKey, s kernel.Set) string { return quantity(len(members(s)), "member") },
+		changed: func(_ kernel.SetKey, want, now kernel.Set) (found, done string) {
+			return versus("member", members(want), members(now)), "replaced"
 		},
 	}
 }
@@ -192,11 +192,33 @@ func setWords() words[kernel.SetKey, kernel.Set] {
 func chainWords(marks func(kernel.ChainKey, kernel.Chain) []string) words[kernel.ChainKey, kernel.Chain] {
 	return words[kernel.ChainKey, kernel.Chain]{
 		object: func(k kernel.ChainKey) string { return k.Chain + " of table " + k.Table },
-		value:  func(k kernel.ChainKey, c kernel.Chain) string { return fmt.Sprintf("%d rules", len(marks(k, c))) },
-		changed: func(k kernel.ChainKey, want, now kernel.Chain) string {
-			return versus("rules", marks(k, want), marks(k, now))
+		value:  func(k kernel.ChainKey, c kernel.Chain) string { return quantity(len(marks(k, c)), "rule") },
+		changed: func(k kernel.ChainKey, want, now kernel.Chain) (found, done string) {
+			was, have := marks(k, want), marks(k, now)
+			if others := othersAmong(have); others > 0 && !strings.HasPrefix(k.Chain, kernel.ChainPrefix) {
+				ours := slices.DeleteFunc(slices.Clone(have), func(m string) bool { return !isOurs(m) })
+				found := quantity(others, "rule") + " of others where ours belong"
+				if !slices.Equal(was, ours) {
+					found += "; of ours, " + versus("rule", was, ours)
+				}
+				return found, "ours put back in their place; the others stay"
+			}
+			return versus("rule", was, have), "replaced"
 		},
 	}
+}
+
+// isOurs tells a mark of ours from what a list has in place of a rule without one.
+func isOurs(mark string) bool { return strings.HasPrefix(mark, kernel.CommentPrefix) }
+
+// othersAmong counts the rules in a list that are others'.
+func othersAmong(marks []string) (n int) {
+	for _, m := range marks {
+		if !isOurs(m) {
+			n++
+		}
+	}
+	return n
 }
 
 // versus says how two lists differ without repeating them.
@@ -204,11 +226,21 @@ func versus(what string, want, now []string) string {
 	missing, more := lacking(now, want), lacking(want, now)
 	switch {
 	case missing == 0 && more == 0:
-		return fmt.Sprintf("%s in another order", what)
+		return what + "s in another order"
+	case missing == 0:
+		return quantity(more, what) + " too many"
 	case more == 0:
-		return fmt.Sprintf("%d of %d %s missing", missing, len(want), what)
+		return fmt.Sprintf("%d of %s missing", missing, quantity(len(want), what))
 	}
-	return fmt.Sprintf("%d of %d %s missing, and %d there that are not ours", missing, len(want), what, more)
+	return fmt.Sprintf("%d of %s missing, and %d too many", missing, quantity(len(want), what), more)
+}
+
+// quantity is a number of things: 1 rule, 2 rules.
+func quantity(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // lacking counts what of list is not in have.

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -95,6 +96,7 @@ type Reconciler struct {
 
 	settled bool
 	remade  map[string]bool // devices that we took away or made anew ourselves: events say so only later
+	emptied bool            // the last removals took with them what hangs on a device with IPv4
 }
 
 // New returns a reconciler that knows nothing yet.
@@ -123,7 +125,8 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
 	r.links.noted = r.remake
-	r.routes.held = func(s kernel.State, k kernel.RouteKey) bool { _, held := s.Held[k]; return held }
+	r.addrs.noted = r.empty
+	r.routes.held = func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Held }
 	return r
 }
 
@@ -200,6 +203,13 @@ func (r *Reconciler) apply(ctx context.Context, want kernel.State, removing bool
 		o, err := p.remove(ctx)
 		add(p, o, err)
 	}
+	if r.emptied {
+		r.emptied = false
+		for _, p := range []part{&r.neighs, &r.routes} {
+			o, err := p.put(ctx, want)
+			add(p, o, err)
+		}
+	}
 	err := errors.Join(errs...)
 	r.settled = err == nil
 	return res, err
@@ -257,6 +267,27 @@ func (r *Reconciler) flushed(d kernel.Dev) {
 	neighs := r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
 	routes := r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Index == d.Index })
 	r.settled = r.settled && !neighs && !routes
+}
+
+// empty drops what the kernel drops of IPv4 when we take the last such address from a device: routes, and neighbours, permanent ones too.
+func (r *Reconciler) empty(changes []kernel.Change[kernel.AddrKey, struct{}]) {
+	for _, c := range changes {
+		if c.New != nil || c.Key.Addr.Addr().Is6() || r.hasIPv4(c.Key.Link) {
+			continue
+		}
+		r.emptied = true
+		maps.DeleteFunc(r.routes.confirmed, func(k kernel.RouteKey, v kernel.Route) bool { return v.Dev.Name == c.Key.Link && k.Dst.Addr().Is4() })
+		maps.DeleteFunc(r.neighs.confirmed, func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Name == c.Key.Link && k.Addr.Is4() })
+	}
+}
+
+func (r *Reconciler) hasIPv4(link string) bool {
+	for k := range r.addrs.confirmed {
+		if k.Link == link && k.Addr.Addr().Is4() {
+			return true
+		}
+	}
+	return false
 }
 
 // remake notes which devices go by our own doing. One that was only changed keeps what hangs on it.

@@ -204,7 +204,7 @@ func TestRouteStaysUntilItsSuccessorCanBeWritten(t *testing.T) {
 	f.have[k], f.have[dst("10.2.0.0/24")] = blackhole, blackhole
 	mustRefresh(t, r)
 	waiting := kernel.NewState()
-	waiting.Held[k] = struct{}{}
+	waiting.Held[k] = kernel.Route{}
 	for range 2 {
 		mustApply(t, r, waiting)
 		if _, there := f.have[k]; !there || len(f.have) != 1 {
@@ -214,6 +214,29 @@ func TestRouteStaysUntilItsSuccessorCanBeWritten(t *testing.T) {
 	mustApply(t, r, kernel.NewState())
 	if len(f.have) != 0 {
 		t.Errorf("have %v after the hold", f.have)
+	}
+}
+
+// A place that waits for its route is filled only where it is empty, which nobody knows before the first list.
+func TestRouteForTheMeantimeIsWrittenOnlyWhereNoneStands(t *testing.T) {
+	r, f, journal := routing()
+	taken, empty := dst("10.1.0.0/24"), dst("10.2.0.0/24")
+	old, meantime := kernel.Route{Type: kernel.Blackhole, Protocol: 12}, blackhole
+	f.have[taken] = old
+	s := kernel.NewState()
+	s.Held[taken], s.Held[empty] = meantime, meantime
+	if mustApply(t, r, s); len(*journal) > 0 {
+		t.Errorf("before the first list: %v", *journal)
+	}
+	mustRefresh(t, r)
+	for range 2 {
+		mustApply(t, r, s)
+		if want := []string{"list route", "put route {" + empty.Dst.String() + " 0}"}; !slices.Equal(want, *journal) || f.have[taken] != old || f.have[empty] != meantime {
+			t.Errorf("journal %v, have %v", *journal, f.have)
+		}
+	}
+	if mustApply(t, r, routes(taken)); len(f.have) != 1 || f.have[taken] != meantime {
+		t.Errorf("when the time is over: %v", f.have)
 	}
 }
 

@@ -20,7 +20,7 @@ type table[K, V comparable] struct {
 	points points
 	noted  func([]kernel.Change[K, V]) // nil, or who is to know of changes that were made
 	group  func(K) any                 // nil, or what a failed addition shares with removals that must wait for it
-	held   func(kernel.State, K) bool  // nil, or whether what is not wanted stays all the same
+	held   func(kernel.State) map[K]V  // nil, or where what is not wanted stays all the same, and what is put there if there is nothing
 
 	confirmed map[K]V
 	believed  map[K]V // of a table that a list does not show: what was confirmed until it is read anew
@@ -72,7 +72,8 @@ func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 
 // put makes the additions and replacements, and keeps the removals for later.
 func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) {
-	want := x.pick(s)
+	held := x.places(s)
+	want := x.wanted(s, held)
 	if err := x.readUnknown(ctx, want); err != nil {
 		x.dirty = true
 		return outcome{}, err
@@ -85,13 +86,43 @@ func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) 
 			puts = append(puts, c)
 		case x.reader() != nil:
 			delete(x.confirmed, c.Key)
-		case x.listed && (x.held == nil || !x.held(s, c.Key)):
-			x.removals = append(x.removals, c)
+		case x.listed:
+			if _, stays := held[c.Key]; !stays {
+				x.removals = append(x.removals, c)
+			}
 		}
 	}
 	failed, done, err := x.apply(ctx, puts, x.points.put)
 	x.hold(failed)
 	return done, err
+}
+
+// places are where what is not wanted stays.
+func (x *table[K, V]) places(s kernel.State) map[K]V {
+	if x.held == nil {
+		return nil
+	}
+	return x.held(s)
+}
+
+// wanted is what the state asks for, with what it has for places that are empty. Before the first list nobody knows which are.
+func (x *table[K, V]) wanted(s kernel.State, held map[K]V) map[K]V {
+	want := x.pick(s)
+	if !x.listed {
+		return want
+	}
+	var none V
+	shared := true
+	for k, v := range held {
+		if _, there := x.confirmed[k]; there || v == none {
+			continue
+		}
+		if shared {
+			want, shared = maps.Clone(want), false
+		}
+		want[k] = v
+	}
+	return want
 }
 
 // hold leaves out the removals that must wait for an addition that failed.

@@ -134,14 +134,8 @@ func (t Links) put(name string, want kernel.Link) error {
 	if err != nil {
 		return fmt.Errorf("read device %s: %w", name, err)
 	}
-	have := linkOf(l, func(i int) kernel.Dev {
-		if i == want.Parent.Index {
-			return want.Parent
-		}
-		return kernel.Dev{Index: i}
-	})
-	have.MTU = want.MTU
-	if have != want {
+	have := t.described(l, want)
+	if have.MTU = want.MTU; have != want {
 		if err := t.c.h.LinkDel(l); err != nil && !gone(err) {
 			return fmt.Errorf("remove device %s: %w", name, err)
 		}
@@ -213,8 +207,7 @@ func (t Links) createVXLAN(name string, want kernel.Link) error {
 	case err == nil:
 		return nil
 	case is(err, unix.EEXIST):
-		return fmt.Errorf("add device %s: another VXLAN device has VNI %d and UDP port %d already; remove that device, or set vxlanVNI or vxlanPort in FelixConfiguration: %w",
-			name, want.VNI, want.Port, err)
+		return t.instead(name, want, err)
 	case is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("add device %s: the kernel has no VXLAN devices; load its module with `modprobe vxlan`: %w", name, err)
 	case gone(err):
@@ -222,6 +215,49 @@ func (t Links) createVXLAN(name string, want kernel.Link) error {
 	default:
 		return fmt.Errorf("add device %s: %w", name, err)
 	}
+}
+
+// instead deals with a device that has the VNI and port of the one that is to be made. If it is that one in all but its name, somebody has
+// renamed ours: no other device has the MAC that is made of this node's name. It gets its name back. Any other is not ours to touch.
+func (t Links) instead(name string, want kernel.Link, exists error) error {
+	all, err := t.c.h.LinkList()
+	if err != nil {
+		return fmt.Errorf("add device %s: look for the device in its place: %w", name, err)
+	}
+	for _, l := range all {
+		v, ok := l.(*netlink.Vxlan)
+		have := t.described(l, want)
+		if !ok || v.VxlanId != int(want.VNI) || v.Port != int(want.Port) || v.Name == kernel.VXLANDevice || v.Name == kernel.VXLAN6Device {
+			continue // ours may share both with that of the other family
+		}
+		if have.MTU = want.MTU; have == want {
+			return t.rename(l, name, want)
+		}
+		exists = fmt.Errorf("device %s has VNI %d and UDP port %d already; remove it, or set vxlanVNI or vxlanPort in FelixConfiguration: %w",
+			v.Name, want.VNI, want.Port, exists)
+		break
+	}
+	return fmt.Errorf("add device %s: %w", name, exists)
+}
+
+// rename gives a device its name, for which it is set down, and up again.
+func (t Links) rename(l netlink.Link, name string, want kernel.Link) error {
+	was := l.Attrs().Name
+	if err := errors.Join(t.c.h.LinkSetDown(l), t.c.h.LinkSetName(l, name)); err != nil {
+		return fmt.Errorf("give device %s its name %s back: %w", was, name, err)
+	}
+	l.Attrs().Name = name
+	return t.adjust(l, want)
+}
+
+// described is what a device is, with the parent that it is to have named as that if it has it.
+func (t Links) described(l netlink.Link, want kernel.Link) kernel.Link {
+	return linkOf(l, func(i int) kernel.Dev {
+		if i == want.Parent.Index {
+			return want.Parent
+		}
+		return kernel.Dev{Index: i}
+	})
 }
 
 func isNotFound(err error) bool {

@@ -160,13 +160,27 @@ func TestLinksThatSomebodyHasSpoiledAreRepaired(t *testing.T) {
 	}
 }
 
+func TestLinkOfOursThatSomebodyHasRenamedGetsItsNameBack(t *testing.T) {
+	nettest.Need(t, "vxlan")
+	h := newHost(t)
+	want := map[string]kernel.Link{kernel.VXLANDevice: h.tunnel()}
+	mustBecome(t, h.Links(), want)
+	index := h.Index(kernel.VXLANDevice)
+	h.Exec("ip", "link", "set", kernel.VXLANDevice, "down")
+	h.Exec("ip", "link", "set", kernel.VXLANDevice, "name", "vx0")
+	mustBecome(t, h.Links(), want)
+	if now := h.Index(kernel.VXLANDevice); now != index {
+		t.Errorf("%s is another device: index %d, was %d", kernel.VXLANDevice, now, index)
+	}
+}
+
 func TestLinksSayWhoIsInTheWay(t *testing.T) {
 	nettest.Need(t, "vxlan")
 	h := newHost(t)
 	h.Exec("ip", "link", "add", "flannel.1", "type", "vxlan", "id", "4096", "dstport", "4789", "dev", "eth0")
 	l := h.tunnel()
 	err := h.Links().Apply(t.Context(), []kernel.Change[string, kernel.Link]{{Key: kernel.VXLANDevice, New: &l}})
-	if err == nil || !strings.Contains(err.Error(), "VNI 4096") || !strings.Contains(err.Error(), kernel.VXLANDevice) {
+	if err == nil || !strings.Contains(err.Error(), "device flannel.1 has VNI 4096") || !strings.Contains(err.Error(), kernel.VXLANDevice) {
 		t.Fatalf("got %v", err)
 	}
 }

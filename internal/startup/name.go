@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/muslin-cni/muslin/internal/config"
 )
@@ -48,7 +49,11 @@ func WriteFile(path, text string) error {
 		return nil
 	}
 	if err := replace(path, text); err != nil {
-		return fmt.Errorf("write %s: %w", path, withoutName(err))
+		err = withoutName(err)
+		if errors.Is(err, syscall.ENOSPC) {
+			err = fmt.Errorf("%w: make room on that file system", err)
+		}
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

@@ -220,3 +220,43 @@ func words(line string) ([]string, error) {
 	}
 	return out, nil
 }
+
+// SweepOther removes what is ours from the tables of the backend that is not in use, both families: an earlier agent wrote there before the
+// setting was changed, and packets pass both. It tells how many chains it went through. A backend that is not installed holds nothing.
+func (c *Chains) SweepOther(ctx context.Context) (swept int, err error) {
+	nft, legacy := "-"+string(NFT), "-"+string(Legacy)
+	other, ok := map[string]string{plain + nft: legacy, plain + legacy: nft}[c.program]
+	if !ok {
+		return 0, nil // there is only one
+	}
+	var errs []error
+	for program, family := range map[string]iptables.Protocol{plain + other: iptables.ProtocolIPv4, plain6 + other: iptables.ProtocolIPv6} {
+		n, err := sweep(ctx, program, family)
+		swept += n
+		errs = append(errs, err)
+	}
+	return swept, errors.Join(errs...)
+}
+
+func sweep(ctx context.Context, program string, family iptables.Protocol) (int, error) {
+	if !isInstalled(program) {
+		return 0, nil
+	}
+	text, err := run(ctx, program+saveSuffix)
+	if err != nil || !bytes.Contains(text, []byte(":"+kernel.ChainPrefix)) {
+		return 0, nil //nolint:nilerr // a backend that the kernel lacks has no rules of ours
+	}
+	c, err := newChains(ctx, program, family, newHands())
+	if err != nil {
+		return 0, err
+	}
+	have, err := c.List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var changes []kernel.Change[kernel.ChainKey, kernel.Chain]
+	for k, chain := range have {
+		changes = append(changes, kernel.Change[kernel.ChainKey, kernel.Chain]{Key: k, Old: &chain})
+	}
+	return len(changes), c.Apply(ctx, changes)
+}

@@ -157,17 +157,21 @@ func (a *applying) start() { _ = a.lab.StartAgent(a.t.Context(), "node-1") }
 func (a *applying) killed() (dead bool) {
 	a.t.Helper()
 	nettest.Eventually(a.t, func() error {
-		nodes, err := a.lab.Nodes()
-		if err != nil {
-			return err
-		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", nodes[0].Agent.PID)) // 0: it was killed before it was ready
-		if dead = err != nil || strings.Contains(string(stat), ") Z "); dead {
+		if dead = isDead(a.t, a.lab, "node-1"); dead {
 			return nil
 		}
 		return a.differs()
 	})
 	return dead
+}
+
+// isDead tells whether a node's agent was killed.
+func isDead(t *testing.T, l *lab.Lab, node string) bool {
+	t.Helper()
+	nodes := nodesOf(t, l)
+	at := slices.IndexFunc(nodes, func(n lab.Node) bool { return n.Name == node })
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", nodes[at].Agent.PID)) // 0: it was killed before it was ready
+	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
 func (a *applying) ends() {
@@ -221,12 +225,14 @@ func (a *applying) wipe() {
 }
 
 // wipe takes all that a node's agent has made from it. With the last rule that asks for it goes the tracking of connections, and what it has
-// missed when it comes back it may take for invalid: so it is told to be liberal.
+// missed when it comes back it may take for invalid: so it is told to be liberal. Nothing that an agent does comes to that: its table of policy
+// is changed and never taken away, also by the next agent, and while an agent lives nobody else can.
 func wipe(t *testing.T, l *lab.Lab, node string) {
 	t.Helper()
 	run(t, l, node, "sh", "-ec", `
 		echo 1 >/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal
 		for d in vxlan.calico vxlan-v6.calico; do ip link del $d 2>/dev/null || true; done
+		if [ -e /sys/class/net/tunl0 ]; then ip addr flush dev tunl0; ip link set tunl0 down; fi
 		for f in -4 -6; do ip $f route flush proto 80; done
 		for d in $(ls /sys/class/net); do case $d in cali*) ip neigh flush nud permanent dev $d;; esac; done
 		nft delete table inet muslin 2>/dev/null || true

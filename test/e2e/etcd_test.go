@@ -25,7 +25,8 @@ const (
 	keysVar  = "MUSLIN_E2E_KEYS"  // print what it holds below this prefix
 	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead; gone: delete what is below that prefix
 
-	gone = "-"
+	gone      = "-"
+	compacted = "--" // of any key: forget all history
 )
 
 func talkToEtcd(prefix string) error {
@@ -41,6 +42,13 @@ func talkToEtcd(prefix string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(5*time.Second))
 	defer cancel()
 	value, writes := os.LookupEnv(valueVar)
+	if value == compacted {
+		now, err := c.Get(ctx, prefix)
+		if err == nil {
+			_, err = c.Compact(ctx, now.Header.Revision)
+		}
+		return err
+	}
 	if value == gone {
 		_, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -38,14 +39,61 @@ func TestNodesThatFlipLateLoseNothing(t *testing.T) {
 	}
 }
 
-// TestVMEveryPairOfModesFlipsUnderTraffic has the pairs with IP-in-IP on one side; the others need no machine.
+// TestVMEveryPairOfModesFlipsUnderTraffic has the pairs with IP-in-IP on one side; the others need no machine. In the second flip to each mode the
+// agent is killed, early or late: the node ends where it did in the first.
 func TestVMEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 	nettest.Need(t, "ipip")
 	circuit := tour([]lab.Mode{lab.IPIP, lab.IPIPCrossSubnet, lab.VXLAN, lab.Direct, lab.CrossSubnet}, 2)
 	at := slices.Index(circuit, lab.VXLAN)                                                   // whose MTU fits into all
-	f := newFlips(t, flips{nodes: 2, pause: 50 * time.Millisecond, linger: 3 * time.Second}) // its processor is slow, and what is near is in the matrix
+	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: 3 * time.Second}) // its processor is slow, and what is near is in the matrix
+	cuts := map[lab.Mode]fault.Point{
+		lab.IPIPCrossSubnet: fault.ApplyLinksPut, lab.VXLAN: fault.ApplyAddrsRemoved, lab.IPIP: fault.ApplyPolicyPut, lab.Direct: fault.ApplyLinksRemoved,
+		lab.CrossSubnet: fault.ApplyRoutesPut,
+	}
 	for _, mode := range slices.Concat(circuit[at+1:], circuit[1:at+1]) {
-		f.to(mode)
+		if p, there := cuts[mode]; there && f.seen[mode] != nil {
+			delete(cuts, mode)
+			f.cut(mode, p)
+			f.settles()
+		} else {
+			f.to(mode)
+		}
+	}
+	if len(cuts) > 0 {
+		t.Errorf("no agent was killed in a flip to these modes: %v", cuts)
+	}
+}
+
+// TestVMLateAndKilledAgentsCostIPIPNothing holds an agent still when the pool turns to IP-in-IP, which its node does not take in yet, and has
+// agents killed in flips with IP-in-IP on one side. The other node goes on receiving as before for as long as all that takes.
+func TestVMLateAndKilledAgentsCostIPIPNothing(t *testing.T) {
+	nettest.Need(t, "ipip")
+	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: time.Hour})
+	f.late("node-2", lab.IPIP)
+	f.cut(lab.Direct, fault.ApplyRoutesRemoved) // to what is far leads the router, of which the node need not know
+	f.cut(lab.IPIPCrossSubnet, fault.ApplyRoutePut)
+	f.cut(lab.VXLAN, fault.ApplyRoutesPut)
+}
+
+// killedAgentsLoseNothing has the flips with CrossSubnet on one side, and the agent killed before, between and after the writes.
+func killedAgentsLoseNothing(t *testing.T, bin string) {
+	f := newFlips(t, flips{bin: bin, nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
+	f.cut(lab.CrossSubnet, fault.ApplyRoutePut)
+	f.cut(lab.Direct, fault.ApplyBegun)
+	f.cut(lab.CrossSubnet, fault.ApplyRoutesPut)
+	f.cut(lab.VXLAN, fault.ApplyRoutePut)
+}
+
+// agentsKilledInFlipsEndWhereAFreshStartEnds has the same flips, and the agent killed when tunnels come and when they go.
+func agentsKilledInFlipsEndWhereAFreshStartEnds(t *testing.T, bin string) {
+	f := newFlips(t, flips{bin: bin, nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Second})
+	for _, c := range []struct {
+		mode  lab.Mode
+		point fault.Point
+	}{{lab.CrossSubnet, fault.ApplyRoutePut}, {lab.Direct, fault.ApplyLinksRemoved}, {lab.CrossSubnet, fault.ApplyFDBPut}} {
+		f.cut(c.mode, c.point)
+		f.settles()
+		f.asAFreshStart()
 	}
 }
 
@@ -91,7 +139,8 @@ func TestTourHasEveryPairOnce(t *testing.T) {
 // flips is a lab whose pools change their mode: node-2 is on a subnet of its own, and node-1 and node-3 share one. The router between them
 // knows pods' blocks, so that direct works everywhere.
 type flips struct {
-	nodes  int // 2 or 3
+	bin    string // folder of programs with fault points; "": the usual ones
+	nodes  int    // 2 or 3
 	dual   bool
 	pause  time.Duration // between what pods say to each other
 	linger time.Duration
@@ -104,8 +153,14 @@ type flips struct {
 
 func newFlips(t *testing.T, f flips) *flips {
 	f.t, f.mode, f.seen = t, lab.VXLAN, map[lab.Mode]map[string]string{}
-	f.lab = up(t, func(o *lab.Options) {
-		o.Nodes, o.Subnets, o.Mode, o.DualStack, o.AgentEnv = f.nodes, 2, f.mode, f.dual, []string{"MUSLIN_LINGER=" + f.linger.String()}
+	env := []string{"MUSLIN_LINGER=" + f.linger.String()}
+	if f.bin == "" {
+		f.bin = programs(t)
+	} else {
+		env = append(env, fault.Variable+"=@"+agentOrders)
+	}
+	f.lab = upWith(t, f.bin, func(o *lab.Options) {
+		o.Nodes, o.Subnets, o.Mode, o.DualStack, o.AgentEnv = f.nodes, 2, f.mode, f.dual, env
 	})
 	teachRouter(t, f.lab, f.families())
 	pods := []string{"a1", "a2", "a3"}[:f.nodes]
@@ -170,7 +225,9 @@ func (f *flips) late(node string, mode lab.Mode) {
 		f.t.Fatal(err)
 	}
 	f.write()
-	f.turned(slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node }))
+	others := slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node })
+	f.turned(others)
+	f.readied(others)
 	for _, c := range f.chats {
 		c.goesOn(f.t)
 	}
@@ -183,6 +240,48 @@ func (f *flips) late(node string, mode lab.Mode) {
 			f.t.Errorf("%s late for %s: %s: %d datagrams are lost", node, mode, c.name, cost.lost)
 		}
 	}
+}
+
+// cut changes the mode, and has the agent of node-1 killed at a point of what it does about that. Every connection lives on, and where nodes go on
+// receiving by the old mode until the next agent is up, nothing at all is lost.
+func (f *flips) cut(mode lab.Mode, p fault.Point) {
+	f.t.Helper()
+	f.mode = mode
+	for _, c := range f.chats {
+		c.mark()
+	}
+	order(f.t, f.lab, "node-1", fault.Name(p)+"=kill")
+	f.write()
+	nettest.Eventually(f.t, func() error {
+		if !isDead(f.t, f.lab, "node-1") {
+			return fmt.Errorf("to %s: the agent has not come to %s", mode, fault.Name(p))
+		}
+		return nil
+	})
+	order(f.t, f.lab, "node-1", "")
+	if err := f.lab.StartAgent(f.t.Context(), "node-1"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.turned(nodesOf(f.t, f.lab))
+	for _, c := range f.chats {
+		if cost := c.goesOn(f.t); cost.lost > 0 && f.linger >= time.Hour {
+			f.t.Errorf("to %s with a kill at %s: %s: %d datagrams are lost", mode, fault.Name(p), c.name, cost.lost)
+		}
+	}
+}
+
+// readied waits until nodes take in what comes by the mode: then they have their tunnel addresses.
+func (f *flips) readied(nodes []lab.Node) {
+	f.t.Helper()
+	nettest.Eventually(f.t, func() error {
+		for _, r := range f.records() {
+			ready := r.Spec.BGP.IPv4IPIPTunnelAddr.IsValid() || f.mode != lab.IPIP && f.mode != lab.IPIPCrossSubnet
+			if !ready && slices.ContainsFunc(nodes, func(n lab.Node) bool { return n.Name == r.Metadata.Name }) {
+				return fmt.Errorf("%s has no IP-in-IP tunnel address", r.Metadata.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // write changes the pools.

@@ -3,9 +3,11 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -210,5 +212,46 @@ func TestLogGoesToAFileAsSet(t *testing.T) {
 	setFelix(t, l, toHost+`, "vxlanPort": 0`)
 	nettest.Eventually(t, func() error {
 		return has("want a number between 1 and 65535; the default, 4789, counts instead")(agentLog(t, l, "node-1"))
+	})
+}
+
+func TestPodSendsFromTheRangesThatItsEndpointNames(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.Direct })
+	run(t, l, "node-1", "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0") // the stricter of all and the device counts
+	setFelix(t, l, toHost+`, "workloadSourceSpoofing": "Any"`)
+	for key := range values(t, l, api.ResourcesRoot+"workloadendpoints/") {
+		if strings.Contains(key, "a1") {
+			amend(t, l, key, "WorkloadEndpoint", map[string]any{"allowSpoofedSourcePrefixes": []string{"198.51.100.0/24"}})
+		}
+	}
+	other := netip.MustParseAddr("198.51.100.7")
+	if err := l.PodExec(t.Context(), "a1", lab.Command{Args: []string{"ip", "address", "add", other.String() + "/32", "dev", "lo"}}); err != nil {
+		t.Fatal(err)
+	}
+	var in net.PacketConn
+	var out net.Conn
+	target := net.JoinHostPort(pod(t, l, "b1").Addr.String(), "5353")
+	from := &net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(other, 0))}
+	err := errors.Join(
+		l.WithinPod("b1", func() (err error) { in, err = net.ListenPacket("udp", target); return err }),
+		l.WithinPod("a1", func() (err error) { out, err = from.DialContext(t.Context(), "udp", target); return err }),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = in.Close(), out.Close() }()
+	buf := make([]byte, 64)
+	nettest.Eventually(t, func() error {
+		if _, err := out.Write([]byte("hello")); err != nil {
+			return err
+		}
+		if err := in.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			return err
+		}
+		_, seen, err := in.ReadFrom(buf)
+		if err == nil && !strings.HasPrefix(seen.String(), other.String()+":") {
+			err = fmt.Errorf("it came from %v", seen)
+		}
+		return err
 	})
 }

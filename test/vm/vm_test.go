@@ -95,7 +95,9 @@ func guestScript(t *testing.T, packages []forVM) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := "touch /" + markFile + "\n"
+	faulty := filepath.Join(dir, "faulty")
+	goCommand(t, "build", "-buildvcs=false", "-tags", "faults", "-o", faulty+"/", filepath.Join(root, "cmd")+"/...")
+	script := "touch /" + markFile + "; export MUSLIN_TEST_FAULTY='" + faulty + "'\n"
 	for i, p := range packages {
 		binary := filepath.Join(dir, strconv.Itoa(i)+".test")
 		goCommand(t, "test", "-c", "-o", binary, filepath.Join(root, p.dir))
