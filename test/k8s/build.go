@@ -19,15 +19,16 @@ import (
 	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
-// programs are what clusters are made of. A set of them is complete as soon as its folder exists, and never changes then.
+// programs are the folders of what clusters are made of. A folder is complete as soon as it exists, and never changes then.
 type programs struct {
 	Version string // of Kubernetes
-	Dir     string
+	Bin     string // Kubernetes' programs
+	CNI     string // the CNI project's plugins
+	Images  string // archives for containerd
 }
 
-func (p programs) bin() string    { return filepath.Join(p.Dir, "bin") }
-func (p programs) cni() string    { return filepath.Join(p.Dir, "cni") }
-func (p programs) images() string { return filepath.Join(p.Dir, "images") }
+// recipe is to be raised when code here builds something else from the same files.
+const recipe = 1
 
 // cacheDir is where everything lies that outlives a cluster.
 func cacheDir() (string, error) {
@@ -38,8 +39,8 @@ func cacheDir() (string, error) {
 	return filepath.Join(caches, "muslin-k8s"), nil
 }
 
-// build returns the programs and images that this tree asks for. It takes ten minutes of two processors where Go's own cache has nothing of them, and half a
-// minute where it has all. A folder's name covers what it was made from, so nothing is ever built over.
+// build returns the programs and images that this tree asks for. It takes ten minutes of two processors where Go's own cache has nothing of them, one where that
+// has all, and no time where nothing has changed: a folder's name covers what it was made from.
 func build(ctx context.Context) (programs, error) {
 	root, err := moduleRoot()
 	if err != nil {
@@ -49,50 +50,58 @@ func build(ctx context.Context) (programs, error) {
 	if err != nil {
 		return programs{}, err
 	}
-	p, err := wanted(root, cache)
-	if err != nil {
-		return programs{}, err
-	}
 	unlock, err := lock(filepath.Join(cache, "lock"))
 	if err != nil {
 		return programs{}, err
 	}
 	defer unlock()
-	if _, err := os.Stat(p.Dir); err == nil {
-		return p, nil
-	}
-	fmt.Fprintf(os.Stderr, "building Kubernetes %s: up to ten minutes the first time\n", p.Version)
-	unfinished := programs{Version: p.Version, Dir: p.Dir + ".unfinished"}
-	if err := errors.Join(os.RemoveAll(unfinished.Dir), unfinished.fill(ctx, root)); err != nil {
+	var p programs
+	if p.Version, err = kubernetesVersion(root); err != nil {
 		return programs{}, err
 	}
-	return p, os.Rename(unfinished.Dir, p.Dir)
+	if p.Bin, err = part(root, cache, "bin", []string{kubernetesMod}, func(dir string) error {
+		fmt.Fprintf(os.Stderr, "building Kubernetes %s: up to ten minutes the first time\n", p.Version)
+		return p.compile(ctx, root, "build", "-o", dir, "tool")
+	}); err != nil {
+		return programs{}, fmt.Errorf("build Kubernetes: %w", err)
+	}
+	if p.CNI, err = part(root, cache, "cni", []string{"test/cniplugins/go.mod"}, nettest.ReferencePlugins); err != nil {
+		return programs{}, err
+	}
+	p.Images, err = part(root, cache, "images", []string{kubernetesMod, "test/k8s/image.go", "test/k8s/pause/main.go"}, func(dir string) error {
+		return p.packImages(ctx, root, dir)
+	})
+	return p, err
 }
 
-// fill builds all into the empty folder.
-func (p programs) fill(ctx context.Context, root string) error {
-	for _, dir := range []string{p.bin(), p.cni(), p.images()} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make folder for programs: %w", err)
+// part returns the folder of that name that was made from the files, and has it made where there is none.
+func part(root, cache, name string, from []string, fill func(dir string) error) (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, recipe, runtime.Version(), runtime.GOARCH)
+	for _, file := range from {
+		content, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			return "", fmt.Errorf("read what to build: %w", err)
 		}
+		sum.Write(content)
 	}
-	if err := p.compile(ctx, root, "build", "-o", p.bin(), "tool"); err != nil {
-		return fmt.Errorf("build Kubernetes: %w", err)
+	dir := filepath.Join(cache, name+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
 	}
-	pause := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", p.bin(), "./test/k8s/pause")
-	pause.Dir, pause.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := pause.CombinedOutput(); err != nil {
-		return fmt.Errorf("build pause: %w: %s", err, out)
+	unfinished := dir + ".unfinished"
+	if err := errors.Join(os.RemoveAll(unfinished), os.MkdirAll(unfinished, 0o755)); err != nil {
+		return "", fmt.Errorf("make folder: %w", err)
 	}
-	if err := nettest.ReferencePlugins(p.cni()); err != nil {
-		return err
+	if err := fill(unfinished); err != nil {
+		return "", err
 	}
-	return p.packImages(ctx, root)
+	return dir, os.Rename(unfinished, dir)
 }
 
 // e2e returns the path of Kubernetes' own tests as a program, which takes some minutes more to build.
 func (p programs) e2e(ctx context.Context) (string, error) {
-	path := filepath.Join(p.bin(), "e2e.test")
+	path := filepath.Join(p.Bin, "e2e.test")
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -112,40 +121,26 @@ func (p programs) compile(ctx context.Context, root, verb string, args ...string
 	const version = "k8s.io/component-base/version"
 	ldflags := fmt.Sprintf("-s -w -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=1 -X %[1]s.gitMinor=%[3]s -X %[1]s.gitTreeState=clean -X k8s.io/client-go/pkg/version.gitVersion=%[2]s",
 		version, p.Version, minor)
-	args = append([]string{"-n", "19", "go", verb, "-modfile=" + modfile(root), "-trimpath", "-buildvcs=false", "-ldflags", ldflags}, args...)
-	cmd := exec.CommandContext(ctx, "nice", args...)
+	args = append([]string{verb, "-modfile=" + kubernetesMod, "-trimpath", "-buildvcs=false", "-ldflags", ldflags}, args...)
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir, cmd.Env, cmd.Stderr = root, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 	return cmd.Run()
 }
 
-func modfile(root string) string {
-	return filepath.Join(root, "test", "k8s", "kubernetes", "go.mod")
-}
+// kubernetesMod is the module of Kubernetes' programs, from this repository's folder.
+const kubernetesMod = "test/k8s/kubernetes/go.mod"
 
-// wanted says what to build: its name covers the modules' versions, Go's, and the files here that say how.
-func wanted(root, cache string) (programs, error) {
-	sum := sha256.New()
-	fmt.Fprintln(sum, runtime.Version(), runtime.GOARCH)
-	var modules []byte
-	for _, file := range []string{modfile(root), "test/k8s/build.go", "test/k8s/image.go", "test/k8s/pause/main.go", "test/cniplugins/go.mod"} {
-		if !filepath.IsAbs(file) {
-			file = filepath.Join(root, file)
-		}
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return programs{}, fmt.Errorf("read what to build: %w", err)
-		}
-		if file == modfile(root) {
-			modules = content
-		}
-		sum.Write(content)
+// kubernetesVersion is the one that the module asks for.
+func kubernetesVersion(root string) (string, error) {
+	content, err := os.ReadFile(filepath.Join(root, kubernetesMod))
+	if err != nil {
+		return "", fmt.Errorf("read version of Kubernetes: %w", err)
 	}
-	found := regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v\S+)$`).FindSubmatch(modules)
+	found := regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v\S+)`).FindSubmatch(content)
 	if found == nil {
-		return programs{}, fmt.Errorf("%s does not require k8s.io/kubernetes", modfile(root))
+		return "", fmt.Errorf("%s does not require k8s.io/kubernetes", kubernetesMod)
 	}
-	version := string(found[1])
-	return programs{Version: version, Dir: filepath.Join(cache, version+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))}, nil
+	return string(found[1]), nil
 }
 
 // moduleRoot is this repository's folder.
@@ -155,7 +150,7 @@ func moduleRoot() (string, error) {
 		return "", fmt.Errorf("find this module: %w", err)
 	}
 	root := filepath.Dir(strings.TrimSpace(string(gomod)))
-	if _, err := os.Stat(modfile(root)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(root, kubernetesMod)); errors.Is(err, fs.ErrNotExist) {
 		return "", errors.New("run this from a folder of Muslin's source")
 	}
 	return root, nil

@@ -26,8 +26,8 @@ const (
 	servicesV4, servicesV6 = "10.96.0.0/16", "fd00:10:96::/112"
 )
 
-// markVar is in the environment of keepers and of nodes' first processes, with the cluster's name.
-const markVar = "MUSLIN_K8S_CLUSTER"
+// markVar is in the environment of keepers and of nodes' services, with the cluster's name. (Agents warn about variables of Muslin that they do not know.)
+const markVar = "K8S_HERE"
 
 //go:embed node.sh
 var nodeScript []byte
@@ -61,7 +61,7 @@ func (c *cluster) nodes() []node {
 	return nodes
 }
 
-func (c *cluster) bin(program string) string   { return filepath.Join(c.Programs.bin(), program) }
+func (c *cluster) bin(program string) string   { return filepath.Join(c.Programs.Bin, program) }
 func (c *cluster) pki() string                 { return filepath.Join(c.Dir, "pki") }
 func (c *cluster) etcdDir() string             { return filepath.Join(c.Dir, "etcd") }
 func (c *cluster) nodeDir(name string) string  { return filepath.Join(c.Dir, name) }
@@ -136,7 +136,7 @@ func (c *cluster) prepare() error {
 		}
 	}
 	for _, n := range c.nodes() {
-		if err := os.CopyFS(filepath.Join(c.nodeDir(n.Name), "cni-bin"), os.DirFS(c.Programs.cni())); err != nil {
+		if err := os.CopyFS(filepath.Join(c.nodeDir(n.Name), "cni-bin"), os.DirFS(c.Programs.CNI)); err != nil {
 			return fmt.Errorf("copy plugins: %w", err)
 		}
 	}
@@ -273,7 +273,7 @@ func (c *cluster) onNode(ctx context.Context, name string, args ...string) (*exe
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--root", "--wd=/", "--"}, args...)...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes/bin:/opt/cni/bin:/muslin", "HOME=/root"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes:/opt/cni/bin:/node/muslin", "HOME=/root"}
 	return cmd, nil
 }
 

@@ -68,7 +68,7 @@ func buildCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, err := build(cmd.Context())
 			if err == nil {
-				fmt.Println(p.Dir)
+				fmt.Printf("%s\n%s\n%s\n", p.Bin, p.CNI, p.Images)
 			}
 			return err
 		}}

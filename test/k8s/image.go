@@ -38,7 +38,11 @@ type file struct {
 const ownImage = "test.muslin/agnhost:1"
 
 // packImages makes the images that Kubernetes asks for, under the names that it asks by.
-func (p programs) packImages(ctx context.Context, root string) error {
+func (p programs) packImages(ctx context.Context, root, dir string) error {
+	pause := filepath.Join(dir, "pause")
+	if err := buildPause(ctx, root, pause); err != nil {
+		return err
+	}
 	source, err := kubernetesSource(ctx, root)
 	if err != nil {
 		return err
@@ -57,26 +61,36 @@ func (p programs) packImages(ctx context.Context, root string) error {
 	}
 	porter := filepath.Join(source, "test/images/agnhost/porter")
 	tools = append(tools,
-		file{at: "/agnhost", from: filepath.Join(p.bin(), "agnhost")}, file{at: "/agnhost-2", link: "agnhost"}, file{at: "/uploads"},
+		file{at: "/agnhost", from: filepath.Join(p.Bin, "agnhost")}, file{at: "/agnhost-2", link: "agnhost"}, file{at: "/uploads"},
 		file{at: "/localhost.crt", from: filepath.Join(porter, "localhost.crt")}, file{at: "/localhost.key", from: filepath.Join(porter, "localhost.key")})
 	const tests = "registry.k8s.io/e2e-test-images/"
 	images := map[string]image{
-		"pause":   {names: []string{"registry.k8s.io/pause:3.10.1"}, entrypoint: []string{"/pause"}, files: []file{{at: "/pause", from: filepath.Join(p.bin(), "pause")}}},
+		"pause":   {names: []string{"registry.k8s.io/pause:3.10.1"}, entrypoint: []string{"/pause"}, files: []file{{at: "/pause", from: pause}}},
 		"busybox": {names: []string{tests + "busybox:1.37.0-1"}, command: []string{"sh"}, files: append(shell, file{at: "/bin/sh", link: "busybox"})},
 		"agnhost": {names: []string{tests + "agnhost:" + strings.TrimSpace(string(agnhost)), ownImage}, entrypoint: []string{"/agnhost"}, command: []string{"pause"},
 			files: append(tools, shell...)},
 	}
 	for name, i := range images {
-		if err := i.pack(filepath.Join(p.images(), name+".tar")); err != nil {
+		if err := i.pack(filepath.Join(dir, name+".tar")); err != nil {
 			return fmt.Errorf("pack image %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
+// buildPause builds the program of the image pause.
+func buildPause(ctx context.Context, root, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, "./test/k8s/pause")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build pause: %w: %s", err, out)
+	}
+	return nil
+}
+
 // kubernetesSource is the folder of Kubernetes' module.
 func kubernetesSource(ctx context.Context, root string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-modfile="+modfile(root), "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	cmd := exec.CommandContext(ctx, "go", "list", "-modfile="+kubernetesMod, "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	cmd.Dir = root
 	out, err := cmd.Output()
 	if err != nil {

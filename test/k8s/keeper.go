@@ -144,7 +144,7 @@ func (c *cluster) startNode(n node, bridge int) error {
 func (c *cluster) nodeEnv(n node) []string {
 	return []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", markVar + "=" + c.Name, "NODE=" + n.Name, "IP=" + n.IP, "IP6=" + n.IP6,
-		"GATEWAY=" + controlIP, "GATEWAY6=" + controlIP6, "STATE=" + c.nodeDir(n.Name), "PROGRAMS=" + c.Programs.Dir,
+		"GATEWAY=" + controlIP, "GATEWAY6=" + controlIP6, "STATE=" + c.nodeDir(n.Name), "KUBERNETES=" + c.Programs.Bin, "IMAGES=" + c.Programs.Images,
 		"PKI=" + c.pki(), "PROXY_MODE=" + c.Options.ProxyMode, "CLUSTER_DNS=" + clusterDNS,
 	}
 }

@@ -14,7 +14,7 @@
 //  3. Kubernetes cannot tell: each program is the unmodified one, with the flags of an ordinary cluster. nodes.sh has what a node lacks on a machine like this.
 //  4. A second run is quick: programs and images lie in the user's cache folder, below a hash of what they were made from.
 //
-// Several clusters may be up at a time; -cluster names them. `go test ./test/k8s` skips what needs a cluster, for that takes minutes and gigabytes: `make test-k8s`
+// Several clusters may be up at a time; --cluster names them. `go test ./test/k8s` skips what needs a cluster, for that takes minutes and gigabytes: `make test-k8s`
 // sets MUSLIN_K8S=1 and runs it.
 package main
 

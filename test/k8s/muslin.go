@@ -139,9 +139,15 @@ func conflist(n node, m muslin) string {
 	return string(list) + "\n"
 }
 
-// restart ends a service of a node, which the node then starts again. One that does not run is no error.
+// restart ends a service of a node, which the node then starts again. It returns when the old one is gone; one that does not run is no error.
 func (c *cluster) restart(ctx context.Context, node, service string) error {
-	_, err := output(c.onNode(ctx, node, "sh", "-c", `read -r pid </run/services/$0 2>/dev/null || exit 0; kill "$pid" 2>/dev/null || exit 0; while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done`, service))
+	return c.signal(ctx, node, service, "TERM")
+}
+
+// signal is restart by another signal than TERM.
+func (c *cluster) signal(ctx context.Context, node, service, signal string) error {
+	const script = `read -r pid 2>/dev/null </run/services/$0 || exit 0; kill -$1 "$pid" 2>/dev/null || exit 0; while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done`
+	_, err := output(c.onNode(ctx, node, "sh", "-c", script, service, signal))
 	return err
 }
 

@@ -1,7 +1,7 @@
 # node.sh is the first process of a node, in network, mount, PID, UTS and IPC namespaces of its own. It makes what a freshly booted host has, and then keeps the
 # node's services running: every file in its state folder's services/. Its end is the node's.
 #
-# The keeper sets NODE, IP, IP6, GATEWAY, GATEWAY6, STATE (the node's folder on disk), PROGRAMS, PKI, PROXY_MODE and CLUSTER_DNS.
+# The keeper sets NODE, IP, IP6, GATEWAY, GATEWAY6, STATE (the node's folder on disk), KUBERNETES, IMAGES, PKI, PROXY_MODE and CLUSTER_DNS.
 set -eu
 
 # The control-group namespace begins where its maker is, so a node moves into its groups first. /proc is still the machine's: its self is our number outside.
@@ -32,7 +32,7 @@ root() {
 	mount -t tmpfs -o mode=755 tmpfs "$STATE/root"
 	cd "$STATE/root"
 	mkdir -p usr etc/cni/net.d etc/containerd var/lib/{containerd,kubelet,cni,calico} var/log var/tmp run/lock tmp proc sys dev root opt/cni/bin machine
-	mkdir -p kubernetes node pki muslin
+	mkdir -p kubernetes images node pki
 	chmod 1777 tmp var/tmp
 	ln -s /run var/run
 	mount --rbind /usr usr
@@ -54,7 +54,8 @@ root() {
 	for dir in lib/containerd lib/kubelet log; do mount --bind "$STATE/var/$dir" "var/$dir"; done
 	mount --bind "$STATE/cni-conf" etc/cni/net.d
 	mount --bind "$STATE/cni-bin" opt/cni/bin
-	mount --bind "$PROGRAMS" kubernetes
+	mount --bind "$KUBERNETES" kubernetes
+	mount --bind "$IMAGES" images
 	mount --bind "$STATE" node
 	mount --bind "$PKI" pki
 }
@@ -88,7 +89,7 @@ cd /
 umount -l /machine
 rmdir /machine
 mount --make-rshared / # as kubelet and containers expect
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes/bin HOME=/root
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes HOME=/root
 
 # Without CAP_SYS_RESOURCE nobody may lower an oom_score_adj, hence restrict_oom_score_adj here and oomScoreAdj: 0 below.
 cat >/etc/containerd/config.toml <<T
@@ -162,7 +163,7 @@ keep_services() {
 service containerd containerd
 keep_services
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
-for image in /kubernetes/images/*.tar /node/images/*.tar; do
+for image in /images/*.tar /node/images/*.tar; do
 	[ ! -e "$image" ] || ctr -n k8s.io images import --snapshotter overlayfs "$image"
 done
 service kubelet kubelet --config=/etc/kubelet.yaml --kubeconfig=/node/kubelet.conf "--hostname-override=$NODE" "--node-ip=$IP,$IP6" --v=2
