@@ -66,7 +66,13 @@ func (w world) step(what string, do func(world)) {
 func (w world) startProbes() {
 	w.Helper()
 	w.apply(fmt.Sprintf(probes, ownImage))
-	w.kubectl("rollout", "status", "daemonset/probe", "--timeout=180s")
+	w.eventually("a probe to be ready on each node", func() error {
+		ready := w.kubectl("get", "daemonset", "probe", "-o", "jsonpath={.status.numberReady}")
+		if ready != strconv.Itoa(len(w.nodes())) {
+			return fmt.Errorf("%s are ready", ready)
+		}
+		return nil
+	})
 }
 
 // pod is what Kubernetes says of one.
@@ -318,7 +324,13 @@ func (w world) hears(heard <-chan int, ended <-chan error, more int) {
 	}
 }
 
-// booksBalance holds addresses, endpoints and pods against each other.
+// booksBalance holds addresses, handles and endpoints against each other. (A pod that Kubernetes has forgotten may not have had its DEL yet.)
 func (w world) booksBalance() {
-	w.Log(w.muslinctl("ipam", "check"))
+	w.eventually("the books to balance", func() error {
+		out, err := output(w.cluster.muslinctl(w.Context(), "node1", "ipam", "check"))
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	})
 }
