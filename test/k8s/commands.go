@@ -110,7 +110,6 @@ func installCommand(name *string) *cobra.Command {
 func (m *muslin) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&m.Bin, "bin", m.Bin, "folder of Muslin's programs")
 	cmd.Flags().BoolVar(&m.DualStack, "dual-stack", false, "give pods IPv6 addresses too")
-	cmd.Flags().BoolVar(&m.PodFacts, "pod-facts", false, "pods' labels and annotations come from Kubernetes")
 	cmd.Flags().StringVar(&m.VXLAN, "vxlan", "Always", "mode of the default pools: Always, CrossSubnet or Never")
 	cmd.Flags().StringToStringVar(&m.Env, "env", nil, "more variables for the agents, as NAME=VALUE,…")
 }

@@ -24,11 +24,13 @@ const (
 	podsV6 = "fd00:192:168::/48"
 )
 
+// kubeconfigOnNode is where a node has what Muslin needs to reach the API server.
+const kubeconfigOnNode = "/etc/cni/net.d/calico-kubeconfig"
+
 // muslin is how Muslin is put onto a cluster by hand, without its manifest and images: as programs on each node.
 type muslin struct {
 	Bin       string            // folder of the programs
 	DualStack bool              // pods have IPv6 too
-	PodFacts  bool              // pods' labels and annotations come from Kubernetes
 	VXLAN     string            // mode of the pools; "": Always
 	Env       map[string]string // more for the agents
 }
@@ -39,6 +41,9 @@ func (c *cluster) install(ctx context.Context, m muslin) error {
 		if err := c.installNode(ctx, n, m); err != nil {
 			return fmt.Errorf("install Muslin on %s: %w", n.Name, err)
 		}
+	}
+	if err := c.installControllers(ctx, m); err != nil {
+		return fmt.Errorf("install Muslin's controllers: %w", err)
 	}
 	return waitFor(ctx, 3*time.Minute, "all nodes to be ready", func() error {
 		_, err := output(c.kubectl(ctx, "wait", "nodes", "--all", "--for=condition=Ready", "--timeout=1s"))
@@ -98,7 +103,7 @@ func agentScript(n node, m muslin) string {
 	}
 	env := map[string]string{
 		"NODENAME": n.Name, "CALICO_K8S_NODE_REF": n.Name, "IP": "autodetect", "CALICO_NETWORKING_BACKEND": "vxlan", "CLUSTER_TYPE": "k8s",
-		"CALICO_IPV4POOL_CIDR": podsV4, "CALICO_IPV4POOL_VXLAN": mode, "FELIX_IPV6SUPPORT": fmt.Sprint(m.DualStack), "KUBECONFIG": "/etc/cni/net.d/calico-kubeconfig",
+		"CALICO_IPV4POOL_CIDR": podsV4, "CALICO_IPV4POOL_VXLAN": mode, "FELIX_IPV6SUPPORT": fmt.Sprint(m.DualStack), "KUBECONFIG": kubeconfigOnNode,
 		"FELIX_HEALTHENABLED": "true", "FELIX_DEFAULTENDPOINTTOHOSTACTION": "ACCEPT",
 	}
 	if m.DualStack {
@@ -106,12 +111,31 @@ func agentScript(n node, m muslin) string {
 	}
 	maps.Copy(env, etcdEnv())
 	maps.Copy(env, m.Env)
+	return serviceScript("muslin-node", env)
+}
+
+// installControllers runs the controllers on the first node.
+func (c *cluster) installControllers(ctx context.Context, m muslin) error {
+	env := etcdEnv()
+	env["KUBECONFIG"], env["STATUS_FILE"], env["POD_NAMESPACE"], env["POD_NAME"] = kubeconfigOnNode, "/run/muslin-controllers.json", "kube-system", "by-hand"
+	dir := c.nodeDir(c.nodes()[0].Name)
+	if err := errors.Join(
+		replaceFile(filepath.Join(dir, "muslin", "muslin-controllers"), filepath.Join(m.Bin, "muslin-controllers"), 0o755),
+		writeFile(filepath.Join(dir, "services", "muslin-controllers"), serviceScript("muslin-controllers", env), 0o755),
+	); err != nil {
+		return err
+	}
+	return c.restart(ctx, c.nodes()[0].Name, "muslin-controllers")
+}
+
+// serviceScript is a program of Muslin as a service of a node.
+func serviceScript(program string, env map[string]string) string {
 	var script strings.Builder
 	script.WriteString("#!/bin/sh\n")
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		fmt.Fprintf(&script, "export %s='%s'\n", name, env[name])
 	}
-	script.WriteString("exec /node/muslin/muslin-node\n")
+	fmt.Fprintf(&script, "exec /node/muslin/%s\n", program)
 	return script.String()
 }
 
@@ -123,10 +147,7 @@ func conflist(n node, m muslin) string {
 	}
 	plugin := map[string]any{
 		"type": "muslin", "nodename": n.Name, "nodename_file_optional": true, "ipam": ipam,
-	}
-	if m.PodFacts {
-		plugin["policy"] = map[string]any{"type": "k8s"}
-		plugin["kubernetes"] = map[string]any{"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"}
+		"policy": map[string]any{"type": "k8s"}, "kubernetes": map[string]any{"kubeconfig": kubeconfigOnNode},
 	}
 	for name, value := range etcdEnv() {
 		plugin[strings.ToLower(name)] = value
