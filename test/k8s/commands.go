@@ -17,7 +17,7 @@ func newCommand() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&name, "cluster", "default", "name of the cluster, of several")
 	root.AddCommand(
-		buildCommand(), upCommand(&name), installCommand(&name),
+		buildCommand(), upCommand(&name), installCommand(&name), e2eCommand(&name),
 		&cobra.Command{Use: "down", Short: "End the cluster and remove every trace of it", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), name) }},
 		within(&name, "kubectl ARGS…", "Run kubectl", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
@@ -104,6 +104,30 @@ func installCommand(name *string) *cobra.Command {
 			return c.install(cmd.Context(), m)
 		}}
 	m.flags(cmd)
+	return cmd
+}
+
+func e2eCommand(name *string) *cobra.Command {
+	procs, keep := 4, false
+	cmd := &cobra.Command{Use: "e2e [conformance] [policy]", Short: "Run parts of Kubernetes' own tests on the cluster that is up", ValidArgs: []string{"conformance", "policy"},
+		Args: cobra.OnlyValidArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := open(*name)
+			if err != nil {
+				return err
+			}
+			file := ""
+			if keep {
+				root, err := moduleRoot()
+				if err != nil {
+					return err
+				}
+				file = filepath.Join(root, "test", "k8s", "RESULTS.md")
+			}
+			return c.e2e(cmd.Context(), args, procs, file)
+		}}
+	cmd.Flags().IntVar(&procs, "procs", procs, "how many specs run at a time")
+	cmd.Flags().BoolVar(&keep, "record", false, "write the results into test/k8s/RESULTS.md")
 	return cmd
 }
 

@@ -45,6 +45,8 @@ func TestIptables(t *testing.T) {
 	w.step("sixty pods come and go", world.sixtyPodsComeAndGo)
 	w.step("kubelets and containerds are restarted", world.runtimesRestart)
 	w.step("agents are restarted under traffic", world.agentsRestartUnderTraffic)
+	w.step("pods and namespaces choose pools", world.poolsByAnnotation)
+	w.step("datacentres get pools of their own", world.datacentresGetPools)
 	w.step("the books balance", world.booksBalance)
 }
 
@@ -66,13 +68,15 @@ func (w world) step(what string, do func(world)) {
 func (w world) startProbes() {
 	w.Helper()
 	w.apply(fmt.Sprintf(probes, ownImage))
-	w.eventually("a probe to be ready on each node", func() error {
-		ready := w.kubectl("get", "daemonset", "probe", "-o", "jsonpath={.status.numberReady}")
-		if ready != strconv.Itoa(len(w.nodes())) {
-			return fmt.Errorf("%s are ready", ready)
-		}
-		return nil
-	})
+	w.eventually("a probe to be ready on each node", w.probesReady)
+}
+
+func (w world) probesReady() error {
+	ready := w.kubectl("get", "daemonset", "probe", "-o", "jsonpath={.status.numberReady}/{.status.updatedNumberScheduled}")
+	if want := strconv.Itoa(len(w.nodes())); ready != want+"/"+want {
+		return fmt.Errorf("%s are ready", ready)
+	}
+	return nil
 }
 
 // pod is what Kubernetes says of one.
@@ -322,6 +326,108 @@ func (w world) hears(heard <-chan int, ended <-chan error, more int) {
 			w.Fatal("the connection is silent")
 		}
 	}
+}
+
+// chosenPools are pools that only pods get who ask for them, a namespace that asks for one, and pods that ask or do not.
+const (
+	chosenPools = `
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: chosen-by-pod}
+spec: {cidr: 10.51.0.0/24, blockSize: 28, vxlanMode: Always, assignmentMode: Manual}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: chosen-by-namespace}
+spec: {cidr: 10.52.0.0/24, blockSize: 28, vxlanMode: Always, assignmentMode: Manual}
+`
+	choosers = `
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: choosy
+  annotations: {cni.projectcalico.org/ipv4pools: '["chosen-by-namespace"]'}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: by-namespace, namespace: choosy}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: web, image: %[1]s, args: [netexec]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: by-pod
+  namespace: choosy
+  annotations: {cni.projectcalico.org/ipv4pools: '["chosen-by-pod"]'}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: web, image: %[1]s, args: [netexec]}]}
+`
+)
+
+func (w world) poolsByAnnotation() {
+	w.operator(chosenPools, "apply", "-f", "-")
+	w.apply(fmt.Sprintf(choosers, ownImage))
+	for name, pool := range map[string]string{"by-namespace": "10.52.0.0/24", "by-pod": "10.51.0.0/24"} {
+		w.kubectl("wait", "--namespace=choosy", "pod/"+name, "--for=condition=Ready", "--timeout=120s")
+		addr := netip.MustParseAddr(w.kubectl("get", "pod", name, "--namespace=choosy", "-o", "jsonpath={.status.podIP}"))
+		if !netip.MustParsePrefix(pool).Contains(addr) {
+			w.Errorf("%s has %v, want one of %s", name, addr, pool)
+		}
+		w.reaches(w.pods("app=probe")[0].name, url(addr, 8080))
+	}
+	w.kubectl("delete", "namespace", "choosy", "--wait")
+}
+
+// operator runs muslinctl with the text of a file as its standard input.
+func (w world) operator(file string, args ...string) {
+	w.Helper()
+	cmd, err := w.cluster.muslinctl(w.Context(), "node1", args...)
+	if err != nil {
+		w.Fatal(err)
+	}
+	cmd.Stdin = strings.NewReader(file)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.Fatalf("muslinctl %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+const datacentrePools = `
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: east}
+spec: {cidr: 10.1.0.0/24, blockSize: 28, vxlanMode: Always, natOutgoing: true, nodeSelector: dc == "east"}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: west}
+spec: {cidr: 10.2.0.0/24, blockSize: 28, vxlanMode: Always, natOutgoing: true, nodeSelector: dc == "west"}
+`
+
+// datacentresGetPools is an operator's walk from the default pool to one for each datacentre. Nodes learn where they are from Kubernetes' labels.
+func (w world) datacentresGetPools() {
+	pools := map[string]netip.Prefix{"node1": netip.MustParsePrefix("10.1.0.0/24"), "node2": netip.MustParsePrefix("10.2.0.0/24"), "node3": netip.MustParsePrefix("10.1.0.0/24")}
+	for node, dc := range map[string]string{"node1": "east", "node2": "west", "node3": "east"} {
+		w.kubectl("label", "nodes", node, "dc="+dc)
+	}
+	w.eventually("the nodes' labels to arrive", func() error {
+		if got := strings.Count(w.muslinctl("get", "nodes", "-o", "yaml"), " dc: "); got != len(pools) {
+			return fmt.Errorf("%d nodes have one", got)
+		}
+		return nil
+	})
+	w.operator(datacentrePools, "apply", "-f", "-")
+	w.muslinctl("patch", "ippool", "default-ipv4-ippool", "--patch", `{"spec":{"disabled":true}}`)
+	w.podsReachEachOther() // old ones, while tunnels' addresses move
+	w.kubectl("delete", "pods", "-l", "app=probe", "--wait")
+	w.eventually("a probe to be ready on each node", w.probesReady)
+	for _, p := range w.pods("app=probe") {
+		if !pools[p.node].Contains(p.addresses[0]) {
+			w.Errorf("%s on %s has %v, want one of %v", p.name, p.node, p.addresses[0], pools[p.node])
+		}
+	}
+	w.podsReachEachOther()
+	w.muslinctl("delete", "ippool", "default-ipv4-ippool")
+	w.podsReachEachOther()
+	w.servicesAnswer()
 }
 
 // booksBalance holds addresses, handles and endpoints against each other. (A pod that Kubernetes has forgotten may not have had its DEL yet.)

@@ -87,19 +87,8 @@ func tail(text string, lines int) string {
 // nothingLeft looks for processes, control groups, mounts and files of the cluster.
 func (w world) nothingLeft() {
 	w.Helper()
-	processes, err := filepath.Glob("/proc/[0-9]*/environ")
-	if err != nil {
+	if err := w.gone(); err != nil {
 		w.Error(err)
-	}
-	for _, file := range processes {
-		if env, err := os.ReadFile(file); err == nil && strings.Contains(string(env), markVar+"="+w.Name+"\x00") {
-			w.Errorf("left: process %s", filepath.Dir(file))
-		}
-	}
-	for _, g := range w.Groups {
-		if _, err := os.Stat(w.groupRoot(g)); !errors.Is(err, os.ErrNotExist) {
-			w.Errorf("left: control group %s", w.groupRoot(g))
-		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || strings.Contains(string(mounts), w.Dir) {
