@@ -127,7 +127,9 @@ func (o outcome) section(about string) string {
 	return b.String()
 }
 
-func cell(text string) string { return strings.ReplaceAll(strings.TrimPrefix(text, "[It] "), "|", `\|`) }
+func cell(text string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(text, "[It] "), "|", `\|`)
+}
 
 // circumstances say of what commit and on what a result is.
 func (c *cluster) circumstances(ctx context.Context) (string, error) {
