@@ -24,7 +24,7 @@ func newCommand() *cobra.Command {
 			return c.kubectl(ctx, args...)
 		}),
 		within(&name, "muslinctl ARGS…", "Run muslinctl on node1", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
-			return c.muslinctl(ctx, "node1", args...)
+			return c.muslinctl(ctx, args...)
 		}),
 		within(&name, "exec NODE COMMAND…", "Run a command as one of a node's own, or of the control plane's network", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
 			switch {
@@ -49,7 +49,7 @@ func newCommand() *cobra.Command {
 }
 
 // within is a command on the cluster that is up, which leaves as the program that it runs. Its flags are that program's.
-func within(name *string, use, short string, make func(context.Context, *cluster, []string) (*exec.Cmd, error)) *cobra.Command {
+func within(name *string, use, short string, program func(context.Context, *cluster, []string) (*exec.Cmd, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short}
 	cmd.Flags().SetInterspersed(false) // from the first argument on, flags are the program's
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -57,7 +57,7 @@ func within(name *string, use, short string, make func(context.Context, *cluster
 		if err != nil {
 			return err
 		}
-		run, err := make(cmd.Context(), c, args)
+		run, err := program(cmd.Context(), c, args)
 		return show(run, err, os.Stdin, os.Stdout, os.Stderr)
 	}
 	return cmd

@@ -172,8 +172,9 @@ func (c *cluster) signal(ctx context.Context, node, service, signal string) erro
 	return err
 }
 
-// muslinctl is muslinctl on a node, with its certificates.
-func (c *cluster) muslinctl(ctx context.Context, node string, args ...string) (*exec.Cmd, error) {
+// muslinctl is muslinctl on the first node, with its certificates.
+func (c *cluster) muslinctl(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	node := c.nodes()[0].Name
 	cmd, err := c.onNode(ctx, node, append([]string{"/node/muslin/muslinctl"}, args...)...)
 	if err != nil {
 		return nil, err

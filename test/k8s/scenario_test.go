@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -281,7 +280,7 @@ func (w world) agentsRestartUnderTraffic() {
 		}
 	}
 	stop()
-	<-ended
+	w.Log(<-ended) // by our own hand
 	w.kubectl("delete", "pod/talker", "pod/listener", "--wait")
 }
 
@@ -306,11 +305,10 @@ func (w world) listen(ctx context.Context, talker string, heard chan<- int) erro
 		}
 		heard <- n
 	}
-	err = cmd.Wait()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok || err == nil {
-		return fmt.Errorf("the connection ended: %v", exit)
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("the connection ended: %w", err)
 	}
-	return err
+	return errors.New("the connection ended")
 }
 
 // hears waits until that many more numbers have come.
@@ -380,7 +378,7 @@ func (w world) poolsByAnnotation() {
 // operator runs muslinctl with the text of a file as its standard input.
 func (w world) operator(file string, args ...string) {
 	w.Helper()
-	cmd, err := w.cluster.muslinctl(w.Context(), "node1", args...)
+	cmd, err := w.cluster.muslinctl(w.Context(), args...)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -433,7 +431,7 @@ func (w world) datacentresGetPools() {
 // booksBalance holds addresses, handles and endpoints against each other. (A pod that Kubernetes has forgotten may not have had its DEL yet.)
 func (w world) booksBalance() {
 	w.eventually("the books to balance", func() error {
-		out, err := output(w.cluster.muslinctl(w.Context(), "node1", "ipam", "check"))
+		out, err := output(w.cluster.muslinctl(w.Context(), "ipam", "check"))
 		if err != nil {
 			return fmt.Errorf("%w\n%s", err, out)
 		}

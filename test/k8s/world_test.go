@@ -112,7 +112,7 @@ func (w world) kubectl(args ...string) string {
 // muslinctl is the same for muslinctl.
 func (w world) muslinctl(args ...string) string {
 	w.Helper()
-	out, err := output(w.cluster.muslinctl(w.Context(), "node1", args...))
+	out, err := output(w.cluster.muslinctl(w.Context(), args...))
 	if err != nil {
 		w.Fatalf("%v\n%s", err, out)
 	}
