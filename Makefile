@@ -25,9 +25,10 @@ FUZZTIME     ?= 10m
 CASES        ?= 100000
 
 .PHONY: help build lab test test-vm vm check policycheck fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp need-go need-root need-cc
+.PHONY: help build lab test test-vm vm test-k8s k8s check policycheck fuzz lint bench golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: need-go ## Build every program of cmd/ into bin/
 	@mkdir -p bin
@@ -46,6 +47,12 @@ test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual m
 
 vm: need-root need-go deps deps-vm build ## Run a command there: make vm CMD='bin/muslin-lab demo' (root)
 	@$(GO) run -buildvcs=false ./test/vm bash -c "$$CMD"
+
+test-k8s: need-root need-go deps deps-test deps-k8s build ## Run the tests that need a real Kubernetes, on clusters of their own (root; the first time ten minutes more, to build it)
+	NETTEST=require MUSLIN_K8S=1 $(GO) test -count=1 -v -timeout 90m ./test/k8s
+
+k8s: need-root need-go deps deps-test deps-k8s build ## Bring up such a cluster and work on it: make k8s CMD='up', CMD='kubectl get pods -A', CMD='down' (root)
+	@$(GO) run -buildvcs=false ./test/k8s $(CMD)
 
 check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the race detector: before every commit
 	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $(wildcard cmd internal pkg test)); \
@@ -101,12 +108,15 @@ deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
 # The routers that BGP is tested against. Installed as usual they would start to run on this machine.
 deps-bgp: DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
 
+# What nodes of test/k8s run beside Kubernetes, and what its images are packed from.
+deps-k8s: DEPS := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static nc.openbsd:netcat-openbsd curl:curl conntrack:conntrack
+
 # While it is there, no package starts a service when it is installed.
 POLICY_RC := /usr/sbin/policy-rc.d
 
 # Dpkg::Use-Pty=0 lets dpkg's own errors through, while its progress goes nowhere.
-deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-test, deps-vm, deps-bgp: the same for tests
-deps deps-test deps-vm deps-bgp:
+deps: ## Install by apt what labs and tests need and this machine lacks (root); deps-test, deps-vm, deps-bgp, deps-k8s: the same for tests
+deps deps-test deps-vm deps-bgp deps-k8s:
 	@missing=(); \
 	for dep in $(DEPS); do \
 	  what=$${dep%%:*}; \

@@ -96,6 +96,16 @@ func (c *CA) Client(name string, end time.Time) (Pair, error) {
 	return sign(template, c)
 }
 
+// Member signs a certificate for a client of that name that is in a group, as Kubernetes reads certificates; "" is no group.
+func (c *CA) Member(name, group string) (Pair, error) {
+	template := blank(name)
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if group != "" {
+		template.Subject.Organization = []string{group}
+	}
+	return sign(template, c)
+}
+
 // Forever is an end for Client that no lab and no test lives to see.
 func Forever() time.Time { return time.Now().Add(lifetime) }
 

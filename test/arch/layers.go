@@ -103,6 +103,7 @@ var Layers = []Row{
 	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
 	{Level: Test, Path: "test/policyjudge", Sentence: "judges packets by the documented semantics of policy, and holds compiler and kernel against that"},
 	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},
+	{Level: Test, Path: "test/k8s/pause", Sentence: "the first process of each pod there: it holds the pod's namespaces"},
 	{Level: Test, Path: "test/vm", Sentence: "runs a program under a stock kernel, in a virtual machine"},
 }
 

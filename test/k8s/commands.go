@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+// newCommand is the whole command line.
+func newCommand() *cobra.Command {
+	var name string
+	root := &cobra.Command{Use: "k8s", Short: "Muslin under a real Kubernetes on this machine", SilenceUsage: true, SilenceErrors: true}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.PersistentFlags().StringVar(&name, "cluster", "default", "name of the cluster, of several")
+	root.AddCommand(
+		buildCommand(), upCommand(&name), installCommand(&name), e2eCommand(&name),
+		&cobra.Command{Use: "down", Short: "End the cluster and remove every trace of it", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), name) }},
+		within(&name, "kubectl ARGS…", "Run kubectl", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
+			return c.kubectl(ctx, args...)
+		}),
+		within(&name, "muslinctl ARGS…", "Run muslinctl on node1", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
+			return c.muslinctl(ctx, args...)
+		}),
+		within(&name, "exec NODE COMMAND…", "Run a command as one of a node's own, or of the control plane's network", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
+			switch {
+			case len(args) < 2:
+				return nil, fmt.Errorf("want a node and a command")
+			case args[0] == "control-plane":
+				return c.command(ctx, args[1:]...)
+			}
+			return c.onNode(ctx, args[0], args[1:]...)
+		}),
+		within(&name, "logs [NODE] [PROGRAM]", "List logs, or print one", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
+			switch len(args) {
+			case 2:
+				return exec.CommandContext(ctx, "cat", filepath.Join(c.nodeDir(args[0]), "log", args[1]+".log")), nil
+			case 1:
+				return exec.CommandContext(ctx, "cat", filepath.Join(c.Dir, "log", args[0]+".log")), nil
+			}
+			return exec.CommandContext(ctx, "find", c.Dir, "-path", "*/root", "-prune", "-o", "-path", "*/var", "-prune", "-o", "-name", "*.log", "-print"), nil
+		}),
+	)
+	return root
+}
+
+// within is a command on the cluster that is up, which leaves as the program that it runs. Its flags are that program's.
+func within(name *string, use, short string, program func(context.Context, *cluster, []string) (*exec.Cmd, error)) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short}
+	cmd.Flags().SetInterspersed(false) // from the first argument on, flags are the program's
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := open(*name)
+		if err != nil {
+			return err
+		}
+		run, err := program(cmd.Context(), c, args)
+		return show(run, err, os.Stdin, os.Stdout, os.Stderr)
+	}
+	return cmd
+}
+
+func buildCommand() *cobra.Command {
+	return &cobra.Command{Use: "build", Short: "Build what clusters are made of, and say where it is", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p, err := build(cmd.Context())
+			if err == nil {
+				fmt.Printf("%s\n%s\n%s\n", p.Bin, p.CNI, p.Images)
+			}
+			return err
+		}}
+}
+
+func upCommand(name *string) *cobra.Command {
+	o := options{Nodes: 3, ProxyMode: "iptables"}
+	var bare bool
+	m := muslin{Bin: "bin"}
+	cmd := &cobra.Command{Use: "up", Short: "Bring a cluster up, with the Muslin of bin/; one of that name that is up goes first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := up(cmd.Context(), *name, o)
+			if err != nil || bare {
+				return err
+			}
+			return c.install(cmd.Context(), m)
+		}}
+	cmd.Flags().IntVar(&o.Nodes, "nodes", o.Nodes, "number of nodes")
+	cmd.Flags().StringVar(&o.ProxyMode, "proxy", o.ProxyMode, "mode of kube-proxy: iptables or nftables")
+	cmd.Flags().BoolVar(&bare, "bare", false, "without Muslin: the nodes do not become ready")
+	m.flags(cmd)
+	return cmd
+}
+
+func installCommand(name *string) *cobra.Command {
+	m := muslin{Bin: "bin"}
+	cmd := &cobra.Command{Use: "install", Short: "Put the Muslin of bin/ onto every node, or in the place of an older one", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := open(*name)
+			if err != nil {
+				return err
+			}
+			return c.install(cmd.Context(), m)
+		}}
+	m.flags(cmd)
+	return cmd
+}
+
+func e2eCommand(name *string) *cobra.Command {
+	procs, keep := 4, false
+	cmd := &cobra.Command{Use: "e2e [conformance] [policy]", Short: "Run parts of Kubernetes' own tests on the cluster that is up", ValidArgs: []string{"conformance", "policy"},
+		Args: cobra.OnlyValidArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := open(*name)
+			if err != nil {
+				return err
+			}
+			file := ""
+			if keep {
+				root, err := moduleRoot()
+				if err != nil {
+					return err
+				}
+				file = filepath.Join(root, "test", "k8s", "RESULTS.md")
+			}
+			return c.e2e(cmd.Context(), args, procs, file)
+		}}
+	cmd.Flags().IntVar(&procs, "procs", procs, "how many specs run at a time")
+	cmd.Flags().BoolVar(&keep, "record", false, "write the results into test/k8s/RESULTS.md")
+	return cmd
+}
+
+func (m *muslin) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&m.Bin, "bin", m.Bin, "folder of Muslin's programs")
+	cmd.Flags().BoolVar(&m.DualStack, "dual-stack", false, "give pods IPv6 addresses too")
+	cmd.Flags().StringVar(&m.VXLAN, "vxlan", "Always", "mode of the default pools: Always, CrossSubnet or Never")
+	cmd.Flags().StringToStringVar(&m.Env, "env", nil, "more variables for the agents, as NAME=VALUE,…")
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == keeperName {
+		keep()
+	}
+	os.Exit(m.Run())
+}
+
+// world is a cluster with Muslin on it, for one test.
+type world struct {
+	*testing.T
+	*cluster
+}
+
+// needKubernetes skips a test that `make test` is not meant to run.
+func needKubernetes(t *testing.T) {
+	t.Helper()
+	if os.Getenv("MUSLIN_K8S") == "" {
+		t.Skip("this needs a Kubernetes, which takes minutes and gigabytes: make test-k8s runs it")
+	}
+}
+
+// newWorld brings up a cluster that ends with the test.
+func newWorld(t *testing.T, o options, m muslin) world {
+	t.Helper()
+	needKubernetes(t)
+	root, err := moduleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Bin = filepath.Join(root, "bin")
+	o.Held = true
+	c, err := up(t.Context(), "test", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world{t, c}
+	t.Cleanup(w.end)
+	if err := c.install(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// end shows what may explain a failure, takes the cluster down, and holds that nothing of it is left.
+func (w world) end() {
+	if w.Failed() {
+		w.explain()
+	}
+	if err := down(context.Background(), w.Name); err != nil {
+		w.Error(err)
+	}
+	w.nothingLeft()
+}
+
+// explain logs the ends of what the agents and Kubernetes said.
+func (w world) explain() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, args := range [][]string{{"get", "pods", "-A", "-o", "wide"}, {"get", "events", "-A", "--sort-by=.lastTimestamp"}} {
+		out, err := output(w.cluster.kubectl(ctx, args...))
+		w.Logf("kubectl %s: %v\n%s", strings.Join(args, " "), err, tail(out, 40))
+	}
+	for _, n := range w.nodes() {
+		log, err := os.ReadFile(filepath.Join(w.nodeDir(n.Name), "log", "muslin-node.log"))
+		w.Logf("agent of %s: %v\n%s", n.Name, err, tail(string(log), 30))
+	}
+}
+
+func tail(text string, lines int) string {
+	all := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// nothingLeft looks for processes, control groups, mounts and files of the cluster.
+func (w world) nothingLeft() {
+	w.Helper()
+	if err := w.gone(); err != nil {
+		w.Error(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), w.Dir) {
+		w.Errorf("left: mounts below %s (%v)", w.Dir, err)
+	}
+	if _, err := os.Stat(w.Dir); !errors.Is(err, os.ErrNotExist) {
+		w.Errorf("left: %s", w.Dir)
+	}
+}
+
+// kubectl returns what kubectl prints, and ends the test if it fails.
+func (w world) kubectl(args ...string) string {
+	w.Helper()
+	out, err := output(w.cluster.kubectl(w.Context(), args...))
+	if err != nil {
+		w.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// muslinctl is the same for muslinctl.
+func (w world) muslinctl(args ...string) string {
+	w.Helper()
+	out, err := output(w.cluster.muslinctl(w.Context(), args...))
+	if err != nil {
+		w.Fatalf("%v\n%s", err, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+// apply hands objects to Kubernetes.
+func (w world) apply(objects string) {
+	w.Helper()
+	cmd, err := w.cluster.kubectl(w.Context(), "apply", "-f", "-")
+	if err != nil {
+		w.Fatal(err)
+	}
+	cmd.Stdin = strings.NewReader(objects)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.Fatalf("kubectl apply: %v: %s", err, out)
+	}
+}
+
+// eventually tries until it works, as patient as a machine with other work needs.
+func (w world) eventually(what string, try func() error) {
+	w.Helper()
+	if err := waitFor(w.Context(), 3*time.Minute, what, try); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// in runs a command in a pod, and returns what it printed.
+func (w world) in(pod string, args ...string) (string, error) {
+	out, err := output(w.cluster.kubectl(w.Context(), append([]string{"exec", pod, "--"}, args...)...))
+	return strings.TrimSpace(out), err
+}
+
+// reaches holds that the pod gets an answer from the URL.
+func (w world) reaches(pod, url string) {
+	w.Helper()
+	w.eventually(fmt.Sprintf("%s to reach %s", pod, url), func() error {
+		_, err := w.in(pod, "curl", "-gsS", "--max-time", "5", url)
+		return err
+	})
+}
