@@ -58,6 +58,7 @@ type Agent struct {
 	handler    *register.Handler
 	guard      *guard
 	flows      *flows
+	bgp        *speaker // nil: this node has no BGP
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -169,6 +170,9 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.flows.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
+	if a.bgp != nil {
+		g.Go(func() error { return a.bgp.run(ctx) })
+	}
 	if a.cfg.Looks() {
 		g.Go(func() error { return a.addresses.run(ctx) })
 	}
@@ -206,6 +210,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
 	a.guard.released = a.flows.released
+	if a.cfg.Backend == config.BGP {
+		a.bgp = newSpeaker(a.node, a.cfg.RouterID, a.rtnl, a.monitor.Host, a.log)
+	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,

@@ -25,6 +25,7 @@ type Status struct {
 	State      string    // Idle, Connect, Active, Passive, OpenSent, OpenConfirm or Established (RFC 4271 section 8.2.2)
 	Since      time.Time // that it is Established, or that it is not
 	LastError  string    // why it is not Established, as far as known; "" while it is
+	Complete   bool      // it is Established, and the peer has sent all that it had at that time (RFC 4724: the end of RIB)
 	Restarting bool      // the peer is away and its routes are kept
 	Flaps      uint32    // how often it was Established and is so no longer
 	Received   uint64    // routes, before filters
@@ -81,12 +82,26 @@ func (s *Server) status(session peering.Session, p *api.Peer) Status {
 	if out.Established() {
 		out.LastError = ""
 	}
+	out.Complete = out.Established() && complete(p, time.Since(n.since))
 	for _, f := range p.GetAfiSafis() {
 		out.Received += f.GetState().GetReceived()
 		out.Accepted += f.GetState().GetAccepted()
 		out.Advertised += f.GetState().GetAdvertised()
 	}
 	return out
+}
+
+// tellTime is how long a peer that does not say when it has told everything is taken to need for it.
+const tellTime = 10 * time.Second
+
+// complete tells whether an established peer has told everything.
+func complete(p *api.Peer, up time.Duration) bool {
+	for _, f := range p.GetAfiSafis() {
+		if !f.GetMpGracefulRestart().GetState().GetEndOfRibReceived() && up < tellTime {
+			return false
+		}
+	}
+	return true
 }
 
 func stateName(s api.PeerState_SessionState) string {

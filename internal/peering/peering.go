@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -27,6 +28,32 @@ type Model struct {
 	Services  []netip.Prefix          // services' addresses that this node shall attract
 	Passwords map[Secret]string
 	RouterID  string // CALICO_ROUTER_ID; "": the node's IPv4 address, or hash where it has none
+}
+
+// Equal tells whether two models are of the same objects, by their pointers: then Compute returns the same.
+func (m Model) Equal(o Model) bool {
+	return m.RouterID == o.RouterID && slices.Equal(m.Nodes, o.Nodes) && slices.Equal(m.Configs, o.Configs) && slices.Equal(m.Peers, o.Peers) &&
+		slices.Equal(m.Filters, o.Filters) && slices.Equal(m.Pools, o.Pools) && slices.Equal(m.Blocks, o.Blocks) &&
+		slices.Equal(m.Endpoints, o.Endpoints) && slices.Equal(m.Services, o.Services) && maps.Equal(m.Passwords, o.Passwords)
+}
+
+// Secrets are the keys that the model's sessions have their passwords from, sorted, each once.
+func (m Model) Secrets() []Secret {
+	refs := []*api.BGPPassword{}
+	for _, c := range m.Configs {
+		refs = append(refs, c.Spec.NodeMeshPassword)
+	}
+	for _, p := range m.Peers {
+		refs = append(refs, p.Spec.Password)
+	}
+	var out []Secret
+	for _, r := range refs {
+		if r != nil && r.SecretKeyRef != nil {
+			out = append(out, Secret{Name: r.SecretKeyRef.Name, Key: r.SecretKeyRef.Key})
+		}
+	}
+	slices.SortFunc(out, func(a, b Secret) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Key, b.Key)) })
+	return slices.Compact(out)
 }
 
 // Secret names a key of a Secret in the agent's namespace.

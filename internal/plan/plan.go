@@ -26,6 +26,7 @@ type Model struct {
 	Nodes     []*api.Node
 	Blocks    []*api.Block
 	Endpoints []*api.WorkloadEndpoint // this node's only
+	Learned   *Learned                // nil: this node has no BGP
 }
 
 // Settings are the effective settings of this node.
