@@ -69,7 +69,8 @@ type speaker struct {
 // given is what the loop gives.
 type given struct {
 	snap  feed.Snapshot
-	local bool // the agent makes all routes to nodes by itself
+	local bool   // the agent makes all routes to nodes by itself
+	facts uint64 // number of the host's facts
 }
 
 // spoken is what run remembers from one look to the next.
@@ -77,7 +78,8 @@ type spoken struct {
 	model   peering.Model
 	done    bool // the model is applied
 	result  peering.Result
-	awaited map[netip.Addr]struct{} // peers of the first Apply that have not told everything yet; nil before it
+	asked   bool                    // there was a first Apply
+	awaited map[netip.Addr]struct{} // its peers that have not told everything yet
 	until   time.Time               // they are waited for
 	held    []kernel.RouteKey
 	ways    map[netip.Addr]kernel.Hop
@@ -113,15 +115,18 @@ func (b *speaker) found(routes map[kernel.RouteKey]kernel.Route, ours kernel.Own
 	b.server = bgp.New(b.log, bgp.Options{Restarting: earlier})
 }
 
-// consider takes the snapshot that the loop acts on. The loop calls it.
-func (b *speaker) consider(snap feed.Snapshot, local bool) {
+// consider takes what the loop acts on, and has it looked at if BGP depends on what is new in it. The loop calls it.
+func (b *speaker) consider(g given) {
 	if b == nil {
 		return
 	}
 	b.mu.Lock()
-	b.given = &given{snap: snap, local: local}
+	old := b.given
+	b.given = &g
 	b.mu.Unlock()
-	poke(b.look)
+	if old == nil || old.local != g.local || old.facts != g.facts || g.snap.Since(old.snap).Kinds.Has(feed.ForBGP) {
+		poke(b.look)
+	}
 }
 
 func poke(c chan struct{}) {
@@ -253,10 +258,7 @@ func (b *speaker) once(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, speakerTimeout)
 	defer cancel()
-	err := b.speak(ctx, server, g)
-	if b.said.awaited != nil { // else nobody was asked yet, and that there are no routes says nothing
-		err = errors.Join(err, b.listen(ctx, server, g))
-	}
+	err := errors.Join(b.speak(ctx, server, g), b.listen(ctx, server, g))
 	b.complain(ctx, err)
 	return err == nil
 }
@@ -290,7 +292,7 @@ func (b *speaker) speak(ctx context.Context, server *bgp.Server, g *given) error
 		return err
 	}
 	err := server.Apply(ctx, b.said.result.Speaker)
-	if b.said.awaited == nil {
+	if !b.said.asked {
 		b.await(b.said.result.Speaker.Sessions)
 	}
 	b.said.done = err == nil
@@ -299,6 +301,7 @@ func (b *speaker) speak(ctx context.Context, server *bgp.Server, g *given) error
 
 // await begins to wait for the first peers.
 func (b *speaker) await(sessions []peering.Session) {
+	b.said.asked = true
 	b.said.awaited, b.said.until = make(map[netip.Addr]struct{}, len(sessions)), time.Now().Add(peersTime)
 	for _, s := range sessions {
 		b.said.awaited[s.Peer] = struct{}{}
@@ -321,9 +324,12 @@ func (b *speaker) settle(server *bgp.Server) error {
 			left[s.Peer] = struct{}{}
 		}
 	}
+	if !b.said.done { // somebody was not even asked
+		left = b.said.awaited
+	}
 	if len(left) > 0 && time.Now().After(b.said.until) {
 		b.log.Warn("BGP peers have not answered since the agent started; what they may have said before it counts no more", "peers", len(left))
-		clear(left)
+		left = nil
 	}
 	b.said.awaited = left
 	return nil
@@ -338,7 +344,10 @@ func (b *speaker) listen(ctx context.Context, server *bgp.Server, g *given) erro
 	if err != nil {
 		return err
 	}
-	l := &plan.Learned{Routes: peering.Kernel(paths, b.rules(g)), Reach: b.said.result.Reach, Settling: len(b.said.awaited) > 0}
+	rules := b.rules(g)
+	l := &plan.Learned{
+		Routes: peering.Kernel(paths, rules), Reach: b.said.result.Reach, Local: rules.Local, Settling: len(b.said.awaited) > 0,
+	}
 	if l.Settling {
 		l.Held = b.said.held
 	}
@@ -414,13 +423,14 @@ func (b *speaker) publish(l *plan.Learned) {
 func (b *speaker) model(snap feed.Snapshot) peering.Model {
 	m := peering.Model{
 		Nodes: objects(snap.Nodes()), Configs: objects(snap.BGPConfigs()), Peers: objects(snap.BGPPeers()), Filters: objects(snap.BGPFilters()),
-		Pools: objects(snap.Pools()), Endpoints: objects(snap.EndpointsOn(b.node)), RouterID: b.routerID,
+		Pools: objects(snap.Pools()), RouterID: b.routerID,
 	}
 	for key, a := range snap.Affinities(b.node) {
 		if _, block, err := api.ParseAffinityKey(key); err == nil && a.Value.Confirmed() && !a.Value.Deleted {
 			m.Blocks = append(m.Blocks, block)
 		}
 	}
+	m.Endpoints = m.Relevant(objects(snap.EndpointsOn(b.node)))
 	if b.kube == nil {
 		return m
 	}

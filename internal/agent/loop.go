@@ -186,7 +186,8 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 func (a *Agent) consider(snap feed.Snapshot) {
 	a.tunnels.consider(snap, a.linger.left())
 	a.addresses.consider(a.monitor.Host())
-	a.bgp.consider(snap, a.settled.ClusterRoutes)
+	_, facts := a.monitor.Facts()
+	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, facts: facts})
 }
 
 // tell logs what was done: each repair by itself, until there are many, and the rest in sum. What pods and etcd ask for is routine, but for the

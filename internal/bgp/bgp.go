@@ -41,6 +41,7 @@ type Server struct {
 	mu       sync.Mutex // guards what follows
 	run      *run       // nil while there is nobody to speak to
 	closed   bool
+	broken   bool // what the last Apply asked for could not be started
 	cfg      peering.Speaker
 	policies compiled
 	version  int                            // of the policies' names
@@ -79,7 +80,7 @@ func (s *Server) touch() {
 
 // Apply makes the speaker what cfg says. Peers whose Session is unchanged, or differs in filters or timers alone, keep their sessions; a
 // change of AS, RouterID, Port or Listen ends all of them. It goes on past a peer that cannot be configured, and joins the errors: call it
-// again. Call Announce before the first Apply: peers take the end of what they are sent at first for the whole.
+// again. A Speaker without AS or RouterID speaks to nobody: all sessions end with a notification, and peers drop the routes at once. Call Announce before the first Apply: peers take the end of what they are sent at first for the whole.
 func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,6 +88,7 @@ func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 		return errClosed
 	}
 	defer s.touch()
+	s.broken = false
 	if s.run != nil && !sameSpeaker(s.cfg, cfg) {
 		if err := s.stop(ctx, false); err != nil {
 			return err
@@ -97,6 +99,7 @@ func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 	}
 	if s.run == nil {
 		if err := s.start(ctx, cfg); err != nil {
+			s.broken = true
 			return err
 		}
 	}
@@ -193,20 +196,12 @@ func (s *Server) stop(ctx context.Context, graceful bool) error {
 }
 
 // Close ends all sessions without a word, so that peers keep the routes and wait for this node to come back (RFC 4724). The Server
-// cannot be used afterwards.
+// cannot be used afterwards. (Whoever wants peers to drop the routes applies a Speaker without a RouterID.)
 func (s *Server) Close(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
 	return s.stop(ctx, true)
-}
-
-// Withdraw ends all sessions with a notification, so that peers drop the routes at once. The Server cannot be used afterwards.
-func (s *Server) Withdraw(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	return s.stop(ctx, false)
 }
 
 // removePeers takes away the sessions that are no longer wanted, and those that have to be made anew.

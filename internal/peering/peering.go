@@ -37,6 +37,17 @@ func (m Model) Equal(o Model) bool {
 		slices.Equal(m.Endpoints, o.Endpoints) && slices.Equal(m.Services, o.Services) && maps.Equal(m.Passwords, o.Passwords)
 }
 
+// Relevant leaves those of this node's endpoints that the model depends on: all if a peer is among pods, else those with an address outside of
+// the node's blocks. Most pods come and go without anything to be computed anew.
+func (m Model) Relevant(endpoints []*api.WorkloadEndpoint) []*api.WorkloadEndpoint {
+	if slices.ContainsFunc(m.Peers, func(p *api.BGPPeer) bool { return p.Spec.LocalWorkloadSelector != "" }) {
+		return endpoints
+	}
+	return slices.DeleteFunc(slices.Clone(endpoints), func(e *api.WorkloadEndpoint) bool {
+		return !slices.ContainsFunc(e.Spec.IPNetworks, func(p api.Prefix) bool { return p.IsValid() && !inBlock(m.Blocks, p.Addr()) })
+	})
+}
+
 // Secrets are the keys that the model's sessions have their passwords from, sorted, each once.
 func (m Model) Secrets() []Secret {
 	refs := []*api.BGPPassword{}
@@ -226,7 +237,7 @@ func (c *computation) originate() {
 	}
 	for _, e := range c.Endpoints {
 		for _, p := range e.Spec.IPNetworks {
-			if p.IsValid() && p.IsSingleIP() && !c.inBlock(p.Addr()) {
+			if p.IsValid() && p.IsSingleIP() && !inBlock(c.Blocks, p.Addr()) {
 				add(p.Prefix, e.Spec.InterfaceName)
 			}
 		}
@@ -238,8 +249,9 @@ func (c *computation) originate() {
 	c.out.Routes = slices.CompactFunc(c.out.Routes, func(a, b Route) bool { return a.Prefix == b.Prefix })
 }
 
-func (c *computation) inBlock(a netip.Addr) bool {
-	return slices.ContainsFunc(c.Blocks, func(b netip.Prefix) bool { return !b.IsSingleIP() && b.Contains(a) })
+// inBlock tells whether an address is announced with one of the node's blocks.
+func inBlock(blocks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return !b.IsSingleIP() && b.Contains(a) })
 }
 
 // priority is the metric of routes in the kernel.

@@ -18,6 +18,7 @@ type Learned struct {
 	Routes []peering.KernelRoute     // each prefix once
 	Reach  []peering.Via             // peers that are reached through a given gateway
 	Ways   map[netip.Addr]kernel.Hop // to gateways that are on no subnet of the host
+	Local  bool                      // programClusterRoutes keeps BGP's routes into pools out
 	// Settling says that peers may not have told everything yet: that a route lacks is no problem then.
 	Settling bool
 	// Held are routes of an earlier agent that may have been learned: meanwhile they stay, wanted or not.
@@ -73,7 +74,11 @@ func (h *heard) lacking(all []beyond) (out []Problem) {
 		switch {
 		case h.from == nil:
 			out = append(out, b.problem)
-		case !h.from.Settling && !h.has(b.dst):
+		case h.has(b.dst):
+		case h.from.Local:
+			out = append(out, newProblem(b.problem.Object, "is outside our subnet and its pool is not encapsulated there: no route to %v, since "+
+				"programClusterRoutes in FelixConfiguration or BGPConfiguration keeps BGP's out; change it, or use vxlanMode CrossSubnet", b.dst))
+		case !h.from.Settling:
 			out = append(out, newProblem(b.problem.Object, "is outside our subnet, and no BGP peer has sent a route to its %v; see `muslinctl node status`. "+
 				"Nodes of different subnets need a router that is their peer, or a pool with vxlanMode or ipipMode CrossSubnet", b.dst))
 		}
