@@ -82,6 +82,7 @@ type spoken struct {
 	awaited map[netip.Addr]struct{} // its peers that have not told everything yet
 	until   time.Time               // they are waited for
 	held    []kernel.RouteKey
+	distant []netip.Addr // gateways that the kernel was asked the way to
 	ways    map[netip.Addr]kernel.Hop
 	waysAt  time.Time
 	failing string // why the last look failed, as logged
@@ -231,7 +232,7 @@ func (b *speaker) patience() <-chan time.Time {
 	switch {
 	case len(b.said.awaited) > 0:
 		return time.After(time.Second)
-	case len(b.said.ways) > 0:
+	case len(b.said.distant) > 0:
 		return time.After(waysAge)
 	}
 	return nil
@@ -376,32 +377,39 @@ func (b *speaker) rules(g *given) peering.Rules {
 	return r
 }
 
-// waysTo looks up how the kernel reaches the gateways that are on no subnet of the host.
+// waysTo looks up how the kernel reaches the gateways that are on no subnet of the host: anew if some are new, and every so often.
 func (b *speaker) waysTo(ctx context.Context, l *plan.Learned) (map[netip.Addr]kernel.Hop, error) {
-	distant := map[netip.Addr]struct{}{}
-	near := map[netip.Addr]bool{} // of those that were looked at
-	host := b.host()
-	for _, r := range l.Routes {
-		for _, gw := range r.Gateways {
-			if _, seen := near[gw]; !seen && !r.Tunnel {
-				near[gw] = gw.Zone() != "" || slices.ContainsFunc(host.Addrs, func(a kernel.HostAddr) bool { return a.Addr.Masked().Contains(gw) })
-				if !near[gw] {
-					distant[gw] = struct{}{}
-				}
-			}
-		}
-	}
-	known := func(gw netip.Addr) bool { _, ok := b.said.ways[gw]; return ok }
-	list := slices.SortedFunc(maps.Keys(distant), netip.Addr.Compare)
-	if time.Since(b.said.waysAt) < waysAge && !slices.ContainsFunc(list, func(gw netip.Addr) bool { return !known(gw) }) {
+	distant := b.distant(l)
+	asked := func(gw netip.Addr) bool { _, before := slices.BinarySearchFunc(b.said.distant, gw, netip.Addr.Compare); return before }
+	if time.Since(b.said.waysAt) < waysAge && !slices.ContainsFunc(distant, func(gw netip.Addr) bool { return !asked(gw) }) {
 		return b.said.ways, nil
 	}
-	ways, err := b.ways(ctx, list)
+	ways, err := b.ways(ctx, distant)
 	if err != nil {
 		return b.said.ways, err
 	}
-	b.said.ways, b.said.waysAt = ways, time.Now()
+	b.said.ways, b.said.distant, b.said.waysAt = ways, distant, time.Now()
 	return ways, nil
+}
+
+// distant lists, sorted, the gateways that the host has no address beside.
+func (b *speaker) distant(l *plan.Learned) []netip.Addr {
+	all := map[netip.Addr]struct{}{}
+	for _, v := range l.Reach {
+		all[v.Gateway] = struct{}{}
+	}
+	for _, r := range l.Routes {
+		for _, gw := range r.Gateways {
+			if !r.Tunnel && gw.Zone() == "" {
+				all[gw] = struct{}{}
+			}
+		}
+	}
+	host := b.host()
+	maps.DeleteFunc(all, func(gw netip.Addr, _ struct{}) bool {
+		return slices.ContainsFunc(host.Addrs, func(a kernel.HostAddr) bool { return a.Addr.Masked().Contains(gw) })
+	})
+	return slices.SortedFunc(maps.Keys(all), netip.Addr.Compare)
 }
 
 // publish gives the loop what is new.
