@@ -92,7 +92,8 @@ func Run(ctx context.Context, environ []string, out io.Writer) error {
 		return err
 	}
 	a.metrics = health.NewMetrics(a.node, a.facts)
-	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
+	peers := health.Condition{Name: "peers", Wrong: func() string { return a.bgp.lacking() }, Well: "every BGP session is established"}
+	a.healthPort = health.NewPort("health", a.pulse.Handler(peers), a.log)
 	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
 	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, func(gone func(netip.Addr) bool) { a.store.Drop(gone) }, a.log)
 	a.kube = kubernetes(a.cfg, a.env)

@@ -165,18 +165,6 @@ func (b *speaker) troubles() []string {
 	return b.problems
 }
 
-// status is how the sessions are doing; none without BGP. It waits while the speaker is being changed.
-func (b *speaker) status() ([]bgp.Status, error) {
-	if b == nil {
-		return nil, nil
-	}
-	server := b.speaking()
-	if server == nil {
-		return nil, nil
-	}
-	return server.Status()
-}
-
 func (b *speaker) speaking() *bgp.Server {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -380,7 +368,10 @@ func (b *speaker) rules(g *given) peering.Rules {
 // waysTo looks up how the kernel reaches the gateways that are on no subnet of the host: anew if some are new, and every so often.
 func (b *speaker) waysTo(ctx context.Context, l *plan.Learned) (map[netip.Addr]kernel.Hop, error) {
 	distant := b.distant(l)
-	asked := func(gw netip.Addr) bool { _, before := slices.BinarySearchFunc(b.said.distant, gw, netip.Addr.Compare); return before }
+	asked := func(gw netip.Addr) bool {
+		_, before := slices.BinarySearchFunc(b.said.distant, gw, netip.Addr.Compare)
+		return before
+	}
 	if time.Since(b.said.waysAt) < waysAge && !slices.ContainsFunc(distant, func(gw netip.Addr) bool { return !asked(gw) }) {
 		return b.said.ways, nil
 	}

@@ -40,6 +40,11 @@ func (s Status) Established() bool { return s.State == established }
 
 const established = "Established"
 
+// States are all that Status.State can be.
+func States() []string {
+	return []string{"Idle", "Connect", "Active", "Passive", "OpenSent", "OpenConfirm", established}
+}
+
 // Counter counts in both directions.
 type Counter struct{ Received, Sent uint64 }
 

@@ -19,6 +19,13 @@ type Facts struct {
 	Connected, Synced                                 bool // with etcd now; with etcd once
 	Problems, LogErrors, LogsDropped                  int
 	Planned                                           Planned
+	BGP                                               *BGP // nil: the node has no BGP
+}
+
+// BGP counts what is exchanged with BGP peers.
+type BGP struct {
+	Sessions                       map[string]int // by state, as RFC 4271 names it
+	Received, Accepted, Advertised uint64         // routes, of all sessions together
 }
 
 // Planned counts what the last plan wants of the kernel.
@@ -46,7 +53,7 @@ type Metrics struct {
 	requests  *prometheus.HistogramVec
 }
 
-// NewMetrics returns metrics of the named node. facts is called once for each question and must not block.
+// NewMetrics returns metrics of the named node. facts is called once for each question and must not block for long.
 func NewMetrics(node string, facts func() Facts) *Metrics {
 	m := &Metrics{
 		facts: facts, registry: prometheus.NewRegistry(),
@@ -145,6 +152,19 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	out <- constant(prometheus.CounterValue, "felix_log_errors", "Errors that were logged.", float64(f.LogErrors))
 	out <- constant(prometheus.CounterValue, "felix_logs_dropped", "Lines that a log file or syslog did not take.", float64(f.LogsDropped))
 	f.Planned.collect(out)
+	f.BGP.collect(out)
+}
+
+func (b *BGP) collect(out chan<- prometheus.Metric) {
+	if b == nil {
+		return
+	}
+	for state, n := range b.Sessions {
+		out <- constant(prometheus.GaugeValue, "muslin_bgp_sessions", "BGP sessions. All but the Established ones lack.", float64(n), "state", state)
+	}
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_received", "Routes that BGP peers have sent, before filters.", float64(b.Received))
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_accepted", "Routes that BGP peers have sent, after filters.", float64(b.Accepted))
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_advertised", "Routes that BGP peers were sent.", float64(b.Advertised))
 }
 
 func (p Planned) collect(out chan<- prometheus.Metric) {
