@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,21 +39,65 @@ const birdKey = api.ResourcesRoot + "nodes/router"
 // bgpLong bounds what routing daemons do in their own time.
 const bgpLong = time.Minute
 
-// routerBIRD runs BIRD on a place of the lab until the test ends.
-func routerBIRD(t *testing.T, l *lab.Lab, where, config string) {
+// routerBIRD runs BIRD on the fabric until the test ends, and returns its socket.
+func routerBIRD(t *testing.T, l *lab.Lab) (socket string) {
 	t.Helper()
-	nettest.Need(t, "bird", "birdc")
 	dir := t.TempDir()
-	file := filepath.Join(dir, "bird.conf")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	file, socket := filepath.Join(dir, "bird.conf"), filepath.Join(dir, "ctl")
+	if err := os.WriteFile(file, []byte(birdNode), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	background(t, l, "fabric", os.Stderr, "bird", "-f", "-c", file, "-s", socket)
+	return socket
+}
+
+// background runs a command on a place of the lab until the test ends, or the function that it returns is called.
+func background(t *testing.T, l *lab.Lab, where string, out io.Writer, args ...string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() {
-		ended <- l.Exec(ctx, where, lab.Command{Args: []string{"bird", "-f", "-c", file, "-s", filepath.Join(dir, "ctl")}, Stderr: os.Stderr})
-	}()
-	t.Cleanup(func() { stop(); <-ended })
+	go func() { ended <- l.Exec(ctx, where, lab.Command{Args: args, Stdout: out, Stderr: os.Stderr}) }()
+	stop = sync.OnceFunc(func() { cancel(); <-ended })
+	t.Cleanup(stop)
+	return stop
+}
+
+// watchRoutes records what becomes of a place's routes. The function that it returns ends that, and tells which were taken away.
+func watchRoutes(t *testing.T, l *lab.Lab, where string) (gone func() string) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "events")
+	file, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := background(t, l, where, file, "ip", "monitor", "route")
+	read := func() string {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	const mark = "198.51.100.77/32" // whose coming says that the monitor listens
+	inTheEnd(t, func() error {
+		run(t, l, where, "ip", "route", "replace", "blackhole", mark)
+		run(t, l, where, "ip", "route", "del", "blackhole", mark)
+		if !strings.Contains(read(), "198.51.100.77") {
+			return errors.New("ip monitor says nothing")
+		}
+		return nil
+	})
+	return func() string {
+		stop()
+		_ = file.Close()
+		var out strings.Builder
+		for line := range strings.Lines(read()) {
+			if strings.HasPrefix(line, "Deleted ") && !strings.Contains(line, "198.51.100.77") {
+				out.WriteString(line)
+			}
+		}
+		return out.String()
+	}
 }
 
 // inTheEnd tries again until what has no error, for as long as routing daemons may take.
@@ -100,23 +147,86 @@ func blockOf(t *testing.T, l *lab.Lab, node string) string {
 func withBGP(subnets int) func(*lab.Options) {
 	return func(o *lab.Options) {
 		o.Nodes, o.Subnets, o.Mode = 2, subnets, lab.Direct
-		o.AgentEnv = append(o.AgentEnv, "CALICO_NETWORKING_BACKEND=bird")
+		o.AgentEnv = append(o.AgentEnv, "CALICO_NETWORKING_BACKEND=bird", "FELIX_HEALTHENABLED=true", "FELIX_PROMETHEUSMETRICSENABLED=true")
 	}
 }
 
-// TestDirectPoolAcrossSubnetsWorksByBGP has a router between the subnets that is a BIRD node of the mesh: what no datastore can give, it learns.
-func TestDirectPoolAcrossSubnetsWorksByBGP(t *testing.T) {
-	l := up(t, withBGP(2))
+// withRouter is a lab of two subnets, where the router between them is a BIRD node of the mesh. It returns the nodes' blocks once everybody knows
+// the way to them.
+func withRouter(t *testing.T) (l *lab.Lab, one, two, socket string) {
+	t.Helper()
+	nettest.Need(t, "root", "bird", "birdc")
+	l = up(t, withBGP(2))
 	put(t, l, birdKey, `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"router"},"spec":{"bgp":{"ipv4Address":"172.30.1.254/24"}}}`)
-	routerBIRD(t, l, "fabric", birdNode)
-	one, two := blockOf(t, l, "node-1"), blockOf(t, l, "node-2")
+	socket = routerBIRD(t, l)
+	one, two = blockOf(t, l, "node-1"), blockOf(t, l, "node-2")
 	routed(t, l, "node-1", two+" via 172.30.1.254 dev eth0 proto 80 metric 1024", "192.168.200.0/26 via 172.30.1.254 dev eth0 proto 80 metric 1024")
 	routed(t, l, "node-2", one+" via 172.30.2.254 dev eth0 proto 80 metric 1024", "192.168.200.0/26 via 172.30.2.254 dev eth0 proto 80 metric 1024")
 	routed(t, l, "fabric", one+" via 172.30.1.1", two+" via 172.30.2.2")
+	return l, one, two, socket
+}
+
+// TestDirectPoolAcrossSubnetsWorksByBGPWithABIRDNode: what no datastore can give, the nodes learn.
+func TestDirectPoolAcrossSubnetsWorksByBGPWithABIRDNode(t *testing.T) {
+	l, _, _, _ := withRouter(t)
 	if f := failing(check(t, l)); len(f) > 0 {
 		t.Fatalf("pairs that do not work: %q", f)
 	}
-	if log := agentLog(t, l, "node-1"); strings.Contains(log, "level=ERROR") {
-		t.Errorf("the agent logs errors:\n%s", log)
+	if log := agentLog(t, l, "node-1"); strings.Contains(log, "level=ERROR") || strings.Contains(log, "node-2): is outside") {
+		t.Errorf("the agent logs errors, or problems that are none:\n%s", log)
+	}
+	inTheEnd(t, func() error { return tells(t, l, ":9099/peers", "every BGP session is established") })
+	inTheEnd(t, func() error {
+		return tells(t, l, ":9091/metrics", `muslin_bgp_sessions{state="Established"} 2`, "muslin_bgp_routes_accepted 2", "muslin_bgp_routes_advertised 2")
+	})
+}
+
+// tells asks node-1's agent for something, whose answer has to contain all of the texts.
+func tells(t *testing.T, l *lab.Lab, what string, texts ...string) error {
+	t.Helper()
+	out, err := try(t, l, "node-1", "curl", "-s", "http://localhost"+what)
+	for _, want := range texts {
+		if err != nil || !strings.Contains(out, want) {
+			return fmt.Errorf("%s: %w, want %q in %s", what, err, want, out)
+		}
+	}
+	return nil
+}
+
+// TestRestartedAgentTakesNoRouteAwayFromItselfOrItsPeers ends an agent in either way, and watches the routes of the node and of its BIRD peer.
+func TestRestartedAgentTakesNoRouteAwayFromItselfOrItsPeers(t *testing.T) {
+	l, one, two, socket := withRouter(t)
+	session := func(state string) {
+		t.Helper()
+		inTheEnd(t, func() error {
+			out := run(t, l, "fabric", "birdc", "-s", socket, "show", "protocols")
+			for line := range strings.Lines(out) {
+				if f := strings.Fields(line); len(f) > 5 && f[0] == "Mesh_172_30_1_1" && (f[5] == "Established") == (state == "Established") {
+					return nil
+				}
+			}
+			return fmt.Errorf("want Mesh_172_30_1_1 %s:\n%s", state, out)
+		})
+	}
+	for name, end := range map[string]func(context.Context, string) error{"killed": l.KillAgent, "stopped": l.StopAgent} {
+		own, peer := watchRoutes(t, l, "node-1"), watchRoutes(t, l, "fabric")
+		if err := end(t.Context(), "node-1"); err != nil {
+			t.Fatal(err)
+		}
+		session("away")
+		if err := l.StartAgent(t.Context(), "node-1"); err != nil {
+			t.Fatal(err)
+		}
+		session("Established")
+		inTheEnd(t, func() error {
+			return tells(t, l, ":9091/metrics", "muslin_bgp_routes_accepted 2", `muslin_bgp_sessions{state="Established"} 2`)
+		})
+		routed(t, l, "node-1", two+" via 172.30.1.254", "192.168.200.0/26 via 172.30.1.254")
+		if got := own(); strings.Contains(got, two) || strings.Contains(got, "192.168.200.0/26") {
+			t.Errorf("agent %s: routes of its node went:\n%s", name, got)
+		}
+		if got := peer(); strings.Contains(got, one) {
+			t.Errorf("agent %s: the routes of its peer went:\n%s", name, got)
+		}
 	}
 }
