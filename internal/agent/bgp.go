@@ -3,9 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"iter"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -19,7 +17,6 @@ import (
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/pkg/api"
-	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 const (
@@ -345,64 +342,6 @@ func (b *speaker) listen(ctx context.Context, server *bgp.Server, g *given) erro
 	return err
 }
 
-// rules say which learned routes are for the kernel.
-func (b *speaker) rules(g *given) peering.Rules {
-	r := peering.Rules{Pools: b.said.model.Pools, Own: b.said.result.Routes, Local: g.local}
-	for _, c := range b.said.model.Configs {
-		r.Services = append(r.Services, peering.ServiceRanges(c)...)
-		r.Local = r.Local || c.Spec.ProgramClusterRoutes == "Disabled"
-	}
-	for _, n := range b.said.model.Nodes {
-		if n.Metadata.Name != b.node {
-			continue
-		}
-		for _, v6 := range []bool{false, true} {
-			if a, ok := n.Address(v6); ok {
-				r.Subnets = append(r.Subnets, a)
-			}
-		}
-	}
-	return r
-}
-
-// waysTo looks up how the kernel reaches the gateways that are on no subnet of the host: anew if some are new, and every so often.
-func (b *speaker) waysTo(ctx context.Context, l *plan.Learned) (map[netip.Addr]kernel.Hop, error) {
-	distant := b.distant(l)
-	asked := func(gw netip.Addr) bool {
-		_, before := slices.BinarySearchFunc(b.said.distant, gw, netip.Addr.Compare)
-		return before
-	}
-	if time.Since(b.said.waysAt) < waysAge && !slices.ContainsFunc(distant, func(gw netip.Addr) bool { return !asked(gw) }) {
-		return b.said.ways, nil
-	}
-	ways, err := b.ways(ctx, distant)
-	if err != nil {
-		return b.said.ways, err
-	}
-	b.said.ways, b.said.distant, b.said.waysAt = ways, distant, time.Now()
-	return ways, nil
-}
-
-// distant lists, sorted, the gateways that the host has no address beside.
-func (b *speaker) distant(l *plan.Learned) []netip.Addr {
-	all := map[netip.Addr]struct{}{}
-	for _, v := range l.Reach {
-		all[v.Gateway] = struct{}{}
-	}
-	for _, r := range l.Routes {
-		for _, gw := range r.Gateways {
-			if !r.Tunnel && gw.Zone() == "" {
-				all[gw] = struct{}{}
-			}
-		}
-	}
-	host := b.host()
-	maps.DeleteFunc(all, func(gw netip.Addr, _ struct{}) bool {
-		return slices.ContainsFunc(host.Addrs, func(a kernel.HostAddr) bool { return a.Addr.Masked().Contains(gw) })
-	})
-	return slices.SortedFunc(maps.Keys(all), netip.Addr.Compare)
-}
-
 // publish gives the loop what is new.
 func (b *speaker) publish(l *plan.Learned) {
 	var problems []string
@@ -416,37 +355,4 @@ func (b *speaker) publish(l *plan.Learned) {
 	}
 	b.learned, b.problems = l, problems
 	poke(b.news)
-}
-
-// model is the part of a snapshot that this node's BGP is computed from.
-func (b *speaker) model(snap feed.Snapshot) peering.Model {
-	m := peering.Model{
-		Nodes: objects(snap.Nodes()), Configs: objects(snap.BGPConfigs()), Peers: objects(snap.BGPPeers()), Filters: objects(snap.BGPFilters()),
-		Pools: objects(snap.Pools()), RouterID: b.routerID,
-	}
-	for key, a := range snap.Affinities(b.node) {
-		if _, block, err := api.ParseAffinityKey(key); err == nil && a.Value.Confirmed() && !a.Value.Deleted {
-			m.Blocks = append(m.Blocks, block)
-		}
-	}
-	m.Endpoints = m.Relevant(objects(snap.EndpointsOn(b.node)))
-	if b.kube == nil {
-		return m
-	}
-	m.Services, m.Passwords = b.kube.Advertised(m.Configs), map[peering.Secret]string{}
-	for _, s := range m.Secrets() {
-		if value, ok := b.kube.Secret(s.Name, s.Key); ok {
-			m.Passwords[s] = value
-		}
-	}
-	return m
-}
-
-// objects lists the values of a table in the order of their keys.
-func objects[T api.Value](all iter.Seq2[string, store.Entry[T]]) []*T {
-	var out []*T
-	for _, e := range all {
-		out = append(out, e.Value)
-	}
-	return out
 }

@@ -341,6 +341,24 @@ func TestModelHasConfirmedBlocksAndEndpointsThatMatter(t *testing.T) {
 	}
 }
 
+func TestModelKeepsWhatCannotBeReadAnyMore(t *testing.T) {
+	s := newSpoke(t, "node-1")
+	s.config(179, `,"asNumber":65001`)
+	s.node(1)
+	s.node(2)
+	snap, _ := s.feed.Snapshot()
+	s.said.model = s.model(snap)
+	s.put(api.ResourcesRoot+"bgpconfigurations/default", `{"kind":`)
+	s.put(api.ResourcesRoot+"nodes/node-1", `{"kind":`)
+	s.put(api.ResourcesRoot+"bgppeers/new", `{"kind":`)
+	s.put(api.ResourcesRoot+"nodes/node-2", "")
+	snap, _ = s.feed.Snapshot()
+	m := s.model(snap)
+	if len(m.Configs) != 1 || m.Configs[0] != s.said.model.Configs[0] || len(m.Nodes) != 1 || m.Nodes[0] != s.said.model.Nodes[0] || len(m.Peers) != 0 {
+		t.Errorf("configurations %v, nodes %v, peers %v", m.Configs, m.Nodes, m.Peers)
+	}
+}
+
 func TestNodeWithoutBGPHasNothingToSay(t *testing.T) {
 	var s *speaker
 	s.consider(given{})
