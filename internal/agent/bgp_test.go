@@ -186,7 +186,7 @@ func TestSpeakerHoldsWhatItFoundUntilItsPeersHaveToldEverything(t *testing.T) {
 	}
 	one.becomes(func() error {
 		if all, err := one.status(); err != nil || len(all) != 1 {
-			return fmt.Errorf("sessions %v, %v", all, err)
+			return fmt.Errorf("sessions %v, %w", all, err)
 		}
 		return nil
 	})
@@ -203,6 +203,51 @@ func TestSpeakerHoldsWhatItFoundUntilItsPeersHaveToldEverything(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+func TestSpeakerGivesUpWhatItFoundIfPeersNeverAnswer(t *testing.T) {
+	t.Parallel()
+	s, _ := mesh(t)
+	held := kernel.RouteKey{Dst: netip.MustParsePrefix("192.0.2.0/24"), Metric: 1024}
+	s.now()
+	s.found(map[kernel.RouteKey]kernel.Route{held: {Gateway: netip.MustParseAddr("10.0.0.1"), Protocol: 80}}, kernel.Ownership{})
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, waited := range []bool{false, true} {
+		if waited {
+			s.said.until = time.Now()
+		}
+		if !s.once(t.Context()) {
+			t.Fatalf("it fails: %s", s.said.failing)
+		}
+		if l := s.heard(); l.Settling == waited || len(l.Held) == 0 != waited {
+			t.Errorf("waited long enough: %t; the plan hears %+v", waited, l)
+		}
+	}
+}
+
+func TestSpeakerThatCannotStartKeepsWhatItFound(t *testing.T) {
+	t.Parallel()
+	s := newSpoke(t, "node-1")
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	s.config(busy.Addr().(*net.TCPAddr).Port, "")
+	s.node(1)
+	s.now()
+	held := kernel.RouteKey{Dst: netip.MustParsePrefix("192.0.2.0/24"), Metric: 1024}
+	s.found(map[kernel.RouteKey]kernel.Route{held: {Gateway: netip.MustParseAddr("10.0.0.1"), Protocol: 80}}, kernel.Ownership{})
+	if s.once(t.Context()) || !strings.Contains(s.said.failing, "address already in use") {
+		t.Errorf("another program has the port, and it says %q", s.said.failing)
+	}
+	if l := s.heard(); !l.Settling || len(l.Held) != 1 {
+		t.Errorf("the plan hears %+v", l)
+	}
 }
 
 func TestSpeakerSaysWhatTheDatastoreSays(t *testing.T) {
@@ -242,7 +287,7 @@ func TestSpeakerThatEndsLeavesItsRoutesWithThePeers(t *testing.T) {
 	stop()
 	one.becomes(func() error {
 		if all, err := one.status(); err != nil || len(all) != 1 || all[0].Established() || !all[0].Restarting {
-			return fmt.Errorf("sessions %+v, %v", all, err)
+			return fmt.Errorf("sessions %+v, %w", all, err)
 		}
 		return nil
 	})

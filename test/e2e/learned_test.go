@@ -55,8 +55,13 @@ func routerBIRD(t *testing.T, l *lab.Lab) (socket string) {
 func background(t *testing.T, l *lab.Lab, where string, out io.Writer, args ...string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- l.Exec(ctx, where, lab.Command{Args: args, Stdout: out, Stderr: os.Stderr}) }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := l.Exec(ctx, where, lab.Command{Args: args, Stdout: out, Stderr: os.Stderr}); err != nil && ctx.Err() == nil {
+			t.Errorf("%s: %v", args[0], err)
+		}
+	}()
 	stop = sync.OnceFunc(func() { cancel(); <-ended })
 	t.Cleanup(stop)
 	return stop
