@@ -37,6 +37,7 @@ type Server struct {
 	opts    Options
 	changed chan struct{}
 	notes   *notes
+	least   *slog.LevelVar // of what is logged
 
 	mu       sync.Mutex // guards what follows
 	run      *run       // nil while there is nobody to speak to
@@ -60,7 +61,7 @@ type run struct {
 // New returns a Server that does nothing until Apply. What GoBGP logs goes to log as far as it concerns an operator.
 func New(log *slog.Logger, opts Options) *Server {
 	return &Server{
-		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(),
+		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(), least: new(slog.LevelVar),
 		routes: map[netip.Prefix]peering.Route{}, sessions: map[netip.Addr]peering.Session{},
 	}
 }
@@ -89,6 +90,7 @@ func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 	}
 	defer s.touch()
 	s.broken = false
+	s.least.Set(leastOf(cfg.Log))
 	if s.run != nil && !sameSpeaker(s.cfg, cfg) {
 		if err := s.stop(ctx, false); err != nil {
 			return err
@@ -121,7 +123,7 @@ func sameSpeaker(a, b peering.Speaker) bool {
 func (s *Server) start(ctx context.Context, cfg peering.Speaker) error {
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelDebug) // that a peer cannot be dialled is said at this level
-	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler()}), level)), first: true}
+	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler(), least: s.least}), level)), first: true}
 	r.serving.Go(r.Serve)
 	global := &api.Global{
 		Asn: uint32(cfg.AS), RouterId: cfg.RouterID.String(), ListenPort: int32(cfg.Port),
@@ -162,7 +164,9 @@ func (s *Server) watch(r *run) error {
 // note logs that a session came up or went down.
 func (s *Server) note(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	st := e.Peer.State
-	switch up, down := s.notes.peer(e, at); {
+	up, down := s.notes.peer(e, at)
+	switch {
+	case s.least.Level() > slog.LevelWarn: // nothing but errors is asked for
 	case up:
 		s.log.Info("BGP session is up", "peer", st.NeighborAddress, "as", st.PeerASN)
 	case down:

@@ -197,16 +197,17 @@ func (n *notes) forget(want map[netip.Addr]peering.Session) {
 }
 
 // listener is the log handler that GoBGP writes to. Why a peer cannot be reached, and what it was refused for, GoBGP tells its
-// log alone. Warnings go on to next.
+// log alone. What is severe enough goes on to next.
 type listener struct {
 	notes *notes
 	next  slog.Handler
-	peer  netip.Addr // whom the logger is about; zero if none
+	least *slog.LevelVar // of what goes on to next
+	peer  netip.Addr     // whom the logger is about; zero if none
 }
 
 // Enabled implements slog.Handler.
 func (l *listener) Enabled(_ context.Context, level slog.Level) bool {
-	return l.peer.IsValid() || level >= slog.LevelWarn
+	return l.peer.IsValid() || level >= l.least.Level()
 }
 
 // Handle implements slog.Handler.
@@ -225,7 +226,11 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 			l.notes.say(peer, "sent notification "+notification(attrs["Code"], attrs["Subcode"]))
 		}
 	}
-	if r.Message == "failed to stop BGP server" || r.Level < slog.LevelWarn || !l.next.Enabled(ctx, r.Level) {
+	if r.Message == "failed to stop BGP server" || r.Level < l.least.Level() {
+		return nil
+	}
+	r.Level = max(r.Level, slog.LevelInfo) // who asks for BGP's details does not mean everybody's
+	if !l.next.Enabled(ctx, r.Level) {
 		return nil
 	}
 	return l.next.Handle(ctx, r)
@@ -233,7 +238,7 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 
 // WithAttrs implements slog.Handler.
 func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
-	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), peer: l.peer}
+	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), least: l.least, peer: l.peer}
 	for _, a := range attrs {
 		if p, err := netip.ParseAddr(a.Value.String()); a.Key == "Key" && err == nil {
 			out.peer = p
@@ -244,7 +249,19 @@ func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // WithGroup implements slog.Handler.
 func (l *listener) WithGroup(name string) slog.Handler {
-	return &listener{notes: l.notes, next: l.next.WithGroup(name), peer: l.peer}
+	return &listener{notes: l.notes, next: l.next.WithGroup(name), least: l.least, peer: l.peer}
+}
+
+// leastOf is the least level of GoBGP's records that a severity asks for. What GoBGP calls Info is of no interest where nothing is wrong.
+func leastOf(severity string) slog.Level {
+	switch severity {
+	case "Trace", "Debug":
+		return slog.LevelDebug
+	case "Error", "Fatal":
+		return slog.LevelError
+	default:
+		return slog.LevelWarn
+	}
 }
 
 // cause is the last part of a chain of errors: what the kernel said.

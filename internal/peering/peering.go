@@ -162,10 +162,9 @@ func (c *computation) problem(object, format string, args ...any) {
 func (c *computation) speaker() {
 	s := &c.out.Speaker
 	s.AS, s.Port = c.asOf(c.self), c.portOf(c.self)
-	bind := c.config.Spec.BindMode
-	if own := c.configs["node."+c.name]; own != nil && own.Spec.BindMode != "" {
-		bind = own.Spec.BindMode
-	}
+	own := orEmpty(c.configs["node."+c.name]).Spec
+	bind := cmp.Or(own.BindMode, c.config.Spec.BindMode)
+	s.Log = cmp.Or(own.LogSeverityScreen, c.config.Spec.LogSeverityScreen)
 	for _, v6 := range []bool{false, true} {
 		if a, ok := c.self.Address(v6); ok && bind == "NodeIP" {
 			s.Listen = append(s.Listen, a.Addr())

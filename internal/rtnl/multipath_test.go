@@ -76,7 +76,12 @@ func TestWaysAreTheKernels(t *testing.T) {
 	h.Exec("ip", "route", "add", "172.31.0.0/24", "via", "172.30.0.9")
 	h.Exec("ip", "route", "add", "10.8.0.1/32", "dev", "cali0")
 	h.Exec("ip", "route", "add", "unreachable", "10.9.0.0/24")
-	ask := []netip.Addr{netip.MustParseAddr("172.31.0.7"), netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("192.0.2.1")}
+	h.Exec("ip", "addr", "add", "fd00:1::1/64", "dev", "eth0", "nodad")
+	h.Exec("ip", "route", "add", "fd00:2::/64", "via", "fd00:1::9")
+	var ask []netip.Addr
+	for _, a := range []string{"172.31.0.7", "10.8.0.1", "fd00:2::7", "10.9.0.1", "192.0.2.1", "2001:db8::1"} {
+		ask = append(ask, netip.MustParseAddr(a))
+	}
 	got, err := h.Ways(t.Context(), ask)
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +89,7 @@ func TestWaysAreTheKernels(t *testing.T) {
 	want := map[netip.Addr]kernel.Hop{
 		ask[0]: {Gateway: netip.MustParseAddr("172.30.0.9"), Dev: h.dev("eth0")},
 		ask[1]: {Gateway: ask[1], Dev: h.dev("cali0"), Onlink: true},
+		ask[2]: {Gateway: netip.MustParseAddr("fd00:1::9"), Dev: h.dev("eth0")},
 	}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("ways differ (-want +got):\n%s", d)
