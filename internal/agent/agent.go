@@ -273,5 +273,8 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
 	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
+	if a.bgp != nil {
+		s.sessions = a.bgp.status
+	}
 	return s.serve(ctx, l)
 }

@@ -14,13 +14,15 @@ func (o Options) fabricRoutes() bool {
 }
 
 // startFabricBGP makes the router between the subnets one that learns pods' routes by BGP, as the routers of such a network do, and every
-// node its peer. The daemon is BIRD, in the fabric's own namespaces.
+// node its peer. The daemon is BIRD, in the fabric's own namespaces. It is a route reflector, and not a peer of another AS, to which every
+// node would pass on what it has learned of the others: the fabric could not tell whose a block is.
 func (l *Lab) startFabricBGP(ctx context.Context, s *state) error {
 	if !s.Options.fabricRoutes() {
 		return nil
 	}
 	if s.FabricRouter == nil {
-		r := &Router{Spec: RouterSpec{Name: fabricName, Kind: BIRD, AS: fabricAS, Hold: holdDefault}, Addr: netip.MustParseAddr(etcdAddr), Holder: s.Fabric}
+		r := &Router{Holder: s.Fabric, Addr: netip.MustParseAddr(etcdAddr)}
+		r.Spec = RouterSpec{Name: fabricName, Kind: BIRD, AS: nodesAS, Cluster: r.Addr, Hold: holdDefault}
 		if s.Options.DualStack {
 			r.Addr6 = netip.MustParseAddr(fabricAddr6)
 		}
@@ -33,12 +35,12 @@ func (l *Lab) startFabricBGP(ctx context.Context, s *state) error {
 		if !addr.IsValid() {
 			continue
 		}
-		peer := &api.BGPPeer{Spec: api.BGPPeerSpec{PeerIP: addr.String(), ASNumber: fabricAS}}
+		peer := &api.BGPPeer{Spec: api.BGPPeerSpec{PeerIP: addr.String(), ASNumber: nodesAS}}
 		peer.Metadata.Name = name
 		if _, err := l.write(ctx, s, s.Fabric, fabricName, writeJob{Peer: peer}); err != nil {
 			return err
 		}
 	}
-	l.progress(fmt.Sprintf("the fabric speaks BGP, AS %d", fabricAS))
+	l.progress("the fabric reflects routes by BGP")
 	return nil
 }

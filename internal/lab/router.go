@@ -29,7 +29,6 @@ const (
 const (
 	nodesAS     api.ASN = 64512 // of nodes, unless etcd says otherwise
 	routersAS   api.ASN = 65000 // of a router that is told none
-	fabricAS    api.ASN = 64999
 	fabricName          = "fabric"
 	firstRouter         = 201 // hosts' numbers of routers, after the nodes' and before the gateway's
 	lastRouter          = 250
