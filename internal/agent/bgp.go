@@ -162,6 +162,18 @@ func (b *speaker) troubles() []string {
 	return b.problems
 }
 
+// paths are the best paths that peers have sent; none without BGP.
+func (b *speaker) paths() ([]peering.Path, error) {
+	if b == nil {
+		return nil, nil
+	}
+	server := b.speaking()
+	if server == nil {
+		return nil, nil
+	}
+	return server.Learned()
+}
+
 func (b *speaker) speaking() *bgp.Server {
 	b.mu.Lock()
 	defer b.mu.Unlock()
