@@ -100,7 +100,7 @@ func (f birdFamily) calicoNode(b *strings.Builder) {
 
 // router is what a router in a data centre may have: it announces its networks, passes on what it learns, and forwards by it.
 func (f birdFamily) router(b *strings.Builder, spec RouterSpec) {
-	fmt.Fprintf(b, "protocol direct direct%s { %s; }\n", f.digit, f.name)
+	fmt.Fprintf(b, "protocol direct direct%s { %s; interface -\"lo\", \"*\"; }\n", f.digit, f.name) // its networks are on lo, and static routes stand for them
 	fmt.Fprintf(b, "protocol kernel kernel%s { persist; learn; scan time 2; merge paths on; graceful restart; %s { import all; export where source = RTS_BGP; }; }\n", f.digit, f.name)
 	fmt.Fprintf(b, "protocol static networks%s { %s;", f.digit, f.name)
 	for _, p := range ofFamily(spec.Announce, f.digit == "6") {
