@@ -181,7 +181,9 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return tidy(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
-	g.Go(func() error { return (&nodeStatuses{store: a.store, node: a.node, report: a.nodeReport, log: a.log}).run(ctx) })
+	g.Go(func() error {
+		return (&nodeStatuses{store: a.store, node: a.node, report: a.nodeReport, log: a.log}).run(ctx)
+	})
 	return nil
 }
 
