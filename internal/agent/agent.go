@@ -64,6 +64,7 @@ type Agent struct {
 	guard      *guard
 	flows      *flows
 	cutter     *cutter
+	bgp        *speaker // nil: this node has no BGP
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -97,7 +98,8 @@ func Run(ctx context.Context, environ []string, out io.Writer) error {
 		return err
 	}
 	a.metrics = health.NewMetrics(a.node, a.facts)
-	a.healthPort = health.NewPort("health", a.pulse.Handler(), a.log)
+	peers := health.Condition{Name: "peers", Wrong: func() string { return a.bgp.lacking() }, Well: "every BGP session is established"}
+	a.healthPort = health.NewPort("health", a.pulse.Handler(peers), a.log)
 	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
 	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, func(gone func(netip.Addr) bool) { a.store.Drop(gone) }, a.log)
 	a.kube = kubernetes(a.cfg, a.env)
@@ -176,6 +178,9 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.cutter.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
+	if a.bgp != nil {
+		g.Go(func() error { return a.bgp.run(ctx) })
+	}
 	if a.cfg.Looks() {
 		g.Go(func() error { return a.addresses.run(ctx) })
 	}
@@ -183,6 +188,9 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return tidy(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
+	g.Go(func() error {
+		return (&nodeStatuses{store: a.store, node: a.node, report: a.nodeReport, log: a.log}).run(ctx)
+	})
 	return nil
 }
 
@@ -219,6 +227,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	if a.guard.heeded, err = readMask(); err != nil {
 		return err
+	}
+	if a.cfg.Backend == config.BGP {
+		a.bgp = newSpeaker(a.node, a.cfg.RouterID, a.rtnl, a.monitor.Host, a.log)
 	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
@@ -285,6 +296,9 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
 	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
+	if a.bgp != nil {
+		s.sessions = a.bgp.status
+	}
 	g.Go(func() error { return s.serve(ctx, l) })
 	return g.Wait()
 }

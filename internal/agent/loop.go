@@ -43,6 +43,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.guard.disturbed():
 			a.guard.doubt()
 		case <-a.linger.over():
+		case <-a.bgp.changed():
 		case <-a.looks.due(time.Now()):
 		}
 		if names := a.looks.take(time.Now()); len(names) > 0 {
@@ -79,6 +80,9 @@ func (a *Agent) round(ctx context.Context) error {
 	a.heed(snap)
 	a.kernel.Observe(a.monitor.Events())
 	listed, listErr := a.kernel.Refresh(ctx)
+	if a.kernel.RoutesListed() {
+		a.bgp.found(a.kernel.Routes(), a.settled.ours)
+	}
 	if listErr != nil {
 		// The tables that could be listed are looked after all the same, and from the others nothing is removed.
 		listErr = fmt.Errorf("list the kernel: %w", listErr)
@@ -169,12 +173,12 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	settings.Keep, settings.IPIPBegun = a.linger.keep(), a.linger.ipipBegun()
 	host, facts := a.monitor.Facts()
 	start := time.Now()
-	result, again := a.planned.compute(snap, a.node, settings, host, facts)
+	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
 	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
-	a.say(slices.Concat(problems, a.guard.troubles()), result.Problems, snap.Bad())
+	a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles()), result.Problems, snap.Bad())
 	a.linger.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
 		a.consider(snap)
@@ -209,6 +213,8 @@ func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, 
 func (a *Agent) consider(snap feed.Snapshot) {
 	a.tunnels.consider(snap, a.linger.left())
 	a.addresses.consider(a.monitor.Host())
+	_, facts := a.monitor.Facts()
+	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, facts: facts})
 }
 
 // tell logs what was done: each repair by itself, until there are many, and the rest in sum. What pods and etcd ask for is routine, but for the
@@ -264,8 +270,8 @@ func (a *Agent) catchUp(ctx context.Context) error {
 const catchUpTimeout = 5 * time.Second
 
 // model is the part of a snapshot that the plan of this node is computed from.
-func model(snap feed.Snapshot, node string) plan.Model {
-	var m plan.Model
+func model(snap feed.Snapshot, node string, learned *plan.Learned) plan.Model {
+	m := plan.Model{Learned: learned}
 	for _, e := range snap.Pools() {
 		m.Pools = append(m.Pools, e.Value)
 	}

@@ -34,6 +34,7 @@ func (a *Agent) facts() health.Facts {
 	f.Synced, f.Connected, f.Revision = synced, a.feed.Connected(), snap.Rev
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
+	f.BGP = a.bgp.numbers()
 	n := a.guard.numbers()
 	f.ActivePolicies, f.ActiveSelectors, f.ActiveStaged = n.policies, n.selectors, n.staged
 	f.Matched = a.guard.tally.matched()

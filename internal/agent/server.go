@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/bgp"
 	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
@@ -40,6 +41,7 @@ type server struct {
 	handler    handler
 	programmed *programmed
 	told       func(verb string, took time.Duration, err error) // nil, or who counts what was answered
+	sessions   func() ([]bgp.Status, error)                     // of BGP; nil: the node speaks none
 	log        *slog.Logger
 	turns      turns
 }
@@ -105,7 +107,7 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	switch {
 	case err == nil:
 		log.Debug("attach done")
-	case req.Verb == attach.Status: // runtimes ask all the time; what is wrong has been said
+	case req.Verb == attach.Status, req.Verb == attach.BGP: // asked all the time; what is wrong has been said
 		log.Debug("not available", "error", err)
 	default:
 		log.Warn("attach failed", "error", err)
@@ -132,6 +134,9 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 		return respond(conn, attach.Reply{}, s.handler.Serves(ctx))
 	case attach.Free:
 		return respond(conn, attach.Reply{}, s.handler.Free(ctx, req))
+	case attach.BGP:
+		peers, err := s.peers()
+		return respond(conn, attach.Reply{Peers: peers}, err)
 	}
 	return refuse(conn, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("attach: unknown verb %q", req.Verb)})
 }
@@ -139,7 +144,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 // verbName names a verb in numbers. What a stranger may ask for has one name.
 func verbName(v attach.Verb) string {
 	switch v {
-	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status:
+	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.BGP:
 		return string(v)
 	}
 	return "other"
@@ -234,6 +239,23 @@ func (s *server) linked(c net.Conn, conn *attach.Conn, req attach.Request, reply
 		return linked, fmt.Errorf("wait for the plugin's word of %s: %w", req.HostIf, err)
 	}
 	return linked, nil
+}
+
+// peers lists the node's BGP sessions as the operator sees them.
+func (s *server) peers() ([]attach.Peer, error) {
+	if s.sessions == nil {
+		return nil, &attach.Error{Code: attach.CodeNoBGP, Msg: "BGP is off on this node",
+			Details: "CALICO_NETWORKING_BACKEND is not bird: routes between nodes come from etcd"}
+	}
+	all, err := s.sessions()
+	if err != nil {
+		return nil, fmt.Errorf("ask BGP for its sessions: %w", err)
+	}
+	out := make([]attach.Peer, len(all))
+	for i, p := range all {
+		out[i] = attach.Peer{Addr: p.Peer, Type: string(p.Kind), State: p.State, Since: p.Since, Info: p.LastError}
+	}
+	return out, nil
 }
 
 // respond sends the reply, or why there is none.

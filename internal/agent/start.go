@@ -86,9 +86,6 @@ func (a *Agent) introduce(environ []string) {
 	for _, name := range unknown {
 		a.log.Warn("unknown variable", "variable", name)
 	}
-	if a.cfg.Backend == config.BGP {
-		a.log.Info("CALICO_NETWORKING_BACKEND is bird, and this version has no BGP yet: nodes of one subnet and tunnels get their routes from etcd, and no router is told of any")
-	}
 }
 
 // start does what has to be done before the loop, and waits for etcd as long as it takes.

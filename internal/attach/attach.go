@@ -1,8 +1,9 @@
-// Package attach defines what the CNI plugin and the agent say to each other over the agent's unix socket.
+// Package attach defines what the CNI plugin and the agent say to each other over the agent's unix socket, and what the operator's command
+// asks there.
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, STATUS:        plugin → Request      agent → Reply
+//	DEL, STATUS, BGP:   plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -46,6 +47,7 @@ const (
 	Free  Verb = "free"  // free Request.Stale, as GC has listed it
 
 	Status Verb = "status" // may this node be given pods
+	BGP    Verb = "bgp"    // how the BGP sessions are doing: the operator's command asks that
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -126,7 +128,20 @@ type Reply struct {
 	Addrs []netip.Addr `json:"addrs,omitempty"` // after an ADD's or CHECK's first line: at most one of each family
 	MAC   string       `json:"mac,omitempty"`   // the pod's MAC as the endpoint holds it: the proposed one, or an earlier ADD's
 	Stale []Stale      `json:"stale,omitempty"` // after GC
+	Peers []Peer       `json:"peers,omitempty"` // after BGP: sorted by address
 }
+
+// Peer is a BGP session of the node.
+type Peer struct {
+	Addr  netip.Addr `json:"addr"`
+	Type  string     `json:"type"`           // node-to-node mesh, node specific, global or local workload
+	State string     `json:"state"`          // Idle, Connect, Active, Passive, OpenSent, OpenConfirm or Established (RFC 4271 section 8.2.2)
+	Since time.Time  `json:"since"`          // that it is Established, or that it is not
+	Info  string     `json:"info,omitempty"` // why it is not Established, as far as known
+}
+
+// Established tells whether the peers exchange routes.
+func (p Peer) Established() bool { return p.State == "Established" }
 
 // Error is a failure as CNI reports it. Msg names the stage and the object, Details the remedy.
 type Error struct {
@@ -178,6 +193,7 @@ const (
 	CodeKernel       = 102
 	CodeInternal     = 103
 	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
+	CodeNoBGP        = 105 // BGP: the node speaks none
 )
 
 // ErrTooLong says that a message is longer than either end reads.

@@ -37,10 +37,12 @@ type Server struct {
 	opts    Options
 	changed chan struct{}
 	notes   *notes
+	least   *slog.LevelVar // of what is logged
 
 	mu       sync.Mutex // guards what follows
 	run      *run       // nil while there is nobody to speak to
 	closed   bool
+	broken   bool // what the last Apply asked for could not be started
 	cfg      peering.Speaker
 	policies compiled
 	version  int                            // of the policies' names
@@ -59,7 +61,7 @@ type run struct {
 // New returns a Server that does nothing until Apply. What GoBGP logs goes to log as far as it concerns an operator.
 func New(log *slog.Logger, opts Options) *Server {
 	return &Server{
-		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(),
+		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(), least: new(slog.LevelVar),
 		routes: map[netip.Prefix]peering.Route{}, sessions: map[netip.Addr]peering.Session{},
 	}
 }
@@ -79,7 +81,7 @@ func (s *Server) touch() {
 
 // Apply makes the speaker what cfg says. Peers whose Session is unchanged, or differs in filters or timers alone, keep their sessions; a
 // change of AS, RouterID, Port or Listen ends all of them. It goes on past a peer that cannot be configured, and joins the errors: call it
-// again. Call Announce before the first Apply: peers take the end of what they are sent at first for the whole.
+// again. A Speaker without AS or RouterID speaks to nobody: all sessions end with a notification, and peers drop the routes at once. Call Announce before the first Apply: peers take the end of what they are sent at first for the whole.
 func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,6 +89,8 @@ func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 		return errClosed
 	}
 	defer s.touch()
+	s.broken = false
+	s.least.Set(leastOf(cfg.Log))
 	if s.run != nil && !sameSpeaker(s.cfg, cfg) {
 		if err := s.stop(ctx, false); err != nil {
 			return err
@@ -97,6 +101,7 @@ func (s *Server) Apply(ctx context.Context, cfg peering.Speaker) error {
 	}
 	if s.run == nil {
 		if err := s.start(ctx, cfg); err != nil {
+			s.broken = true
 			return err
 		}
 	}
@@ -118,7 +123,7 @@ func sameSpeaker(a, b peering.Speaker) bool {
 func (s *Server) start(ctx context.Context, cfg peering.Speaker) error {
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelDebug) // that a peer cannot be dialled is said at this level
-	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler()}), level)), first: true}
+	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler(), least: s.least}), level)), first: true}
 	r.serving.Go(r.Serve)
 	global := &api.Global{
 		Asn: uint32(cfg.AS), RouterId: cfg.RouterID.String(), ListenPort: int32(cfg.Port),
@@ -159,7 +164,9 @@ func (s *Server) watch(r *run) error {
 // note logs that a session came up or went down.
 func (s *Server) note(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	st := e.Peer.State
-	switch up, down := s.notes.peer(e, at); {
+	up, down := s.notes.peer(e, at)
+	switch {
+	case s.least.Level() > slog.LevelWarn: // nothing but errors is asked for
 	case up:
 		s.log.Info("BGP session is up", "peer", st.NeighborAddress, "as", st.PeerASN)
 	case down:
@@ -193,20 +200,12 @@ func (s *Server) stop(ctx context.Context, graceful bool) error {
 }
 
 // Close ends all sessions without a word, so that peers keep the routes and wait for this node to come back (RFC 4724). The Server
-// cannot be used afterwards.
+// cannot be used afterwards. (Whoever wants peers to drop the routes applies a Speaker without a RouterID.)
 func (s *Server) Close(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
 	return s.stop(ctx, true)
-}
-
-// Withdraw ends all sessions with a notification, so that peers drop the routes at once. The Server cannot be used afterwards.
-func (s *Server) Withdraw(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	return s.stop(ctx, false)
 }
 
 // removePeers takes away the sessions that are no longer wanted, and those that have to be made anew.

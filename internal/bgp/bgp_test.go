@@ -1,9 +1,12 @@
 package bgp
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -72,6 +75,27 @@ func TestNothingRunsAfterClose(t *testing.T) {
 	}
 	// GoBGP now and then leaves the outgoing queue of a session behind that was just coming up: it holds nothing, and the process ends next.
 	goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("github.com/eapache/channels.(*InfiniteChannel).infiniteBuffer"))
+}
+
+func TestLogHasWhatIsSevereEnough(t *testing.T) {
+	for severity, want := range map[string]string{"": "warn error", "Info": "warn error", "Debug": "debug info warn error", "Fatal": "error"} {
+		var out bytes.Buffer
+		least := new(slog.LevelVar)
+		least.Set(leastOf(severity))
+		log := slog.New(&listener{notes: newNotes(), next: slog.NewTextHandler(&out, nil), least: least}).With("Key", "10.0.0.2")
+		log.Debug("debug")
+		log.Info("info")
+		log.Warn("warn")
+		log.Error("error")
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			_, text, _ := strings.Cut(line, "msg=")
+			got = append(got, strings.Fields(text)[0])
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("severity %q logs %v, want %s", severity, got, want)
+		}
+	}
 }
 
 func TestChangedSaysThatARouteCame(t *testing.T) {

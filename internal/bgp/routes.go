@@ -97,11 +97,18 @@ func pathsOf(routes map[netip.Prefix]peering.Route) ([]*apiutil.Path, error) {
 	return out, errors.Join(errs...)
 }
 
+// errBroken is why nothing is known of peers.
+var errBroken = errors.New("list learned routes: the BGP speaker could not be started")
+
 // Learned returns the full set of best paths that peers have sent and that passed their import filters, all equally good ones of a
-// prefix, in no particular order. Paths of peers that are away and may restart are Stale. Without a run there are none.
+// prefix, in no particular order. Paths of peers that are away and may restart are Stale. While nobody is
+// to be spoken to there are none; while the speaker cannot be started it is an error, since that says nothing about the peers.
 func (s *Server) Learned() ([]peering.Path, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.broken {
+		return nil, errBroken
+	}
 	if s.run == nil {
 		return nil, nil
 	}

@@ -25,6 +25,7 @@ type Status struct {
 	State      string    // Idle, Connect, Active, Passive, OpenSent, OpenConfirm or Established (RFC 4271 section 8.2.2)
 	Since      time.Time // that it is Established, or that it is not
 	LastError  string    // why it is not Established, as far as known; "" while it is
+	Complete   bool      // it is Established, and the peer has sent all that it had at that time (RFC 4724: the end of RIB)
 	Restarting bool      // the peer is away and its routes are kept
 	Flaps      uint32    // how often it was Established and is so no longer
 	Received   uint64    // routes, before filters
@@ -38,6 +39,11 @@ type Status struct {
 func (s Status) Established() bool { return s.State == established }
 
 const established = "Established"
+
+// States are all that Status.State can be.
+func States() []string {
+	return []string{"Idle", "Connect", "Active", "Passive", "OpenSent", "OpenConfirm", established}
+}
 
 // Counter counts in both directions.
 type Counter struct{ Received, Sent uint64 }
@@ -81,12 +87,26 @@ func (s *Server) status(session peering.Session, p *api.Peer) Status {
 	if out.Established() {
 		out.LastError = ""
 	}
+	out.Complete = out.Established() && complete(p, time.Since(n.since))
 	for _, f := range p.GetAfiSafis() {
 		out.Received += f.GetState().GetReceived()
 		out.Accepted += f.GetState().GetAccepted()
 		out.Advertised += f.GetState().GetAdvertised()
 	}
 	return out
+}
+
+// tellTime is how long a peer that does not say when it has told everything is taken to need for it.
+const tellTime = 10 * time.Second
+
+// complete tells whether an established peer has told everything.
+func complete(p *api.Peer, up time.Duration) bool {
+	for _, f := range p.GetAfiSafis() {
+		if !f.GetMpGracefulRestart().GetState().GetEndOfRibReceived() && up < tellTime {
+			return false
+		}
+	}
+	return true
 }
 
 func stateName(s api.PeerState_SessionState) string {
@@ -177,16 +197,17 @@ func (n *notes) forget(want map[netip.Addr]peering.Session) {
 }
 
 // listener is the log handler that GoBGP writes to. Why a peer cannot be reached, and what it was refused for, GoBGP tells its
-// log alone. Warnings go on to next.
+// log alone. What is severe enough goes on to next.
 type listener struct {
 	notes *notes
 	next  slog.Handler
-	peer  netip.Addr // whom the logger is about; zero if none
+	least *slog.LevelVar // of what goes on to next
+	peer  netip.Addr     // whom the logger is about; zero if none
 }
 
 // Enabled implements slog.Handler.
 func (l *listener) Enabled(_ context.Context, level slog.Level) bool {
-	return l.peer.IsValid() || level >= slog.LevelWarn
+	return l.peer.IsValid() || level >= l.least.Level()
 }
 
 // Handle implements slog.Handler.
@@ -205,7 +226,11 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 			l.notes.say(peer, "sent notification "+notification(attrs["Code"], attrs["Subcode"]))
 		}
 	}
-	if r.Message == "failed to stop BGP server" || r.Level < slog.LevelWarn || !l.next.Enabled(ctx, r.Level) {
+	if r.Message == "failed to stop BGP server" || r.Level < l.least.Level() {
+		return nil
+	}
+	r.Level = max(r.Level, slog.LevelInfo) // who asks for BGP's details does not mean everybody's
+	if !l.next.Enabled(ctx, r.Level) {
 		return nil
 	}
 	return l.next.Handle(ctx, r)
@@ -213,7 +238,7 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 
 // WithAttrs implements slog.Handler.
 func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
-	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), peer: l.peer}
+	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), least: l.least, peer: l.peer}
 	for _, a := range attrs {
 		if p, err := netip.ParseAddr(a.Value.String()); a.Key == "Key" && err == nil {
 			out.peer = p
@@ -224,7 +249,19 @@ func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // WithGroup implements slog.Handler.
 func (l *listener) WithGroup(name string) slog.Handler {
-	return &listener{notes: l.notes, next: l.next.WithGroup(name), peer: l.peer}
+	return &listener{notes: l.notes, next: l.next.WithGroup(name), least: l.least, peer: l.peer}
+}
+
+// leastOf is the least level of GoBGP's records that a severity asks for. What GoBGP calls Info is of no interest where nothing is wrong.
+func leastOf(severity string) slog.Level {
+	switch severity {
+	case "Trace", "Debug":
+		return slog.LevelDebug
+	case "Error", "Fatal":
+		return slog.LevelError
+	default:
+		return slog.LevelWarn
+	}
 }
 
 // cause is the last part of a chain of errors: what the kernel said.

@@ -127,8 +127,8 @@ func routeRows() []row {
 		in("DeviceRouteSourceAddress", "", "the IPv4 address that the host talks to its pods from", orNone(addr4), func(d *Dataplane) *netip.Addr { return &d.RouteSource }),
 		in("DeviceRouteSourceAddressIPv6", "", "the same for IPv6", orNone(addr6), func(d *Dataplane) *netip.Addr { return &d.RouteSource6 }),
 		in("RemoveExternalRoutes", "true", "remove routes of others on workloads' devices", parseBool, func(d *Dataplane) *bool { return &d.RemoveExternalRoutes }),
-		in("ProgramClusterRoutes", "Disabled", "Enabled or Disabled, which says whether the agent or BGP makes routes to other nodes; without BGP, and that is so far, the "+
-			"agent makes them in either case", enabled, func(d *Dataplane) *bool { return &d.ClusterRoutes }),
+		in("ProgramClusterRoutes", "Disabled", "Enabled: all routes into pools come from etcd; Disabled: where etcd gives none (nodes beyond our subnet in a pool without "+
+			"encapsulation) BGP does", enabled, func(d *Dataplane) *bool { return &d.ClusterRoutes }),
 		in("IPForwarding", "Enabled", "Enabled: switch on the host's forwarding; Disabled: leave it as it is", enabled, func(d *Dataplane) *bool { return &d.IPForwarding }),
 		in("IPv4NormalRoutePriority", "1024", "metric of IPv4 routes to local pods", within(1, maxMetric), func(d *Dataplane) *int { return &d.PodMetric4 }),
 		in("IPv6NormalRoutePriority", "1024", "metric of IPv6 routes to local pods", within(1, maxMetric), func(d *Dataplane) *int { return &d.PodMetric6 }),

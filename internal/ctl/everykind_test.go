@@ -19,6 +19,10 @@ import (
 // unmeasured are kinds of which layout.md has no case.
 func unmeasured() map[string]string {
 	return map[string]string{
+		"CalicoNodeStatus": `{"apiVersion":"projectcalico.org/v3","kind":"CalicoNodeStatus","metadata":{"name":"trial"},"spec":{"node":"n1","classes":["Agent","BGP","Routes"],"updatePeriodSeconds":10},
+"status":{"lastUpdated":"2026-11-21T12:00:00Z","agent":{"birdV4":{"state":"Ready"},"birdV6":{}},"bgp":{"numberEstablishedV4":1,"numberNotEstablishedV4":0,"numberEstablishedV6":0,"numberNotEstablishedV6":0,
+"peersV4":[{"peerIP":"10.0.0.2","type":"NodeMesh","state":"Established","since":"08:59:56"}]},
+"routes":{"routesV4":[{"type":"FIB","destination":"10.1.0.0/26","gateway":"10.0.0.2","interface":"eth0","learnedFrom":{"sourceType":"NodeMesh","peerIP":"10.0.0.2"}}]}}}`,
 		"StagedNetworkPolicy": `{"apiVersion":"projectcalico.org/v3","kind":"StagedNetworkPolicy","metadata":{"name":"trial"},"spec":{"order":10,"selector":"a == 'b'",
 "ingress":[{"action":"Allow","protocol":"TCP","source":{"nets":["10.0.0.0/8"]},"destination":{"ports":[80,"90:99"]}}]}}`,
 		"StagedKubernetesNetworkPolicy": `{"apiVersion":"projectcalico.org/v3","kind":"StagedKubernetesNetworkPolicy","metadata":{"name":"trial"},"spec":{"podSelector":{"matchLabels":{"a":"b"}},

@@ -80,8 +80,9 @@ func TestEveryKindIsStoredAsCalicoStoresIt(t *testing.T) {
 			seen[strings.Split(strings.TrimPrefix(want.Key, api.ResourcesRoot), "/")[0]] = true
 		}
 	}
+	unmeasured := unmeasured()
 	for _, k := range api.Kinds() {
-		if !k.Hidden && !seen[k.Plural] && k.Name != "StagedNetworkPolicy" && k.Name != "StagedKubernetesNetworkPolicy" { // not measured
+		if _, known := unmeasured[k.Name]; !known && !k.Hidden && !seen[k.Plural] {
 			t.Errorf("no case stores a %s", k.Name)
 		}
 	}

@@ -303,14 +303,22 @@ func TestBadValueIsNamedAndStopsNothing(t *testing.T) {
 	r.wantFresh(s)
 }
 
-func TestAllThatPolicyDependsOnIsFollowed(t *testing.T) {
+func TestAllThatPolicyDependsOnIsFollowed(t *testing.T) { followed(t, ForPolicy, 11) }
+
+func TestAllThatBGPAloneDependsOnIsFollowed(t *testing.T) {
+	followed(t, BGPConfigs|BGPPeers|BGPFilters, 3)
+}
+
+// followed puts an object of each of so many kinds, and takes them away.
+func followed(t *testing.T, kinds Kinds, number int) {
+	t.Helper()
 	r := newRig(t)
 	r.run()
 	before, _ := r.feed.Snapshot()
 	want := map[string]bool{}
 	var rev int64
 	for _, k := range api.Kinds() {
-		if r.feed.route.kind(k.Prefix())&ForPolicy == 0 {
+		if r.feed.route.kind(k.Prefix())&kinds == 0 {
 			continue
 		}
 		o := k.New()
@@ -328,19 +336,19 @@ func TestAllThatPolicyDependsOnIsFollowed(t *testing.T) {
 	s := r.at(rev)
 	d := s.Since(before)
 	got := map[string]bool{}
-	for key, o := range s.Objects(ForPolicy) {
+	for key, o := range s.Objects(kinds) {
 		if got[key] = true; s.Object(key) != o || !slices.Contains(d.Keys, key) {
 			t.Errorf("%s is not to be looked up, or is not among what changed", key)
 		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" || len(want) != 11 {
+	if diff := cmp.Diff(want, got); diff != "" || len(want) != number {
 		t.Errorf("%d kinds; objects (-want +got):\n%s", len(want), diff)
 	}
 	for key := range want {
 		rev = r.del(key)
 	}
 	s = r.at(rev)
-	for key := range s.Objects(ForPolicy) {
+	for key := range s.Objects(kinds) {
 		t.Errorf("%s is still there", key)
 	}
 	r.wantFresh(s)

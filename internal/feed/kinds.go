@@ -32,6 +32,9 @@ const (
 	StagedNetworkPolicies
 	StagedGlobalNetworkPolicies
 	StagedKubernetesNetworkPolicies
+	BGPConfigs
+	BGPPeers
+	BGPFilters
 
 	all = 1<<iota - 1
 )
@@ -39,6 +42,9 @@ const (
 // ForPolicy are the kinds that network policy depends on.
 const ForPolicy = Endpoints | HostEndpoints | NetworkSets | GlobalNetworkSets | Profiles | Tiers | NetworkPolicies | GlobalNetworkPolicies |
 	StagedNetworkPolicies | StagedGlobalNetworkPolicies | StagedKubernetesNetworkPolicies
+
+// ForBGP are the kinds that a node's BGP depends on.
+const ForBGP = BGPConfigs | BGPPeers | BGPFilters | Pools | Nodes | Endpoints | Affinities
 
 // Has reports whether the set holds at least one of some kinds.
 func (k Kinds) Has(some Kinds) bool { return k&some != 0 }
@@ -83,6 +89,10 @@ func prefixes() router {
 		StagedNetworkPolicies:           below((*api.StagedNetworkPolicy)(nil).KindOf()),
 		StagedGlobalNetworkPolicies:     below((*api.StagedGlobalNetworkPolicy)(nil).KindOf()),
 		StagedKubernetesNetworkPolicies: below((*api.StagedKubernetesNetworkPolicy)(nil).KindOf()),
+
+		BGPConfigs: below((*api.BGPConfiguration)(nil).KindOf()),
+		BGPPeers:   below((*api.BGPPeer)(nil).KindOf()),
+		BGPFilters: below((*api.BGPFilter)(nil).KindOf()),
 	}
 }
 

@@ -128,6 +128,21 @@ func (s Snapshot) Tiers() iter.Seq2[string, store.Entry[api.Tier]] {
 	return each[api.Tier](s, Tiers, "")
 }
 
+// BGPConfigs yields all BGPConfigurations: the cluster's and those of nodes.
+func (s Snapshot) BGPConfigs() iter.Seq2[string, store.Entry[api.BGPConfiguration]] {
+	return each[api.BGPConfiguration](s, BGPConfigs, "")
+}
+
+// BGPPeers yields all BGPPeers.
+func (s Snapshot) BGPPeers() iter.Seq2[string, store.Entry[api.BGPPeer]] {
+	return each[api.BGPPeer](s, BGPPeers, "")
+}
+
+// BGPFilters yields all BGPFilters.
+func (s Snapshot) BGPFilters() iter.Seq2[string, store.Entry[api.BGPFilter]] {
+	return each[api.BGPFilter](s, BGPFilters, "")
+}
+
 // Object is what stands under an etcd key, of whatever kind that is an api.Object; nil if nothing does.
 func (s Snapshot) Object(key string) api.Object {
 	if s.s == nil {
@@ -261,6 +276,10 @@ func newState() *state {
 		StagedNetworkPolicies:           policies(func(v *api.StagedNetworkPolicy) api.Object { return v }),
 		StagedGlobalNetworkPolicies:     policies(func(v *api.StagedGlobalNetworkPolicy) api.Object { return v }),
 		StagedKubernetesNetworkPolicies: policies(func(v *api.StagedKubernetesNetworkPolicy) api.Object { return v }),
+
+		BGPConfigs: object(func(v *api.BGPConfiguration) api.Object { return v }),
+		BGPPeers:   object(func(v *api.BGPPeer) api.Object { return v }),
+		BGPFilters: object(func(v *api.BGPFilter) api.Object { return v }),
 	}}
 }
 

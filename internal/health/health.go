@@ -84,8 +84,15 @@ func (p *Pulse) Dead() string {
 	return ""
 }
 
-// Handler answers GET /readiness and GET /liveness with 200, or with 503 and what is wrong.
-func (p *Pulse) Handler() http.Handler {
+// Condition is something else that may be asked for, and on which neither being ready nor being alive depends.
+type Condition struct {
+	Name  string
+	Wrong func() string // a line for each thing that is wrong; "": nothing is
+	Well  string        // what is answered if nothing is
+}
+
+// Handler answers GET /readiness, GET /liveness and GET /<name> of the conditions with 200, or with 503 and what is wrong.
+func (p *Pulse) Handler(others ...Condition) http.Handler {
 	answer := func(wrong func() string, well string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -100,5 +107,8 @@ func (p *Pulse) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readiness", answer(p.NotReady, "ready"))
 	mux.HandleFunc("GET /liveness", answer(p.Dead, "live"))
+	for _, c := range others {
+		mux.HandleFunc("GET /"+c.Name, answer(c.Wrong, c.Well))
+	}
 	return mux
 }

@@ -42,6 +42,22 @@ func TestReadyOnceEveryPartHasHappened(t *testing.T) {
 	}
 }
 
+func TestConditionsSayWhatIsWrongAndChangeNothingElse(t *testing.T) {
+	wrong := "10.0.0.2: Active\n"
+	p := NewPulse(time.Now)
+	h := p.Handler(Condition{Name: "peers", Wrong: func() string { return wrong }, Well: "all are there"})
+	if code, body := get(t, h, "/peers"); code != 503 || body != wrong {
+		t.Errorf("%d %q", code, body)
+	}
+	if code, _ := get(t, h, "/readiness"); code != 200 {
+		t.Errorf("a condition makes the node not ready: %d", code)
+	}
+	wrong = ""
+	if code, body := get(t, h, "/peers"); code != 200 || body != "all are there\n" {
+		t.Errorf("%d %q", code, body)
+	}
+}
+
 func TestLivesWhileNoRoundTakesTooLong(t *testing.T) {
 	now := time.Unix(0, 0)
 	p := NewPulse(func() time.Time { return now })

@@ -22,6 +22,13 @@ type Facts struct {
 	Connected, Synced                                 bool // with etcd now; with etcd once
 	Problems, LogErrors, LogsDropped                  int
 	Planned                                           Planned
+	BGP                                               *BGP // nil: the node has no BGP
+}
+
+// BGP counts what is exchanged with BGP peers.
+type BGP struct {
+	Sessions                       map[string]int // by state, as RFC 4271 names it
+	Received, Accepted, Advertised uint64         // routes, of all sessions together
 }
 
 // Matched says of which rules packets are counted: by what the rules do, and whether it is really done.
@@ -56,7 +63,7 @@ type Metrics struct {
 	requests  *prometheus.HistogramVec
 }
 
-// NewMetrics returns metrics of the named node. facts is called once for each question and must not block.
+// NewMetrics returns metrics of the named node. facts is called once for each question and must not block for long.
 func NewMetrics(node string, facts func() Facts) *Metrics {
 	m := &Metrics{
 		facts: facts, registry: prometheus.NewRegistry(),
@@ -161,6 +168,19 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 		out <- constant(prometheus.CounterValue, "muslin_policy_packets_total", "Packets that rules of policies have matched, by what the rules do or, staged, would do; of a flow, "+
 			"mostly the first alone. Reason says why packets were dropped that no rule denies.", float64(n), "action", m.Action, "staged", strconv.FormatBool(m.Staged), "reason", m.Reason)
 	}
+	f.BGP.collect(out)
+}
+
+func (b *BGP) collect(out chan<- prometheus.Metric) {
+	if b == nil {
+		return
+	}
+	for state, n := range b.Sessions {
+		out <- constant(prometheus.GaugeValue, "muslin_bgp_sessions", "BGP sessions. All but the Established ones lack.", float64(n), "state", state)
+	}
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_received", "Routes that BGP peers have sent, before filters.", float64(b.Received))
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_accepted", "Routes that BGP peers have sent, after filters.", float64(b.Accepted))
+	out <- constant(prometheus.GaugeValue, "muslin_bgp_routes_advertised", "Routes that BGP peers were sent.", float64(b.Advertised))
 }
 
 func (p Planned) collect(out chan<- prometheus.Metric) {

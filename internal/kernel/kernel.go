@@ -125,6 +125,7 @@ type Route struct {
 	Src      netip.Addr // preferred source; zero if none
 	Onlink   bool
 	Protocol int
+	Hops     Hops // of a route that shares its traffic; "": Dev, Gateway and Onlink say the only way
 }
 
 // NeighKey names a permanent neighbour entry.

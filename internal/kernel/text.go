@@ -89,6 +89,12 @@ func RouteText(k RouteKey, r Route) string {
 	if r.Onlink {
 		b.WriteString(" onlink")
 	}
+	for _, h := range r.Hops.List() {
+		fmt.Fprintf(&b, " nexthop via %v dev %v", h.Gateway, h.Dev)
+		if h.Onlink {
+			b.WriteString(" onlink")
+		}
+	}
 	return b.String()
 }
 

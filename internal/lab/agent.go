@@ -113,11 +113,19 @@ func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 	return nil
 }
 
+// backend is who distributes routes, by Calico's name for it.
+func (o Options) backend() string {
+	if o.BGP {
+		return "bird"
+	}
+	return "vxlan"
+}
+
 func agentEnv(s *state, n *Node) []string {
 	env := append(markedEnv(s, roleAgent),
 		"NODENAME="+n.Name,
 		"IP=autodetect",
-		"CALICO_NETWORKING_BACKEND=vxlan",
+		"CALICO_NETWORKING_BACKEND="+s.Options.backend(),
 		"CALICO_IPV4POOL_CIDR="+s.Options.Pool.String(),
 		fmt.Sprintf("CALICO_IPV4POOL_BLOCK_SIZE=%d", s.Options.BlockSize),
 		"CALICO_IPV4POOL_VXLAN="+modes()[s.Options.mode(false)].vxlan,

@@ -21,8 +21,11 @@ type pace struct {
 	timeout     time.Duration // of it all
 }
 
-func newPace() pace {
+func newPace(o Options) pace {
 	p := pace{pairsAtOnce: 64, convergeFor: patient(5 * time.Second), timeout: patient(2 * time.Minute)}
+	if o.BGP {
+		p.convergeFor = patient(30 * time.Second) // sessions wait seconds before they dial, and again
+	}
 	if patient(1) > 1 {
 		p.pairsAtOnce = 4 // or each way waits for the others' processor time
 	}
@@ -65,16 +68,16 @@ type Report struct {
 // Check opens TCP and UDP sockets in every pod, every node and the outside host and tries the ways between them: pod and node to
 // every pod, every node and the outside host. A receiver must see a pod's own address where it is another pod or the pod's own node, and
 // the address of the pod's node where it is outside. Between pods of different nodes a mebibyte by TCP and a full-size
-// datagram with DF must pass too. In a dual-stack lab all that holds for each family that both ends have. A way that does not work at first is tried again for five seconds. What fails is in the report;
+// datagram with DF must pass too. In a dual-stack lab all that holds for each family that both ends have. A way that does not work at first is tried again for five seconds, with BGP for thirty. What fails is in the report;
 // an error means that the check could not be made.
 func (l *Lab) Check(ctx context.Context) (Report, error) {
-	pace := newPace()
-	ctx, cancel := context.WithTimeout(ctx, pace.timeout)
-	defer cancel()
 	s, err := l.load()
 	if err != nil {
 		return Report{}, err
 	}
+	pace := newPace(s.Options)
+	ctx, cancel := context.WithTimeout(ctx, pace.timeout)
+	defer cancel()
 	peers := openEndpoints(ctx, s)
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -242,8 +245,8 @@ func (c *checker) try(ctx context.Context, from, to *endpoint) Pair {
 
 // unreached words the failure, and says whether the mode explains it.
 func (c *checker) unreached(from, to *endpoint, tcp, udp error) (problem string, expected bool) {
-	if c.state.Options.mode(from.v6()) == Direct && to.kind == kindPod && from.subnet != to.subnet {
-		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use a mode with a tunnel, such as vxlan-crosssubnet", true
+	if o := c.state.Options; o.mode(from.v6()) == Direct && !o.BGP && to.kind == kindPod && from.subnet != to.subnet {
+		return "mode direct has no tunnel, and the router between the subnets knows no pod routes: use a mode with a tunnel, such as vxlan-crosssubnet, or --bgp", true
 	}
 	words := func(err error) string {
 		if err == nil {

@@ -38,10 +38,10 @@ func NewCommand(set Settings) *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(
 		upCommand(set), downCommand(set), demoCommand(set), checkCommand(set),
-		podCommand(set), nodeCommand(set), execCommand(set), logsCommand(set),
-		agentCommand(set, "stop", "Stop a node's agent, or etcd", (*Lab).StopAgent, (*Lab).StopEtcd),
-		agentCommand(set, "start", "Start a node's agent, or etcd", (*Lab).StartAgent, (*Lab).StartEtcd),
-		holderCommand(), etcdCommand(), relayCommand(), guardCommand(),
+		podCommand(set), nodeCommand(set), fabricCommand(set), execCommand(set), logsCommand(set),
+		serviceCommand(set, service{"stop", "Stop a node's agent, a router's daemons, or etcd", (*Lab).StopAgent, (*Lab).StopRouter, (*Lab).StopEtcd}),
+		serviceCommand(set, service{"start", "Start a node's agent, a router's daemons, or etcd", (*Lab).StartAgent, (*Lab).StartRouter, (*Lab).StartEtcd}),
+		holderCommand(), etcdCommand(), relayCommand(), guardCommand(), writeCommand(),
 	)
 	return root
 }
@@ -97,6 +97,7 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, ipip, ipip-crosssubnet, vxlan or vxlan-crosssubnet")
 	f.StringVar(&mode6, "mode6", "", "the same for IPv6, with --dual-stack: direct, vxlan or vxlan-crosssubnet (default: as --mode, and vxlan in place of ipip)")
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
+	f.BoolVar(&o.BGP, "bgp", false, "have nodes speak BGP; with direct pools and several subnets the router between these does too (needs bird2), so that all pods reach each other")
 	f.BoolVar(&o.TLS, "tls", false, "have the lab's own etcd want TLS and certificates, which all get; not together with --etcd")
 	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")
 	f.StringVar(&pool, "pool", pool, "IPv4 CIDR of the pods")
@@ -307,7 +308,7 @@ func podExecCommand(set Settings) *cobra.Command {
 }
 
 func execCommand(set Settings) *cobra.Command {
-	return insideCommand("exec NODE|fabric|outside -- CMD…", "Run a command on a node, in the fabric or on the outside host", set, (*Lab).Exec)
+	return insideCommand("exec NODE|ROUTER|fabric|outside -- CMD…", "Run a command on a node, a router, in the fabric or on the outside host", set, (*Lab).Exec)
 }
 
 type runner func(l *Lab, ctx context.Context, where string, c Command) error
@@ -345,9 +346,9 @@ func runInside(cmd *cobra.Command, set Settings, args []string, run runner) erro
 
 func logsCommand(set Settings) *cobra.Command {
 	return &cobra.Command{
-		Use:   "logs NODE|etcd",
-		Short: "Print the log of a node's agent, or of etcd",
-		Args:  exactly("a node's name"),
+		Use:   "logs NODE|ROUTER|etcd",
+		Short: "Print the log of a node's agent, of a router, or of etcd",
+		Args:  exactly("a node's or router's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := Open(set.Dir)
 			if err != nil {
@@ -358,16 +359,31 @@ func logsCommand(set Settings) *cobra.Command {
 	}
 }
 
-func agentCommand(set Settings, verb, short string, agent func(*Lab, context.Context, string) error, etcd func(*Lab, context.Context) error) *cobra.Command {
+// service is a verb on what the lab runs in the background.
+type service struct {
+	verb, short   string
+	agent, router func(*Lab, context.Context, string) error
+	etcd          func(*Lab, context.Context) error
+}
+
+func serviceCommand(set Settings, v service) *cobra.Command {
 	return &cobra.Command{
-		Use:   verb + " NODE|etcd",
-		Short: short,
-		Args:  exactly("a node's name"),
+		Use:   v.verb + " NODE|ROUTER|etcd",
+		Short: v.short,
+		Args:  exactly("a node's or router's name"),
 		RunE: onLab(set, func(ctx context.Context, _ *cobra.Command, l *Lab, args []string) error {
-			if args[0] == "etcd" {
-				return etcd(l, ctx)
+			s, err := l.load()
+			if err != nil {
+				return err
 			}
-			return agent(l, ctx, args[0])
+			_, notRouter := s.router(args[0])
+			switch {
+			case args[0] == "etcd":
+				return v.etcd(l, ctx)
+			case notRouter == nil:
+				return v.router(l, ctx, args[0])
+			}
+			return v.agent(l, ctx, args[0])
 		}),
 	}
 }
@@ -408,6 +424,17 @@ func guardCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "")
 	return cmd
+}
+
+func writeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "run-write", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(cmd)
+			defer cancel()
+			return runWrite(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
 }
 
 func daemonCommand(name string, run func(context.Context, *slog.Logger) error) *cobra.Command {

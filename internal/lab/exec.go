@@ -24,7 +24,7 @@ type Command struct {
 	Stderr io.Writer
 }
 
-// Exec runs a command on a node, on "fabric" or on "outside", and waits for it. PATH has the lab's programs, ETCD_ENDPOINTS,
+// Exec runs a command on a node, a router, on "fabric" or on "outside", and waits for it. PATH has the lab's programs, ETCD_ENDPOINTS,
 // with TLS the names of its files, and NODENAME are set. When ctx ends the command gets SIGTERM, and SIGKILL five seconds later. A command that fails is an
 // *exec.ExitError.
 func (l *Lab) Exec(ctx context.Context, where string, c Command) error {
@@ -36,7 +36,7 @@ func (l *Lab) PodExec(ctx context.Context, name string, c Command) error {
 	return l.visitPod(name, func(s *state, pod *Pod, pl *place) error { return c.run(ctx, s, pl, "NODENAME="+pod.Node) })
 }
 
-// Within calls fn on a thread in the namespaces of a node, of "fabric" or of "outside", and waits for it. Sockets that fn opens
+// Within calls fn on a thread in the namespaces of a node, a router, of "fabric" or of "outside", and waits for it. Sockets that fn opens
 // belong there for good; goroutines that it starts run where the caller is. fn must not keep the thread: it ends with fn.
 func (l *Lab) Within(where string, fn func() error) error {
 	return l.visit(where, func(_ *state, pl *place) error { return pl.run(fn) })
@@ -79,7 +79,7 @@ func (l *Lab) visitPod(name string, fn func(*state, *Pod, *place) error) error {
 	return fn(s, pod, pl)
 }
 
-// placeOf opens a node, the fabric or the outside host.
+// placeOf opens a node, a router, the fabric or the outside host.
 func placeOf(s *state, where string) (*place, error) {
 	var holder process
 	switch where {
@@ -88,7 +88,11 @@ func placeOf(s *state, where string) (*place, error) {
 	case "outside":
 		holder = s.Outside
 	default:
-		return placeOfNode(s, where)
+		r, err := s.router(where)
+		if err != nil {
+			return placeOfNode(s, where)
+		}
+		holder = r.Holder
 	}
 	pl, err := openPlace(holder)
 	if err != nil {
@@ -145,13 +149,13 @@ func findProgram(name, path string) (string, error) {
 	return "", fmt.Errorf("%s: %w in %s", name, exec.ErrNotFound, path)
 }
 
-// Log writes the log of a node's agent, or of "etcd", to w.
+// Log writes the log of a node's agent, of a router, or of "etcd", to w.
 func (l *Lab) Log(name string, w io.Writer) error {
 	s, err := l.load()
 	if err != nil {
 		return err
 	}
-	if name != "etcd" {
+	if _, err := s.router(name); err != nil && name != "etcd" {
 		if _, err := s.node(name); err != nil {
 			return err
 		}

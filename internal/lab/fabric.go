@@ -16,6 +16,7 @@ const (
 	underlayNet6  = "fd00:172:30::/48"
 	etcdAddr      = "172.30.0.1" // on the fabric's loopback: the same from every subnet
 	etcdPort      = "2379"
+	fabricAddr6   = "fd00:172:30::1" // beside it, in a dual-stack lab
 	outsideSubnet = 254
 	gatewayHost   = 254
 	subnetBits    = 24
@@ -122,7 +123,11 @@ func setUpFabric(fabric *place, h *netlink.Handle, o Options) error {
 	if err != nil {
 		return fmt.Errorf("find link lo: %w", err)
 	}
-	if err := errors.Join(h.LinkSetUp(lo), addAddr(h, lo, netip.PrefixFrom(netip.MustParseAddr(etcdAddr), 32))); err != nil {
+	own := []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(etcdAddr), 32)}
+	if o.DualStack {
+		own = append(own, netip.PrefixFrom(netip.MustParseAddr(fabricAddr6), 128))
+	}
+	if err := errors.Join(h.LinkSetUp(lo), addAddrs(h, lo, own)); err != nil {
 		return fmt.Errorf("set up lo: %w", err)
 	}
 	for subnet := 1; subnet <= o.Subnets; subnet++ {

@@ -10,8 +10,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/muslin-cni/muslin/internal/authority"
 )
 
 // AddNode adds a node to a lab that is up, and returns it when its agent is ready. It has the number after the highest, and the subnet of its
@@ -31,7 +29,7 @@ func (l *Lab) AddNode(ctx context.Context) (Node, error) {
 			return errors.Join(fmt.Errorf("add %s: %w", n.Name, err), endNode(context.WithoutCancel(ctx), &n))
 		}
 		s.Nodes, added = append(s.Nodes, n), n
-		return nil
+		return l.configureRouters(ctx, s)
 	})
 	return added, err
 }
@@ -49,7 +47,7 @@ func (l *Lab) RemoveNode(ctx context.Context, name string) error {
 		}
 		s.Pods = slices.DeleteFunc(s.Pods, func(p Pod) bool { return p.Node == name })
 		s.Nodes = slices.DeleteFunc(s.Nodes, func(n Node) bool { return n.Name == name })
-		return nil
+		return l.configureRouters(ctx, s)
 	})
 }
 
@@ -69,11 +67,7 @@ func (l *Lab) bringNode(ctx context.Context, s *state, n *Node) error {
 		return err
 	}
 	if s.Options.TLS {
-		ca, err := authority.Open(l.caDir())
-		if err != nil {
-			return err
-		}
-		if err := writeClient(ca, n.Name, n.Holder); err != nil {
+		if err := l.certify(n.Name, n.Holder); err != nil {
 			return err
 		}
 	}

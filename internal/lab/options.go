@@ -49,6 +49,7 @@ type Options struct {
 	Mode6      Mode         `json:"mode6,omitempty"`     // as Mode for IPv6, with DualStack; "": as Mode, and VXLAN for IP-in-IP
 	BlockSize6 int          `json:"blockSize6"`          // as BlockSize, with DualStack
 	Pool6      netip.Prefix `json:"pool6"`               // as Pool, with DualStack
+	BGP        bool         `json:"bgp,omitempty"`       // nodes speak BGP, and with direct pools the router between subnets does too
 	NoAgents   bool         `json:"noAgents,omitempty"`  // only nodes and fabric: no agent, no pods
 	AgentEnv   []string     `json:"agentEnv,omitempty"`  // NAME=value for every agent, over the lab's own settings
 }

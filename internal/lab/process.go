@@ -17,11 +17,12 @@ import (
 
 const (
 	idVar   = "MUSLIN_LAB"      // the lab's id, in the environment of every process that it starts
-	roleVar = "MUSLIN_LAB_ROLE" // holder, etcd, agent
+	roleVar = "MUSLIN_LAB_ROLE" // holder, etcd, agent, router
 
 	roleHolder = "holder"
 	roleEtcd   = "etcd"
 	roleAgent  = "agent"
+	roleRouter = "router"
 
 	pollEvery = 10 * time.Millisecond
 	readyFile = 3 // the descriptor on which a daemon of ours says that it is ready

@@ -65,6 +65,9 @@ type state struct {
 	Etcd    process `json:"etcd,omitzero"` // etcd, or the relay to the one outside
 	Nodes   []Node  `json:"nodes"`
 	Pods    []Pod   `json:"pods"`
+
+	FabricRouter *Router  `json:"fabricRouter,omitempty"` // the fabric's own BGP; nil: it has none
+	Routers      []Router `json:"routers,omitempty"`
 }
 
 func (s *state) node(name string) (*Node, error) {

@@ -94,6 +94,13 @@ func programs(cfg Config) (string, error) {
 			missing = append(missing, name)
 		}
 	}
+	if cfg.Options.fabricRoutes() {
+		for _, name := range BIRD.programs() {
+			if _, err := findProgram(name, searchPath(bin)); err != nil {
+				return "", fmt.Errorf("%w: the router between the subnets needs it with --bgp: `apt-get install bird2`", err)
+			}
+		}
+	}
 	if len(missing) > 0 {
 		return "", fmt.Errorf("%s not found in %s: build with `make build`", strings.Join(missing, ", "), bin)
 	}
@@ -114,6 +121,11 @@ func (l *Lab) again(ctx context.Context, s *state, o Options) error {
 			return fmt.Errorf("the lab is broken, for the process that holds %s is gone: %s", n.Name, remedy)
 		}
 	}
+	for _, r := range s.Routers {
+		if !r.Holder.alive() {
+			return fmt.Errorf("the lab is broken, for the process that holds %s is gone: %s", r.Spec.Name, remedy)
+		}
+	}
 	if !s.Fabric.alive() || !s.Outside.alive() {
 		return errors.New("the lab is broken, for the process that holds its fabric is gone: " + remedy)
 	}
@@ -132,6 +144,9 @@ func (o Options) String() string {
 	}
 	if o.TLS {
 		text += " --tls"
+	}
+	if o.BGP {
+		text += " --bgp"
 	}
 	return text
 }
@@ -224,7 +239,16 @@ func (l *Lab) startServices(ctx context.Context, s *state) error {
 		return err
 	}
 	l.progress(fmt.Sprintf("agents ready: %d", len(s.Nodes)))
-	return nil
+	return l.startRouters(ctx, s)
+}
+
+// startRouters starts the BGP daemons that do not run.
+func (l *Lab) startRouters(ctx context.Context, s *state) error {
+	errs := []error{l.startFabricBGP(ctx, s)}
+	for i := range s.Routers {
+		errs = append(errs, l.startRouter(ctx, s, &s.Routers[i]))
+	}
+	return errors.Join(append(errs, l.save(s))...)
 }
 
 // Down ends every process of the lab in dir and removes its folder. No lab is no error. It waits at most half a minute.

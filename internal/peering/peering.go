@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -27,6 +28,43 @@ type Model struct {
 	Services  []netip.Prefix          // services' addresses that this node shall attract
 	Passwords map[Secret]string
 	RouterID  string // CALICO_ROUTER_ID; "": the node's IPv4 address, or hash where it has none
+}
+
+// Equal tells whether two models are of the same objects, by their pointers: then Compute returns the same.
+func (m Model) Equal(o Model) bool {
+	return m.RouterID == o.RouterID && slices.Equal(m.Nodes, o.Nodes) && slices.Equal(m.Configs, o.Configs) && slices.Equal(m.Peers, o.Peers) &&
+		slices.Equal(m.Filters, o.Filters) && slices.Equal(m.Pools, o.Pools) && slices.Equal(m.Blocks, o.Blocks) &&
+		slices.Equal(m.Endpoints, o.Endpoints) && slices.Equal(m.Services, o.Services) && maps.Equal(m.Passwords, o.Passwords)
+}
+
+// Relevant leaves those of this node's endpoints that the model depends on: all if a peer is among pods, else those with an address outside of
+// the node's blocks. Most pods come and go without anything to be computed anew.
+func (m Model) Relevant(endpoints []*api.WorkloadEndpoint) []*api.WorkloadEndpoint {
+	if slices.ContainsFunc(m.Peers, func(p *api.BGPPeer) bool { return p.Spec.LocalWorkloadSelector != "" }) {
+		return endpoints
+	}
+	return slices.DeleteFunc(slices.Clone(endpoints), func(e *api.WorkloadEndpoint) bool {
+		return !slices.ContainsFunc(e.Spec.IPNetworks, func(p api.Prefix) bool { return p.IsValid() && !inBlock(m.Blocks, p.Addr()) })
+	})
+}
+
+// Secrets are the keys that the model's sessions have their passwords from, sorted, each once.
+func (m Model) Secrets() []Secret {
+	refs := []*api.BGPPassword{}
+	for _, c := range m.Configs {
+		refs = append(refs, c.Spec.NodeMeshPassword)
+	}
+	for _, p := range m.Peers {
+		refs = append(refs, p.Spec.Password)
+	}
+	var out []Secret
+	for _, r := range refs {
+		if r != nil && r.SecretKeyRef != nil {
+			out = append(out, Secret{Name: r.SecretKeyRef.Name, Key: r.SecretKeyRef.Key})
+		}
+	}
+	slices.SortFunc(out, func(a, b Secret) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Key, b.Key)) })
+	return slices.Compact(out)
 }
 
 // Secret names a key of a Secret in the agent's namespace.
@@ -124,10 +162,9 @@ func (c *computation) problem(object, format string, args ...any) {
 func (c *computation) speaker() {
 	s := &c.out.Speaker
 	s.AS, s.Port = c.asOf(c.self), c.portOf(c.self)
-	bind := c.config.Spec.BindMode
-	if own := c.configs["node."+c.name]; own != nil && own.Spec.BindMode != "" {
-		bind = own.Spec.BindMode
-	}
+	own := orEmpty(c.configs["node."+c.name]).Spec
+	bind := cmp.Or(own.BindMode, c.config.Spec.BindMode)
+	s.Log = cmp.Or(own.LogSeverityScreen, c.config.Spec.LogSeverityScreen)
 	for _, v6 := range []bool{false, true} {
 		if a, ok := c.self.Address(v6); ok && bind == "NodeIP" {
 			s.Listen = append(s.Listen, a.Addr())
@@ -199,7 +236,7 @@ func (c *computation) originate() {
 	}
 	for _, e := range c.Endpoints {
 		for _, p := range e.Spec.IPNetworks {
-			if p.IsValid() && p.IsSingleIP() && !c.inBlock(p.Addr()) {
+			if p.IsValid() && p.IsSingleIP() && !inBlock(c.Blocks, p.Addr()) {
 				add(p.Prefix, e.Spec.InterfaceName)
 			}
 		}
@@ -211,8 +248,9 @@ func (c *computation) originate() {
 	c.out.Routes = slices.CompactFunc(c.out.Routes, func(a, b Route) bool { return a.Prefix == b.Prefix })
 }
 
-func (c *computation) inBlock(a netip.Addr) bool {
-	return slices.ContainsFunc(c.Blocks, func(b netip.Prefix) bool { return !b.IsSingleIP() && b.Contains(a) })
+// inBlock tells whether an address is announced with one of the node's blocks.
+func inBlock(blocks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return !b.IsSingleIP() && b.Contains(a) })
 }
 
 // priority is the metric of routes in the kernel.

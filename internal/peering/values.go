@@ -15,6 +15,7 @@ type Speaker struct {
 	RouterID netip.Addr   // IPv4 in form (RFC 6286); zero if the node has no address yet: then there are no sessions
 	Port     uint16       // to listen on, TCP
 	Listen   []netip.Addr // none: all addresses
+	Log      string       // the least severity that is logged: Trace, Debug, Info, Warning, Error or Fatal; "": Info
 	Sessions []Session    // sorted by Peer, each Peer once
 }
 

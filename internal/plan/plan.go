@@ -4,6 +4,8 @@
 // inputs give the same state, and nothing else writes kernel objects. Bad input never stops good input: what cannot be
 // used is left out and named in a Problem.
 //
+// Routes to other nodes come from the datastore and from BGP; Learned says which goes before which.
+//
 // The MTU of tunnels and pods follows the devices that carry packets to the other nodes, see computation.hostMTU.
 package plan
 
@@ -26,6 +28,7 @@ type Model struct {
 	Nodes     []*api.Node
 	Blocks    []*api.Block
 	Endpoints []*api.WorkloadEndpoint // this node's only
+	Learned   *Learned                // nil: this node has no BGP
 }
 
 // Settings are the effective settings of this node.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/peering"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -54,6 +56,9 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 	t.Helper()
 	m, h := model(t, part(ar, "resources")+blocksYAML(part(ar, "blocks"))), host(t, part(ar, "host"))
 	s := changed(t, settings(), part(ar, "settings"))
+	if slices.ContainsFunc(ar.Files, func(f txtar.File) bool { return f.Name == "learned" }) {
+		m.Learned = learned(t, part(ar, "learned"), h)
+	}
 	r := Compute(m, s, h)
 	if again := Compute(m, s, h); again.State.Text() != r.State.Text() {
 		t.Error("the same inputs gave another state")
@@ -208,6 +213,56 @@ func host(t *testing.T, text string) kernel.Host {
 		}
 	}
 	return h
+}
+
+// learned reads lines of
+//
+//	route DST METRIC plain|tunnel GATEWAY…
+//	reach PEER GATEWAY
+//	way GATEWAY DEVICE [NEXT]
+//	held DST METRIC
+//	settling
+//	local
+func learned(t *testing.T, text string, h kernel.Host) *Learned {
+	t.Helper()
+	l := &Learned{Ways: map[netip.Addr]kernel.Hop{}}
+	for line := range strings.Lines(text) {
+		f := append(strings.Fields(line), "", "", "", "")
+		switch f[0] {
+		case "route":
+			r := peering.KernelRoute{Dst: netip.MustParsePrefix(f[1]), Metric: atoi(t, f[2]), Tunnel: f[3] == "tunnel"}
+			for _, gw := range strings.Fields(line)[4:] {
+				r.Gateways = append(r.Gateways, netip.MustParseAddr(gw))
+			}
+			l.Routes = append(l.Routes, r)
+		case "reach":
+			l.Reach = append(l.Reach, peering.Via{Peer: netip.MustParseAddr(f[1]), Gateway: netip.MustParseAddr(f[2])})
+		case "way":
+			hop := kernel.Hop{Gateway: netip.MustParseAddr(f[1]), Dev: kernel.Dev{Name: f[2], Index: h.Links[f[2]].Index}, Onlink: f[3] == ""}
+			if f[3] != "" {
+				hop.Gateway = netip.MustParseAddr(f[3])
+			}
+			l.Ways[netip.MustParseAddr(f[1])] = hop
+		case "held":
+			l.Held = append(l.Held, kernel.RouteKey{Dst: netip.MustParsePrefix(f[1]), Metric: atoi(t, f[2])})
+		case "settling":
+			l.Settling = true
+		case "local":
+			l.Local = true
+		default:
+			t.Fatalf("%q: not known", line)
+		}
+	}
+	return l
+}
+
+func atoi(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func part(ar *txtar.Archive, name string) string {

@@ -20,9 +20,10 @@ type Planner struct {
 	base  *computation // of what was given; nil: nothing was computed yet
 	parts map[*api.Block]*blockPlan
 	turn  int
+	heard *heard // what BGP gives; nil: not worked out yet
 }
 
-// inputs is all that a plan is computed from but the blocks, of which Model has none here.
+// inputs is all that a plan is computed from but the blocks and what BGP has learned, of which Model has none here.
 type inputs struct {
 	Model
 	Settings
@@ -42,6 +43,7 @@ type blockPlan struct {
 	routes   []namedRoute
 	held     []namedRoute
 	problems []Problem
+	beyond   []beyond
 	turn     int // the last in which there was the block
 }
 
@@ -52,20 +54,29 @@ type namedRoute struct {
 
 // Compute returns the state that the node's kernel should have. Inputs are not modified, and must not be by others from now on.
 func (p *Planner) Compute(m Model, s Settings, h kernel.Host) Result {
-	blocks := m.Blocks
-	m.Blocks = nil
+	blocks, learned := m.Blocks, m.Learned
+	m.Blocks, m.Learned = nil, nil
 	in := inputs{Model: m, Settings: s, host: h, blocks6: slices.ContainsFunc(blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })}
 	if p.base == nil || !p.given.equal(in) {
 		p.given, p.base, p.parts = in, compute(in), make(map[*api.Block]*blockPlan, len(blocks))
+		p.heard = nil
+	}
+	if p.heard == nil || p.heard.from != learned {
+		p.heard = p.base.hear(learned)
 	}
 	p.turn++
 	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Tunnels: p.base.tunnels, Problems: slices.Clip(p.base.problems)}
-	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(blocks)+len(p.base.out.Routes)) // maps that grow are filled twice
+	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(blocks)+len(p.base.out.Routes)+learned.len()) // maps that grow are filled twice
 	maps.Copy(r.State.Routes, p.base.out.Routes)
 	r.State.Held = map[kernel.RouteKey]kernel.Route{}
+	var far []beyond
 	for _, b := range blocks {
-		p.part(b).add(&r)
+		x := p.part(b)
+		x.add(&r)
+		far = append(far, x.beyond...)
 	}
+	r.Problems = append(r.Problems, p.heard.lacking(far)...)
+	p.heard.merge(&r, p.base.local)
 	if len(p.parts) > len(blocks) {
 		maps.DeleteFunc(p.parts, func(_ *api.Block, x *blockPlan) bool { return x.turn != p.turn })
 	}
@@ -131,18 +142,20 @@ func (r *routing) problem(object, format string, args ...any) {
 	r.part.problems = append(r.part.problems, newProblem(object, format, args...))
 }
 
-func (r *routing) route(dst netip.Prefix, to kernel.Route) {
+func (r *routing) route(dst netip.Prefix, to kernel.Route) { r.put(keyOf(dst), to) }
+
+func (r *routing) put(k kernel.RouteKey, to kernel.Route) {
 	to.Protocol = r.Ours.RouteProtocol()
-	r.part.routes = append(r.part.routes, namedRoute{r.key(dst), to})
+	r.part.routes = append(r.part.routes, namedRoute{k, to})
 }
 
 // hold leaves standing what carries a range's packets until its new route can be written.
 func (r *routing) hold(dst netip.Prefix) {
-	r.part.held = append(r.part.held, namedRoute{key: r.key(dst)})
+	r.part.held = append(r.part.held, namedRoute{key: keyOf(dst)})
 }
 
 // holdOr is hold, with a route for where nothing stands.
 func (r *routing) holdOr(dst netip.Prefix, to kernel.Route) {
 	to.Protocol = r.Ours.RouteProtocol()
-	r.part.held = append(r.part.held, namedRoute{r.key(dst), to})
+	r.part.held = append(r.part.held, namedRoute{keyOf(dst), to})
 }

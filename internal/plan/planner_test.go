@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/peering"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -27,7 +28,7 @@ func TestPlannerGivesWhatComputeGives(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m, h := cluster(8)
 		w := &world{T: t, m: m, s: settings(), h: h}
-		changes := []func(){w.block, w.block, w.noBlock, w.block6, w.node, w.noNode, w.pool, w.endpoint, w.device, w.setting, func() {}}
+		changes := []func(){w.block, w.block, w.noBlock, w.block6, w.node, w.noNode, w.pool, w.endpoint, w.device, w.setting, w.hear, func() {}}
 		var p Planner
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			rapid.SampledFrom(changes).Draw(t, "change")()
@@ -56,6 +57,20 @@ func TestPlannerLooksOnlyAtNewBlocks(t *testing.T) {
 	}
 	if len(p.parts) != len(m.Blocks) {
 		t.Errorf("%d blocks are remembered and not %d", len(p.parts), len(m.Blocks))
+	}
+}
+
+// hear has peers say something else, or nothing.
+func (w *world) hear() {
+	w.m.Learned = nil
+	if rapid.Bool().Draw(w.T, "bgp") {
+		l := &Learned{Settling: rapid.Bool().Draw(w.T, "settling"), Local: rapid.Bool().Draw(w.T, "local")}
+		for range rapid.IntRange(0, 4).Draw(w.T, "routes") {
+			dst := netip.PrefixFrom(nth(netip.MustParseAddr("10.0.0.0"), 64*w.index(10)), rapid.IntRange(20, 27).Draw(w.T, "bits")).Masked()
+			l.Routes = append(l.Routes, peering.KernelRoute{Dst: dst, Metric: 1024, Gateways: []netip.Addr{nth(netip.MustParseAddr("172.16.0.1"), w.index(9))}})
+			l.Held = append(l.Held, kernel.RouteKey{Dst: dst, Metric: 512})
+		}
+		w.m.Learned = l
 	}
 }
 

@@ -75,8 +75,8 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 	case near:
 		r.route(dst, kernel.Route{Gateway: addr.Addr(), Dev: r.parent, Onlink: true})
 	default:
-		r.problem(object, "is outside our subnet %v and %s is not encapsulated there: the route to %v must come from the network. "+
-			"Use vxlanMode CrossSubnet or Always if it does not", r.self.Masked(), name, dst)
+		r.part.beyond = append(r.part.beyond, beyond{dst, newProblem(object, "is outside our subnet %v and %s is not encapsulated there: "+
+			"the route to %v must come from the network. Use vxlanMode CrossSubnet or Always if it does not", r.self.Masked(), name, dst)})
 	}
 }
 
@@ -119,14 +119,6 @@ func (r *routing) throughIPIP(dst netip.Prefix, pool string, n *api.Node, node n
 	default:
 		r.route(dst, to)
 	}
-}
-
-// key names a route to a range. The kernel gives an IPv6 route without metric this one.
-func (f *family) key(dst netip.Prefix) kernel.RouteKey {
-	if f.v6 {
-		return kernel.RouteKey{Dst: dst, Metric: 1024}
-	}
-	return kernel.RouteKey{Dst: dst}
 }
 
 // nth is the address i places after a.

@@ -265,7 +265,7 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 // flushed drops what the kernel drops when a device is set down.
 func (r *Reconciler) flushed(d kernel.Dev) {
 	neighs := r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
-	routes := r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Index == d.Index })
+	routes := r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.On(d.Index) })
 	r.settled = r.settled && !neighs && !routes
 }
 

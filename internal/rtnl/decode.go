@@ -147,10 +147,23 @@ func decodeNeigh(m []byte) (neighbour, error) {
 	return n, nil
 }
 
-// route is a route of the main table. Of its device only the index is known yet.
+// route is a route of the main table. Of its devices only the indexes are known until name has been called.
 type route struct {
-	key kernel.RouteKey
-	val kernel.Route
+	key  kernel.RouteKey
+	val  kernel.Route
+	hops []kernel.Hop // nil unless there are several
+}
+
+// name completes the route by its devices' names.
+func (r *route) name(of func(index int) string) {
+	if len(r.hops) == 0 {
+		r.val.Dev.Name = of(r.val.Dev.Index)
+		return
+	}
+	for i := range r.hops {
+		r.hops[i].Dev.Name = of(r.hops[i].Dev.Index)
+	}
+	r.val = r.val.Via(r.hops...)
 }
 
 // otherType is added to the kernel's number for route types that the plan does not know. Such a route equals no wanted one.
@@ -202,7 +215,33 @@ func (r *route) attribute(a syscall.NetlinkRouteAttr) {
 		r.val.Gateway, _ = netip.AddrFromSlice(a.Value)
 	case unix.RTA_PREFSRC:
 		r.val.Src, _ = netip.AddrFromSlice(a.Value)
+	case unix.RTA_MULTIPATH:
+		r.hops = decodeHops(a.Value)
 	}
+}
+
+// decodeHops reads the ways of a route with several: struct rtnexthop (rtnetlink(7)) and attributes, for each. What is cut short ends the list.
+func decodeHops(b []byte) (out []kernel.Hop) {
+	for len(b) >= unix.SizeofRtNexthop {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofRtNexthop || size > len(b) {
+			return out
+		}
+		h := kernel.Hop{Onlink: b[2]&unix.RTNH_F_ONLINK != 0}
+		h.Dev.Index = int(int32(binary.NativeEndian.Uint32(b[4:])))
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtNexthop:size])
+		if err != nil {
+			return out
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == unix.RTA_GATEWAY {
+				h.Gateway, _ = netip.AddrFromSlice(a.Value)
+			}
+		}
+		out = append(out, h)
+		b = b[min(len(b), aligned(size)):]
+	}
+	return out
 }
 
 // classify sets type and scope. IPv6 routes have no scope in the kernel: there one without gateway is on the link.
@@ -210,7 +249,7 @@ func (r *route) classify(msg *nl.RtMsg) {
 	switch msg.Type {
 	case unix.RTN_UNICAST:
 		r.val.Type = kernel.Unicast
-		if msg.Scope != unix.RT_SCOPE_UNIVERSE || msg.Family == unix.AF_INET6 && !r.val.Gateway.IsValid() {
+		if msg.Scope != unix.RT_SCOPE_UNIVERSE || msg.Family == unix.AF_INET6 && !r.val.Gateway.IsValid() && len(r.hops) == 0 {
 			r.val.Scope = kernel.LinkScope
 		}
 	case unix.RTN_BLACKHOLE:

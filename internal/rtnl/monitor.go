@@ -306,7 +306,7 @@ func (m *Monitor) linkGone(d device) (news bool) {
 func (m *Monitor) forget(index int) {
 	maps.DeleteFunc(m.neighs, func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == index })
 	maps.DeleteFunc(m.events.Neighs, func(k kernel.NeighKey, _ *kernel.MAC) bool { return k.Dev.Index == index })
-	maps.DeleteFunc(m.events.Routes, func(_ kernel.RouteKey, r *kernel.Route) bool { return r != nil && r.Dev.Index == index })
+	maps.DeleteFunc(m.events.Routes, func(_ kernel.RouteKey, r *kernel.Route) bool { return r != nil && r.On(index) })
 }
 
 func (m *Monitor) address(a address, added bool) (news bool) {
@@ -358,7 +358,7 @@ func (m *Monitor) neighbourOf(k kernel.NeighKey, mac kernel.MAC, there bool) (ne
 
 // route looks at foreign routes only for whether they took the place of one that may be ours.
 func (m *Monitor) route(r route, h syscall.NlMsghdr) (news bool) {
-	r.val.Dev.Name = m.devices[r.val.Dev.Index].name
+	r.name(func(index int) string { return m.devices[index].name })
 	ours, added := ourRoute(m.c.ownership(), r.val), h.Type == unix.RTM_NEWROUTE
 	if !ours && (!added || h.Flags&unix.NLM_F_REPLACE == 0) {
 		return false

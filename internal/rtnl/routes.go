@@ -49,7 +49,7 @@ func (t Routes) all(ctx context.Context, f func(route)) error {
 			return err
 		}
 		if ok {
-			r.val.Dev.Name = devices[r.val.Dev.Index].name
+			r.name(func(index int) string { return devices[index].name })
 			f(r)
 		}
 	}
@@ -200,6 +200,29 @@ func appendRoute(m *messages, flags uint16, k kernel.RouteKey, r kernel.Route) {
 	m.addr(unix.RTA_GATEWAY, r.Gateway)
 	m.uint32(unix.RTA_PRIORITY, k.Metric)
 	m.uint32(unix.RTA_OIF, r.Dev.Index)
+	if r.Hops != "" {
+		m.attr(unix.RTA_MULTIPATH, encodeHops(r.Hops.List()))
+	}
+}
+
+// encodeHops undoes decodeHops.
+func encodeHops(hops []kernel.Hop) []byte {
+	var out []byte
+	for _, h := range hops {
+		gateway := h.Gateway.AsSlice()
+		size := unix.SizeofRtNexthop + unix.SizeofRtAttr + len(gateway)
+		flags := byte(0)
+		if h.Onlink {
+			flags = unix.RTNH_F_ONLINK
+		}
+		out = binary.NativeEndian.AppendUint16(out, uint16(size))
+		out = append(out, flags, 0) // a weight of one
+		out = binary.NativeEndian.AppendUint32(out, uint32(h.Dev.Index))
+		out = binary.NativeEndian.AppendUint16(out, uint16(size-unix.SizeofRtNexthop))
+		out = binary.NativeEndian.AppendUint16(out, unix.RTA_GATEWAY)
+		out = append(out, gateway...) // of a length that needs no filling up
+	}
+	return out
 }
 
 // appendRemoval adds the message that removes a route. It names all that it knows of it, so that one that somebody has put in its place stays. The

@@ -80,7 +80,7 @@ type LearnedFrom struct {
 
 // KindOf describes CalicoNodeStatus.
 func (*CalicoNodeStatus) KindOf() Kind {
-	return Kind{Name: "CalicoNodeStatus", Plural: "caliconodestatuses", Hidden: true}
+	return Kind{Name: "CalicoNodeStatus", Plural: "caliconodestatuses", Aliases: "nodestatus nodestatuses"}
 }
 
 func (s *CalicoNodeStatus) validate(c *checker) {

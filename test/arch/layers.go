@@ -81,7 +81,7 @@ var Layers = []Row{
 	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
 	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
 	{Level: 1, Path: "internal/peering", Sentence: "computes what a node says to its BGP peers, and what it makes of what they say"},
-	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside"}},
+	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside", "internal/peering"}},
 	{Level: 1, Path: "internal/policy", Sentence: "resolves policies and selectors into rules and sets, incrementally"},
 	{Level: 1, Path: "internal/ruleset", Sentence: "lays policy out as one nftables table, incrementally", Beside: []string{"internal/policy"}},
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},

@@ -28,7 +28,7 @@ func TestEnvironmentOfOldManifestsRunsUnchanged(t *testing.T) {
 	allWell(t, l)
 	text := agentLog(t, l, "node-1")
 	for part, times := range map[string]int{
-		"CALICO_LIBNETWORK_ENABLED: there is no plugin for Docker": 1, "WAIT_FOR_DATASTORE: ": 1, "has no BGP yet": 1, "unknown variable": 0, "level=WARN": 0, "level=ERROR": 0,
+		"CALICO_LIBNETWORK_ENABLED: there is no plugin for Docker": 1, "WAIT_FOR_DATASTORE: ": 1, "unknown variable": 0, "level=WARN": 0, "level=ERROR": 0,
 	} {
 		if n := strings.Count(text, part); n != times {
 			t.Errorf("the log says %q %d times, want %d:\n%s", part, n, times, text)

@@ -4,16 +4,10 @@ package hosts
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/muslin-cni/muslin/internal/attach"
-	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
 	"github.com/muslin-cni/muslin/internal/ctl/why"
 	"github.com/muslin-cni/muslin/internal/machineid"
@@ -26,41 +20,6 @@ func Command(env cli.Env) *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Look after the node that this host is", Args: cobra.NoArgs}
 	c.AddCommand(statusCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env), why.DropsCommand(env))
 	return c
-}
-
-func statusCommand(env cli.Env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Say whether the agent runs on this host, and what it does",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := status(c.Context(), attach.Socket); err != nil {
-				return err
-			}
-			_, err := fmt.Fprint(env.Out, "Calico process is running.\n\nBGP is not running on this node: routes between nodes come from etcd.\n")
-			return err
-		},
-	}
-}
-
-// dialTimeout bounds how long the agent is waited for.
-const dialTimeout = time.Second
-
-// status is nil where an agent serves this host. It opens its socket once the kernel is as it should be, and holds its lock all the time.
-func status(ctx context.Context, socket string) error {
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if err == nil {
-		return conn.Close()
-	}
-	held, lockErr := attachlock.Held(filepath.Dir(socket), attach.AgentLock)
-	if lockErr != nil {
-		return lockErr
-	}
-	if held {
-		return fmt.Errorf("Calico process is running, but has not programmed this host yet, and attaches no pods: look at its log: %w", err) //nolint:staticcheck // begins as what scripts look for
-	}
-	return errors.New("Calico process is not running.") //nolint:staticcheck,revive // the text that scripts look for
 }
 
 func adoptCommand(env cli.Env) *cobra.Command {

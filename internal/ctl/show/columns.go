@@ -63,6 +63,10 @@ func columnsOf(k api.Kind) []column {
 			wide("NAME", "metadata.name"), always("WORKLOAD", "spec", workload), always("NODE", "spec.node"), always("NETWORKS", "spec.ipNetworks"),
 			always("INTERFACE", "spec.interfaceName"), wide("PROFILES", "spec.profiles"), wide("NATS", "spec.ipNATs", nats),
 		},
+		"CalicoNodeStatus": {
+			name(), always("NODE", "spec.node"), always("CLASSES", "spec.classes"), always("UPDATED", "status.lastUpdated"),
+			wide("PERIOD", "spec.updatePeriodSeconds"),
+		},
 		"HostEndpoint": {
 			name(), always("NODE", "spec.node"), wide("INTERFACE", "spec.interfaceName"), wide("IPS", "spec.expectedIPs"),
 			wide("PROFILES", "spec.profiles"),

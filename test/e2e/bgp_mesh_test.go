@@ -1,0 +1,144 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/muslin-cni/muslin/internal/lab"
+)
+
+const (
+	birdPeer = "172.30.1.201" // the first router that is added, on the nodes' subnet
+	torPeer  = "172.30.1.202"
+	outer    = "192.0.2.0/24" // what is behind it
+)
+
+// TestMixedClusterWithBIRD is a mesh of which one node is driven by BIRD as Calico configures it, beside a BIRD that is a router of the data
+// centre. The subtests build on each other.
+func TestMixedClusterWithBIRD(t *testing.T) {
+	l := upBGP(t, func(o *lab.Options) { o.Nodes = 2 })
+	calico := addRouter(t, l, lab.RouterSpec{Name: "calico-1", Kind: lab.BIRD, CalicoNode: true})
+	addRouter(t, l, lab.RouterSpec{Name: "tor-1", Kind: lab.BIRD, Announce: []netip.Prefix{netip.MustParsePrefix(outer)}, Peers: []lab.RouterPeer{{Host: "node-1"}}})
+	peerWith(t, l, "tor-1", "{node: node-1, peerIP: "+torPeer+", asNumber: 65000}")
+	there := routerEnd(l, "calico-1", calico.Pods[0])
+	beyond := routerEnd(l, "tor-1", netip.MustParsePrefix(outer).Addr().Next())
+
+	t.Run("both sides know all blocks", func(t *testing.T) {
+		statusShows(t, l, "node-1", map[string]string{"172.30.1.2": inMesh, birdPeer: inMesh, torPeer: specific})
+		statusShows(t, l, "node-2", all(inMesh, "172.30.1.1", birdPeer))
+		blocks := blockRoutes(t, l, "node-1", "node-2")
+		if len(blocks) != 2 {
+			t.Fatalf("blocks: %v", blocks)
+		}
+		birdLearns(t, l, "calico-1", "Mesh_", blocks...)
+		for _, b := range blocks {
+			prefix, via, _ := strings.Cut(b, " via ")
+			converges(t, func() error {
+				return has("BGP.local_pref: 2147482623")(run(t, l, "calico-1", "birdc", "show", "route", "for", prefix, "protocol", "Mesh_"+strings.ReplaceAll(via, ".", "_"), "all"))
+			})
+		}
+		for _, n := range []string{"node-1", "node-2"} {
+			kernelLearns(t, l, n, calico.Blocks[0].String(), birdPeer)
+		}
+		kernelLearns(t, l, "node-1", outer, torPeer)
+		allWell(t, l)
+	})
+	t.Run("an agent that is killed under traffic loses none of it", func(t *testing.T) {
+		before := since(t, l, "node-2", "172.30.1.1")
+		streams := map[string]*stream{
+			"BIRD's node to ours":       streamBetween(t, there, podEnd(t, l, "a1")),
+			"ours to BIRD's node":       streamBetween(t, podEnd(t, l, "b1"), there),
+			"ours to behind the router": streamBetween(t, podEnd(t, l, "a1"), beyond),
+			"behind the router to ours": streamBetween(t, beyond, podEnd(t, l, "b1")),
+		}
+		for _, end := range []func() error{
+			func() error { return l.KillAgent(t.Context(), "node-1") },
+			func() error { return l.StopAgent(t.Context(), "node-1") },
+		} {
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.StartAgent(t.Context(), "node-1"); err != nil {
+				t.Fatal(err)
+			}
+			statusShows(t, l, "node-1", map[string]string{"172.30.1.2": inMesh, birdPeer: inMesh, torPeer: specific})
+		}
+		noneLost(t, "the agent was killed, and stopped", streams)
+		sameSessions(t, l, "node-2", "172.30.1.1", before)
+		birdLearns(t, l, "calico-1", "Mesh_", blockRoutes(t, l, "node-1", "node-2")...)
+	})
+	t.Run("a BIRD that is killed under traffic loses none of it", func(t *testing.T) {
+		streams := map[string]*stream{
+			"to behind the router": streamBetween(t, podEnd(t, l, "a1"), beyond),
+			"to BIRD's node":       streamBetween(t, podEnd(t, l, "a2"), there),
+		}
+		for _, r := range []string{"tor-1", "calico-1"} {
+			if err := l.KillRouter(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.StartRouter(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		statusShows(t, l, "node-1", map[string]string{"172.30.1.2": inMesh, birdPeer: inMesh, torPeer: specific})
+		noneLost(t, "BIRD was killed", streams)
+	})
+	t.Run("a router that goes takes its routes along, and no other session", func(t *testing.T) {
+		before := since(t, l, "node-1", torPeer)
+		for range 2 {
+			if err := l.StopRouter(t.Context(), "tor-1"); err != nil {
+				t.Fatal(err)
+			}
+			unreachableNow(t, l, "node-1", outer)
+			if err := l.StartRouter(t.Context(), "tor-1"); err != nil {
+				t.Fatal(err)
+			}
+			kernelLearns(t, l, "node-1", outer, torPeer)
+		}
+		sameSessions(t, l, "node-1", torPeer, before)
+	})
+	t.Run("a wrong AS number is named, and no other session changes", func(t *testing.T) {
+		before := since(t, l, "node-1", torPeer)
+		peerWith(t, l, "tor-1", "{node: node-1, peerIP: "+torPeer+", asNumber: 65009}")
+		converges(t, func() error {
+			if p := sessionsOf(t, l, "node-1")[torPeer]; p.Established() || !strings.Contains(p.Info, "bad peer AS") && !strings.Contains(strings.ToLower(p.Info), "notification") {
+				return fmt.Errorf("session: %+v", p)
+			}
+			return nil
+		})
+		unreachableNow(t, l, "node-1", outer)
+		sameSessions(t, l, "node-1", torPeer, before)
+		peerWith(t, l, "tor-1", "{node: node-1, peerIP: "+torPeer+", asNumber: 65000, keepaliveTime: 1s}")
+		kernelLearns(t, l, "node-1", outer, torPeer)
+		sameSessions(t, l, "node-1", torPeer, before)
+	})
+	t.Run("ten thousand routes get into the kernel, and out again", func(t *testing.T) { tenThousand(t, l) })
+	allWell(t, l)
+}
+
+// tenThousand has the BIRD of a router announce as many networks, and then none of them.
+func tenThousand(t *testing.T, l *lab.Lab) {
+	const many = `{ cat /run/bird/bird.conf; echo 'protocol static many { ipv4;'; seq 0 9999 | awk '{ printf "route 100.%d.%d.%d/32 blackhole;\n", 64+$1/65536, $1/256%256, $1%256 }'; echo '}'; } >/run/bird/many.conf`
+	run(t, l, "tor-1", "bash", "-c", many)
+	run(t, l, "tor-1", "birdc", "configure", `"/run/bird/many.conf"`)
+	learned := func() int {
+		return strings.Count(run(t, l, "node-1", "ip", "-o", "route", "show", "proto", "80", "via", torPeer), "\n")
+	}
+	counts := func(want int) {
+		t.Helper()
+		converges(t, func() error {
+			if n := learned(); n != want {
+				return fmt.Errorf("%d routes by the router, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	counts(10001)
+	if out := run(t, l, "node-1", "ip", "route", "show", "100.64.39.15", "proto", "80"); !strings.Contains(out, torPeer) {
+		t.Errorf("the last of them: %q", out)
+	}
+	run(t, l, "tor-1", "birdc", "configure")
+	counts(1)
+}
