@@ -5,6 +5,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -58,6 +59,44 @@ type credentials struct {
 // ErrNotConfigured where there is neither.
 func New(path string, env func(name string) string) (*Client, error) {
 	return open(path, env, serviceAccount)
+}
+
+// Settings say how to reach an API server: by a kubeconfig file, and by what stands before it where it is set. Names of files are relative to the
+// kubeconfig's folder.
+type Settings struct {
+	Kubeconfig                string // "": none
+	Server                    string // https://host:port
+	Token                     string
+	CertFile, KeyFile, CAFile string
+}
+
+// NewFrom makes a client by settings. The error is ErrNotConfigured where they say of no server.
+func NewFrom(s Settings) (*Client, error) {
+	var c credentials
+	if s.Kubeconfig != "" {
+		var err error
+		if c, err = fromKubeconfig(s.Kubeconfig); err != nil {
+			return nil, fmt.Errorf("read kubeconfig %s: %w", s.Kubeconfig, err)
+		}
+	}
+	f := files{dir: filepath.Dir(s.Kubeconfig)}
+	c.server = cmp.Or(s.Server, c.server)
+	if s.Token != "" {
+		c.token, c.tokenFile = s.Token, ""
+	}
+	if s.CAFile != "" {
+		c.ca = f.read(nil, s.CAFile)
+	}
+	if s.CertFile != "" {
+		c.cert, c.key = f.read(nil, s.CertFile), f.read(nil, s.KeyFile)
+	}
+	switch {
+	case f.err != nil:
+		return nil, fmt.Errorf("read how to reach the Kubernetes API server: %w", f.err)
+	case c.server == "":
+		return nil, ErrNotConfigured
+	}
+	return dial(c)
 }
 
 func open(path string, env func(string) string, account string) (*Client, error) {
