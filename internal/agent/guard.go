@@ -40,6 +40,8 @@ type guard struct {
 	policies map[policy.PolicyID]string // that are in the model, by their names; profiles have none
 	sets     int
 
+	services located
+
 	settings ruleset.Settings
 	facts    uint64          // that the layout has taken in
 	layout   *ruleset.Layout // nil before the first round
@@ -108,7 +110,11 @@ func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Setti
 		g.layout.SetDevices(addressed(host, s.Prefixes))
 	}
 	g.take(snap)
-	done, err := g.commit(ctx)
+	var done reconcile.Result
+	err := g.locate()
+	if err == nil {
+		done, err = g.commit(ctx)
+	}
 	if err != nil {
 		g.bar()
 		return done, fmt.Errorf("enforce policy: %w", err)
@@ -137,6 +143,7 @@ func (g *guard) take(snap feed.Snapshot) {
 		return
 	}
 	g.moved = g.moved || changed.Kinds.Has(feed.Endpoints)
+	g.relocate()
 	var d policy.Delta
 	for _, key := range changed.Keys {
 		d.Objects = append(d.Objects, policy.Change{Key: key, Object: snap.Object(key)})
@@ -197,7 +204,7 @@ func (g *guard) numbers() enforced {
 
 // troubles are what the log should name: input that cannot be used as it stands, and a kernel that cannot enforce policy.
 func (g *guard) troubles() []string {
-	out := slices.Sorted(maps.Keys(g.problems))
+	out := append(slices.Sorted(maps.Keys(g.problems)), g.services.troubles()...)
 	if g.unable != "" {
 		out = append(out, "this host cannot enforce policy, so no pod is added to it: "+g.unable)
 	}

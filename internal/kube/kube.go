@@ -301,4 +301,6 @@ func (n *Node) followServices() (services, endpoints, node *follower) {
 
 // SayNetwork tells Kubernetes whether pods on this node have a network: the scheduler sends none to a Node whose condition NetworkUnavailable is
 // True. It waits for ctx.
-func (n *Node) SayNetwork(ctx context.Context, up bool) error { return SayNetwork(ctx, n.cfg.API, n.cfg.Name, up) }
+func (n *Node) SayNetwork(ctx context.Context, up bool) error {
+	return SayNetwork(ctx, n.cfg.API, n.cfg.Name, up)
+}

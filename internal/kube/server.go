@@ -187,9 +187,14 @@ func (s *Server) Get(ctx context.Context, r Resource, namespace, name string) (r
 
 // PatchNode merges conditions into those of a Node's status.
 func (s *Server) PatchNode(ctx context.Context, name string, conditions ...corev1.NodeCondition) error {
-	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": conditions}})
+	body, err := ConditionsPatch(conditions)
 	if err != nil {
 		return err
 	}
 	return s.core.Patch(types.StrategicMergePatchType).Resource(string(Nodes)).Name(name).SubResource("status").Body(body).Do(ctx).Error()
+}
+
+// ConditionsPatch is the strategic merge patch of a Node's status that sets conditions, each by its type, and leaves others.
+func ConditionsPatch(conditions []corev1.NodeCondition) ([]byte, error) {
+	return json.Marshal(map[string]any{"status": map[string]any{"conditions": conditions}})
 }

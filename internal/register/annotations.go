@@ -35,7 +35,7 @@ type wishes struct {
 	spoofed  []string     // CIDRs
 	mac      string       // "": the plugin's choice
 	qos      *api.QoSControls
-	exchange bool         // exact are the pod's for good: its older container's are freed for them
+	exchange bool // exact are the pod's for good: its older container's are freed for them
 }
 
 // wishesOf reads them. Errors are *attach.Error.
