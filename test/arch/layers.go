@@ -140,6 +140,10 @@ var LinkRules = []LinkRule{{
 	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http"},
 	Why:     "the plugin starts once per pod and must start in a millisecond or two",
 }, {
+	Program: "cmd/muslin-ipam",
+	Without: []string{"k8s.io/client-go"},
+	Why:     "it starts once per pod where no agent runs, and asks Kubernetes two questions at most",
+}, {
 	Program: "test/vm",
 	Without: []string{"net", "os/user", "runtime/cgo"},
 	Why:     "it is the first process of a machine that has no C library yet, so it must be static however it is built",
