@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,8 +93,8 @@ func AccessFrom(path string, env func(name string) string) (Access, error) {
 			return Access{}, fmt.Errorf("read KUBECONFIG %s: %w", path, err)
 		}
 		a.Config = conf
-		if name, said, err := loaded.Namespace(); err == nil && said {
-			a.Namespace = name
+		if raw, err := loaded.RawConfig(); err == nil && raw.Contexts[raw.CurrentContext] != nil {
+			a.Namespace = cmp.Or(raw.Contexts[raw.CurrentContext].Namespace, a.Namespace)
 		}
 		return a, nil
 	}
@@ -141,6 +142,7 @@ func Open(a Access) (*Server, error) {
 		c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 		c.ContentType, c.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 		c.UserAgent = "muslin-node"
+		c.QPS = -1 // the server itself says when it is too much (API priority and fairness); a pod is not to wait for our own guess
 		return rest.RESTClientForConfigAndClient(c, client)
 	}
 	if s.core, err = open("/api", corev1.SchemeGroupVersion); err == nil {
