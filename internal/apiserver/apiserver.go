@@ -143,7 +143,7 @@ func dial(c credentials) (*Client, error) {
 // Close ends connections that are idle.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Get reads the object at a path such as /api/v1/nodes/NAME into a JSON target. It waits for ctx, and for ten seconds at most. The error
+// Get reads the object at a path such as /api/v1/nodes/NAME, or /api/v1/nodes?labelSelector=KEY, into a JSON target. It waits for ctx, and for ten seconds at most. The error
 // is ErrNotFound where there is no such object.
 func (c *Client) Get(ctx context.Context, path string, into any) error {
 	if err := c.get(ctx, path, into); err != nil {
@@ -153,7 +153,10 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 }
 
 func (c *Client) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server.JoinPath(path).String(), http.NoBody)
+	path, query, _ := strings.Cut(path, "?")
+	at := c.server.JoinPath(path)
+	at.RawQuery = query
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
 	if err != nil {
 		return err
 	}
