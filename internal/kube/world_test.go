@@ -177,9 +177,8 @@ type clientset struct{ cs kubernetes.Interface }
 
 func (c clientset) Lists(r kube.Resource, o kube.Only) cache.ListerWatcher {
 	want := fields.ParseSelectorOrDie(o.Fields)
-	ctx := context.Background()
 	return &cache.ListWatch{
-		ListFunc: func(opts metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			list, err := c.list(ctx, r, o.Namespace, opts)
 			if err != nil {
 				return nil, err
@@ -193,7 +192,7 @@ func (c clientset) Lists(r kube.Resource, o kube.Only) cache.ListerWatcher {
 			}
 			return list, errors.Join(err, meta.SetList(list, kept))
 		},
-		WatchFunc: func(opts metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 			all, err := c.watch(ctx, r, o.Namespace, opts)
 			if err != nil {
 				return nil, err
