@@ -23,6 +23,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/kube"
 	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/register"
@@ -56,6 +57,7 @@ type Agent struct {
 	swept      bool           // what is ours has gone from the other iptables
 	backend    string         // of iptables, as set when the agent started
 	kube       startup.Kubernetes
+	cluster    *kube.Node // what is followed of Kubernetes; nil where there is none
 	kernelIPv6 bool
 	noIPv6     string // why this host cannot do IPv6; "": it can
 	tunnels    *tunnels
@@ -185,6 +187,10 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 		g.Go(func() error { return a.addresses.run(ctx) })
 	}
 	g.Go(func() error { return a.loop(ctx) })
+	if a.cluster != nil {
+		g.Go(func() error { return a.cluster.Run(ctx) })
+		g.Go(func() error { return a.sayNetwork(ctx) })
+	}
 	g.Go(func() error { return tidy(ctx) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
@@ -233,7 +239,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
-		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit,
+		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit, PodFacts: a.openCluster(),
 	})
 	return nil
 }

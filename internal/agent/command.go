@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -43,7 +44,7 @@ func Main(ctx context.Context, p Process) int {
 	case "config":
 		err = printConfig(ctx, p)
 	case "shutdown":
-		err = shutdown(p.Environ)
+		err = shutdown(ctx, p.Environ)
 	default:
 		_, _ = fmt.Fprintf(p.Stderr, "muslin-node: unknown argument %q; muslin-node --help says what there is\n", verb) // nobody is left to tell
 		return 2
@@ -72,11 +73,12 @@ func lookup(environ []string) config.Env {
 	return func(name string) string { return values[name] }
 }
 
-// shutdown is for a hook that runs before the agent gets its signal. What Kubernetes should know of it is not told yet.
-func shutdown(environ []string) error {
-	cfg, err := config.FromEnv(lookup(environ))
+// shutdown is for a hook that runs before the agent gets its signal: it writes down since when the node is down, and tells Kubernetes.
+func shutdown(ctx context.Context, environ []string) error {
+	env := lookup(environ)
+	cfg, err := config.FromEnv(env)
 	if cfg.ShutdownFile == "" {
 		return err
 	}
-	return startup.SayDown(cfg.ShutdownFile, time.Now())
+	return errors.Join(startup.SayDown(cfg.ShutdownFile, time.Now()), sayNetworkDown(ctx, cfg, env))
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -47,6 +48,8 @@ type guard struct {
 	// directions counts how many halves of a policy are in the model: a policy of both is one.
 	directions map[policyName]int
 	sets       int
+
+	services located
 
 	settings ruleset.Settings
 	heeded   uint32          // the mask of marks by which iptables goes; 0: not known
@@ -142,7 +145,7 @@ func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Setti
 	}
 	g.take(snap)
 	var done reconcile.Result
-	err := unready
+	err := errors.Join(unready, g.locate())
 	if err == nil {
 		done, err = g.commit(ctx)
 	}
@@ -194,7 +197,12 @@ func (g *guard) take(snap feed.Snapshot) {
 		return
 	}
 	g.moved = g.moved || changed.Kinds.Has(feed.Endpoints)
-	d := g.delta(old, changed)
+	g.relocate()
+	g.compute(g.delta(old, changed))
+}
+
+// compute has the engine work out what follows from a change, and the layout.
+func (g *guard) compute(d policy.Delta) {
 	g.lending.Lock()
 	u := g.engine.Apply(d)
 	g.lending.Unlock()
@@ -308,7 +316,7 @@ func (g *guard) numbers() enforced {
 
 // troubles are what the log should name: input that cannot be used as it stands, and a kernel that cannot enforce policy.
 func (g *guard) troubles() []string {
-	out := slices.Concat(slices.Sorted(maps.Keys(g.problems)), g.kept.troubles())
+	out := slices.Concat(slices.Sorted(maps.Keys(g.problems)), g.kept.troubles(), g.services.troubles())
 	if g.unable != "" {
 		out = append(out, "this host cannot enforce policy, so no pod is added to it: "+g.unable)
 	}

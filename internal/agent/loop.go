@@ -42,6 +42,8 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.fired()
 		case <-a.guard.disturbed():
 			a.guard.doubt()
+		case <-a.membersChanged():
+			a.guard.relocate()
 		case <-a.linger.over():
 		case <-a.bgp.changed():
 		case <-a.looks.due(time.Now()):

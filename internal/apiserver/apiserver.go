@@ -5,6 +5,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -60,6 +61,44 @@ func New(path string, env func(name string) string) (*Client, error) {
 	return open(path, env, serviceAccount)
 }
 
+// Settings say how to reach an API server: by a kubeconfig file, and by what stands before it where it is set. Names of files are relative to the
+// kubeconfig's folder.
+type Settings struct {
+	Kubeconfig                string // "": none
+	Server                    string // https://host:port
+	Token                     string
+	CertFile, KeyFile, CAFile string
+}
+
+// NewFrom makes a client by settings. The error is ErrNotConfigured where they say of no server.
+func NewFrom(s Settings) (*Client, error) {
+	var c credentials
+	if s.Kubeconfig != "" {
+		var err error
+		if c, err = fromKubeconfig(s.Kubeconfig); err != nil {
+			return nil, fmt.Errorf("read kubeconfig %s: %w", s.Kubeconfig, err)
+		}
+	}
+	f := files{dir: filepath.Dir(s.Kubeconfig)}
+	c.server = cmp.Or(s.Server, c.server)
+	if s.Token != "" {
+		c.token, c.tokenFile = s.Token, ""
+	}
+	if s.CAFile != "" {
+		c.ca = f.read(nil, s.CAFile)
+	}
+	if s.CertFile != "" {
+		c.cert, c.key = f.read(nil, s.CertFile), f.read(nil, s.KeyFile)
+	}
+	switch {
+	case f.err != nil:
+		return nil, fmt.Errorf("read how to reach the Kubernetes API server: %w", f.err)
+	case c.server == "":
+		return nil, ErrNotConfigured
+	}
+	return dial(c)
+}
+
 func open(path string, env func(string) string, account string) (*Client, error) {
 	if path != "" {
 		c, err := fromKubeconfig(path)
@@ -104,7 +143,7 @@ func dial(c credentials) (*Client, error) {
 // Close ends connections that are idle.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Get reads the object at a path such as /api/v1/nodes/NAME into a JSON target. It waits for ctx, and for ten seconds at most. The error
+// Get reads the object at a path such as /api/v1/nodes/NAME, or /api/v1/nodes?labelSelector=KEY, into a JSON target. It waits for ctx, and for ten seconds at most. The error
 // is ErrNotFound where there is no such object.
 func (c *Client) Get(ctx context.Context, path string, into any) error {
 	if err := c.get(ctx, path, into); err != nil {
@@ -114,7 +153,10 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 }
 
 func (c *Client) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server.JoinPath(path).String(), http.NoBody)
+	path, query, _ := strings.Cut(path, "?")
+	at := c.server.JoinPath(path)
+	at.RawQuery = query
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
 	if err != nil {
 		return err
 	}

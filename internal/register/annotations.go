@@ -9,6 +9,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // The annotations by which a pod says what it wants; all but the MAC hold JSON lists. The first three may stand at its namespace
@@ -33,13 +34,14 @@ type wishes struct {
 	brought  []netip.Addr // the pod's addresses, of which none is allocated; none: all are
 	spoofed  []string     // CIDRs
 	mac      string       // "": the plugin's choice
-	exchange bool         // exact are the pod's for good: its older container's are freed for them
+	qos      *api.QoSControls
+	exchange bool // exact are the pod's for good: its older container's are freed for them
 }
 
 // wishesOf reads them. Errors are *attach.Error.
 func wishesOf(req attach.Request, pod Pod) (wishes, error) {
 	w := wishes{v4: req.AssignIPv4 || !req.AssignIPv6, v6: req.AssignIPv6, pools4: req.IPv4Pools, pools6: req.IPv6Pools, exact: req.Wanted, brought: req.Addrs}
-	for _, read := range []func(*wishes, attach.Request, Pod) error{readPools, readFamilies, readAddrs, readSpoofed, readFloating, readMAC} {
+	for _, read := range []func(*wishes, attach.Request, Pod) error{readPools, readFamilies, readAddrs, readSpoofed, readFloating, readMAC, readQoS} {
 		if err := read(&w, req, pod); err != nil {
 			return wishes{}, err
 		}

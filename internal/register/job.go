@@ -102,6 +102,30 @@ func (h *Handler) newAdd(ctx context.Context, req attach.Request) (*job, error) 
 	if err != nil {
 		return nil, err
 	}
+	return h.complete(j, pod)
+}
+
+// newAllocation is newAdd for a main plugin of another project, which has read annotations by itself: Kubernetes is asked for what selects
+// pools alone.
+func (h *Handler) newAllocation(ctx context.Context, req attach.Request) (*job, error) {
+	j, err := newJob(h.cfg.Node, req)
+	if err != nil {
+		return nil, err
+	}
+	pod := Pod{Annotations: req.Annotations}
+	if req.PolicyType == "k8s" && h.cfg.PodFacts != nil {
+		told, err := h.podFacts(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		pod.NamespaceLabels = told.NamespaceLabels
+	}
+	return h.complete(j, pod)
+}
+
+// complete makes of a job what the request and the pod ask for.
+func (h *Handler) complete(j *job, pod Pod) (*job, error) {
+	req := j.req
 	w, err := wishesOf(req, pod)
 	if err != nil {
 		return nil, err
@@ -116,8 +140,9 @@ func (h *Handler) newAdd(ctx context.Context, req attach.Request) (*job, error) 
 		j.profileKey = profile.Key("", req.Network)
 	}
 	s, m := &j.endpoint.Spec, &j.endpoint.Metadata
-	s.Profiles, s.InterfaceName, s.AllowSpoofed = pod.Profiles, req.HostIf, w.spoofed
-	m.Labels = map[string]string{}
+	s.Profiles, s.InterfaceName, s.AllowSpoofed, s.QoSControls = pod.Profiles, req.HostIf, w.spoofed, w.qos
+	s.Ports, s.ServiceAccountName = pod.Ports, pod.ServiceAccount
+	m.Labels, m.GenerateName = map[string]string{}, pod.GenerateName
 	for k, v := range pod.Labels {
 		m.Labels[k] = v
 	}
@@ -137,6 +162,8 @@ func (h *Handler) podFacts(ctx context.Context, req attach.Request) (Pod, error)
 		return Pod{}, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read network %s: policy.type %q is not known", req.Network, req.PolicyType), Details: `use "k8s", or leave it out`}
 	case h.cfg.PodFacts == nil:
 		return Pod{}, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read network %s: policy.type is \"k8s\", and this node has no access to Kubernetes for the facts of pods", req.Network), Details: "give it a kubeconfig, or leave policy.type out"}
+	case req.Pod.Namespace == "" || req.Pod.Name == "":
+		return Pod{}, &attach.Error{Code: attach.CodeBadEnv, Msg: fmt.Sprintf("read network %s: policy.type is \"k8s\", and CNI_ARGS names no pod", req.Network), Details: "the runtime sets K8S_POD_NAMESPACE and K8S_POD_NAME there; leave policy.type out for containers that are no pods"}
 	}
 	pod, err := h.cfg.PodFacts(ctx, req.Pod)
 	if err != nil {

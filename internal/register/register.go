@@ -44,6 +44,8 @@ type Pod struct {
 	Labels, Annotations                   map[string]string
 	NamespaceLabels, NamespaceAnnotations map[string]string // of the pod's namespace
 	Profiles                              []string          // in the order of precedence
+	Ports                                 []api.WEPort
+	ServiceAccount, GenerateName          string // "": none
 }
 
 // PodFacts asks Kubernetes about a pod. It returns within ctx.
@@ -134,8 +136,7 @@ func (h *Handler) Del(ctx context.Context, req attach.Request) error {
 // Allocate gives the container addresses and writes no endpoint, for a main plugin of another project. Each address has
 // its block's prefix length. A repeated call returns the same.
 func (h *Handler) Allocate(ctx context.Context, req attach.Request) ([]netip.Prefix, error) {
-	req.PolicyType = "" // concerns the endpoint
-	j, err := h.newAdd(ctx, req)
+	j, err := h.newAllocation(ctx, req)
 	if err != nil {
 		return nil, err
 	}

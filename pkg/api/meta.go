@@ -16,9 +16,10 @@ type TypeMeta struct {
 
 // ObjectMeta is the part of Kubernetes' ObjectMeta that this system reads or writes; the rest survives as unknown fields.
 type ObjectMeta struct {
-	Name      string `json:"name,omitempty"`
-	Namespace string `json:"namespace,omitempty"` // "" for cluster-scoped kinds
-	UID       string `json:"uid,omitempty"`       // random UUID, set once at creation
+	Name         string `json:"name,omitempty"`
+	GenerateName string `json:"generateName,omitempty"` // of a WorkloadEndpoint: its pod's; it names nothing here
+	Namespace    string `json:"namespace,omitempty"`    // "" for cluster-scoped kinds
+	UID          string `json:"uid,omitempty"`          // random UUID, set once at creation
 	// ResourceVersion is etcd's ModRevision in decimal. It is shown to users and never stored.
 	ResourceVersion   string            `json:"resourceVersion,omitempty"`
 	CreationTimestamp time.Time         `json:"creationTimestamp,omitzero"`  // UTC, whole seconds

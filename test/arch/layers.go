@@ -68,6 +68,7 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "tells monitoring systems whether the node is ready and lives, and how it fares in numbers"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
+	{Level: 2, Path: "internal/kube", Sentence: "follows what a node needs of Kubernetes"},
 	{Level: 2, Path: "internal/machineid", Sentence: "names the machine that this is"},
 	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, neighbours and the FDB, and to their events"},
 	{Level: 2, Path: "internal/sysctl", Sentence: "the doorway to kernel settings"},
@@ -79,7 +80,7 @@ var Layers = []Row{
 	{Level: 1, Path: "internal/fault", Sentence: "cuts programs off at named points, in builds for tests alone"},
 	{Level: 1, Path: "internal/ctl/legacy", Sentence: "says what a document of Calico's first format would be today"},
 	{Level: 1, Path: "internal/hostside", Sentence: "a workload's host state, for plan and for the plugin alike"},
-	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources"},
+	{Level: 1, Path: "internal/kubeconv", Sentence: "Kubernetes objects to resources", Beside: []string{"internal/policy"}},
 	{Level: 1, Path: "internal/peering", Sentence: "computes what a node says to its BGP peers, and what it makes of what they say"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside", "internal/peering"}},
 	{Level: 1, Path: "internal/policy", Sentence: "resolves policies and selectors into rules and sets, incrementally"},
@@ -140,6 +141,10 @@ var LinkRules = []LinkRule{{
 	Program: "cmd/muslin",
 	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http"},
 	Why:     "the plugin starts once per pod and must start in a millisecond or two",
+}, {
+	Program: "cmd/muslin-ipam",
+	Without: []string{"k8s.io/client-go"},
+	Why:     "it starts once per pod where no agent runs, and asks Kubernetes two questions at most",
 }, {
 	Program: "test/vm",
 	Without: []string{"net", "os/user", "runtime/cgo"},

@@ -121,7 +121,7 @@ func with(conf *netconf.Module, log *slog.Logger, do func(*register.Handler) err
 		return err
 	}
 	defer client.Close()
-	return do(register.New(register.Config{Client: client, Node: node, Machine: machine, Log: log}))
+	return do(register.New(register.Config{Client: client, Node: node, Machine: machine, Log: log, PodFacts: podFacts(conf)}))
 }
 
 // request is what our own plugin hands over, else what the configuration and the environment say.

@@ -5,7 +5,7 @@
 //
 //	ipam_lock_file                     no lock on the host is needed: an allocation is one transaction
 //	endpoint_status_dir                the agent tells the plugin over its socket when an endpoint is ready, files are not needed
-//	kubernetes, the k8s_… of policy    the agent talks to Kubernetes, the plugin never does
+//	kubernetes.node_name               the node's name is nodename's business
 //	calico_api_group, qps, burst       concern Kubernetes as a datastore
 //	mode, vxlan_…, windows_…           concern Windows
 //	dataplane_options                  concerns data planes of other makers
@@ -36,8 +36,9 @@ type Module struct {
 	Etcd
 	Node
 	Log
-	IPAM   IPAM   `json:"ipam"`
-	Policy Policy `json:"policy"`
+	IPAM       IPAM       `json:"ipam"`
+	Policy     Policy     `json:"policy"`
+	Kubernetes Kubernetes `json:"kubernetes"`
 
 	Muslin *attach.Request `json:"muslin"` // what our own main plugin hands over; nil from any other
 }
@@ -67,9 +68,21 @@ type IPAM struct {
 // Log says what is logged, and where to.
 type Log = cnilog.Config
 
-// Policy says where the facts about a pod come from.
+// Policy says where the facts about a pod come from. The agent has its own access to Kubernetes; the rest is for the module alone, where no agent
+// runs, and stands before what the kubeconfig says.
 type Policy struct {
-	Type string `json:"type"` // "" or "k8s"
+	Type     string `json:"type"` // "" or "k8s"
+	APIRoot  string `json:"k8s_api_root"`
+	Token    string `json:"k8s_auth_token"`
+	CertFile string `json:"k8s_client_certificate"`
+	KeyFile  string `json:"k8s_client_key"`
+	CAFile   string `json:"k8s_certificate_authority"`
+}
+
+// Kubernetes says how the module reaches the API server where no agent runs.
+type Kubernetes struct {
+	Kubeconfig string `json:"kubeconfig"`
+	APIRoot    string `json:"k8s_api_root"`
 }
 
 // Conf holds the keys that the network plugin heeds.

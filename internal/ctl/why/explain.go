@@ -32,6 +32,7 @@ type question struct {
 	icmpType, icmpCode   uint8
 	version              int
 	format               string
+	kubeconfig           string // for where services are; "": they are not known
 	icmpGiven, portGiven bool
 }
 
@@ -53,6 +54,9 @@ func explainCommand(env cli.Env) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if err := f.locate(c.Context(), q.kubeconfig); err != nil {
+					return err
+				}
 				f.warn(env)
 				a, err := f.explain(q)
 				if err != nil {
@@ -71,6 +75,7 @@ func explainCommand(env cli.Env) *cobra.Command {
 	f.Uint8Var(&q.icmpType, "icmp-type", 0, "the type of an ICMP message (default: echo request)")
 	f.Uint8Var(&q.icmpCode, "icmp-code", 0, "the code of an ICMP message")
 	f.IntVar(&q.version, "ip-version", 0, "4 or 6, for pods that have addresses of both (default 4)")
+	f.StringVar(&q.kubeconfig, "kubeconfig", "", "file that says how to reach Kubernetes; needed where rules name services")
 	f.StringVarP(&q.format, "output", "o", "", "json, or text if left out")
 	for _, name := range []string{"from", "to"} {
 		_ = c.MarkFlagRequired(name) // there is such an option

@@ -32,7 +32,8 @@ type facts struct {
 	workloads []*api.WorkloadEndpoint
 	hosts     []*api.HostEndpoint
 	nodes     []*api.Node
-	bad       []error // values that cannot be read; agents go by what they held before, or leave them out too
+	bad       []error              // values that cannot be read; agents go by what they held before, or leave them out too
+	lost      []policy.ServiceName // that policies name, and nobody was asked about
 }
 
 // kinds are what policy depends on, and the nodes, whose addresses it may be asked about.
@@ -94,6 +95,9 @@ func (f *facts) take(k api.Kind, kv store.KV) {
 func (f *facts) warn(env cli.Env) {
 	for _, err := range f.bad {
 		_, _ = fmt.Fprintf(env.Err, "left out, though agents that know an earlier version of it go by that: %v\n", err)
+	}
+	for _, s := range f.lost {
+		_, _ = fmt.Fprintf(env.Err, "not known: where the service %v is, which policies name; rules that name it match nothing here, unless --kubeconfig says whom to ask\n", s)
 	}
 }
 
