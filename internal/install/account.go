@@ -26,17 +26,11 @@ type account interface {
 	kubeconfig(context.Context) (text []byte, until time.Time, err error)
 }
 
-// kubeconfig writes the plugin's own credentials, where settings ask for them and those that are there get old. Where they do not, it takes
-// away what is there.
+// kubeconfig writes the plugin's own credentials, where settings ask for them and those that are there get old. Where they do not, what an operator
+// may have put there is left.
 func (i *Installer) kubeconfig(ctx context.Context) error {
 	path := filepath.Join(i.s.NetDir, kubeconfigName)
-	if i.account == nil {
-		if err := removeFile(path); err != nil {
-			return fmt.Errorf("remove the kubeconfig that nobody needs: %w", err)
-		}
-		return nil
-	}
-	if i.now().Before(i.renew) {
+	if i.account == nil || i.now().Before(i.renew) {
 		return nil
 	}
 	text, until, err := i.account.kubeconfig(ctx)

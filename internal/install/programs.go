@@ -96,7 +96,7 @@ func (i *Installer) fill(dir string, names []string) error {
 	}
 	now := map[string]string{}
 	for _, name := range names {
-		if now[name], err = i.program(filepath.Join(i.s.Source, name), filepath.Join(dir, name)); err != nil {
+		if now[name], err = i.program(filepath.Join(i.s.Source, name), filepath.Join(dir, name), before[name]); err != nil {
 			return err
 		}
 	}
@@ -105,7 +105,11 @@ func (i *Installer) fill(dir string, names []string) error {
 			continue
 		}
 		path := filepath.Join(dir, alias)
-		if _, err := os.Lstat(path); i.s.Keep && err == nil {
+		have, err := hash(path)
+		if err != nil {
+			return err
+		}
+		if i.s.Keep && have != "" && have != before[alias] {
 			continue
 		}
 		if err := link(name, path); err != nil {
@@ -121,8 +125,8 @@ func (i *Installer) fill(dir string, names []string) error {
 	return writeReceipt(dir, now)
 }
 
-// program puts one program in place and returns its hash, or "" where another one stays in its place.
-func (i *Installer) program(from, to string) (string, error) {
+// program puts one program in place and returns its hash, or "" where another's stays in its place. before is what was put there last.
+func (i *Installer) program(from, to, before string) (string, error) {
 	want, err := hash(from)
 	if err != nil {
 		return "", err
@@ -132,6 +136,9 @@ func (i *Installer) program(from, to string) (string, error) {
 		return want, err
 	}
 	if have != "" && i.s.Keep {
+		if have == before {
+			return have, nil // an older one of ours
+		}
 		return "", nil
 	}
 	if err := copyFile(from, to); err != nil {
