@@ -41,7 +41,7 @@ const interval = 10 * time.Second
 // server's address.
 func New(s Settings, env func(string) string, log *slog.Logger) (*Installer, error) {
 	i := &Installer{s: s, log: log, now: time.Now}
-	if _, err := s.render(func(string) string { return "" }); err != nil {
+	if _, err := s.Configuration(); err != nil {
 		return nil, err
 	}
 	if s.Account == "" {

@@ -130,6 +130,11 @@ const builtIn = `{
 // placeholder matches a word that is to be replaced.
 var placeholder = regexp.MustCompile(`__[A-Z0-9_]+?__`)
 
+// Configuration is the network configuration as it would be for a host that has no certificates.
+func (s Settings) Configuration() (string, error) {
+	return s.render(func(string) string { return "" })
+}
+
 // render fills in the template. certificate returns the path of one, as the host sees it, or "" where there is none.
 func (s Settings) render(certificate func(name string) string) (string, error) {
 	files := map[string]string{"ETCD_KEY_FILE": "etcd-key", "ETCD_CERT_FILE": "etcd-cert", "ETCD_CA_CERT_FILE": "etcd-ca"}

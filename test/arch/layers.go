@@ -100,8 +100,10 @@ var Layers = []Row{
 	{Level: Test, Path: "test/bench/etcdfloor", Sentence: "the least that an operator's command can cost, as a process of its own"},
 	{Level: Test, Path: "test/bench", Sentence: "measures ADD, DEL and the operator's command against floors"},
 	{Level: Test, Path: "test/calicowriter", Sentence: "replays the step sequences of Calico's own writers against ours"},
+	{Level: Test, Path: "test/deploy", Sentence: "holds chart, manifests, dashboards and alerts to each other and to the code"},
 	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
 	{Level: Test, Path: "test/policyjudge", Sentence: "judges packets by the documented semantics of policy, and holds compiler and kernel against that"},
+	{Level: Test, Path: "test/image", Sentence: "packs programs and Debian's packages into container images"},
 	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},
 	{Level: Test, Path: "test/vm", Sentence: "runs a program under a stock kernel, in a virtual machine"},
 }

@@ -16,7 +16,7 @@ type build struct {
 // nodePackages are Debian's packages in the agent's image: iptables, which it runs, ipset, which people run to see what the agent has made, and the
 // libraries of the two.
 var nodePackages = []string{
-	"iptables", "ipset", "libc6", "libip4tc2", "libip6tc2", "libipset13", "libmnl0", "libnetfilter-conntrack3", "libnfnetlink0", "libnftnl11", "libxtables12",
+	"iptables", "ipset", "libc6", "libip4tc2", "libip6tc2", "libipset13", "libmnl0", "libnetfilter-conntrack3", "libnfnetlink0", "libnftnl11", "libxtables12", "netbase",
 }
 
 // hostPlugins are those of the CNI project that go onto hosts beside ours.
