@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,7 +68,8 @@ func look(what string) int {
 		return fail(err)
 	}
 	// Start returns a moment before the kernel shows the new arguments.
-	for line := []byte(nil); len(line) == 0; line, _ = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid)) {
+	deadline := time.Now().Add(10 * time.Second)
+	for line := []byte(nil); len(line) == 0 && time.Now().Before(deadline); line, _ = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid)) {
 		runtime.Gosched()
 	}
 	code := report()
@@ -82,17 +84,17 @@ func report() int {
 	var rival *RivalError
 	switch {
 	case errors.As(err, &rival):
-		os.Stdout.WriteString("found " + rival.Command + "\n")
+		fmt.Println("found " + rival.Command)
 	case err != nil:
 		return fail(err)
 	default:
-		os.Stdout.WriteString("none\n")
+		fmt.Println("none")
 	}
 	return 0
 }
 
 func fail(err error) int {
-	os.Stderr.WriteString(err.Error() + "\n")
+	fmt.Fprintln(os.Stderr, err)
 	return 1
 }
 
