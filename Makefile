@@ -24,8 +24,7 @@ TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
 
-.PHONY: help build lab test test-vm vm check policycheck fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp need-go need-root need-cc
-.PHONY: help build lab test test-vm vm test-k8s k8s check policycheck fuzz lint bench golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
+.PHONY: help build image lab test test-vm vm test-k8s k8s check policycheck fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +34,13 @@ build: need-go ## Build every program of cmd/ into bin/
 	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
 	@ln -sfn muslin bin/calico && ln -sfn muslin-ipam bin/calico-ipam # the names in a host's configuration for Calico
 	@[ "$$(id -u)" != 0 ] || chown -R --reference=. bin # after sudo make, its owner can still build in this folder
+
+# The CNI project's plugins go into the agent's image, for it puts them on hosts. IMAGE_PREFIX names a registry and a project in front of the images' names.
+IMAGE_PREFIX ?= muslin
+image: need-go build ## Make container images in dist/, with an SPDX document each, for `ctr images import` or `docker load`; no daemon needed
+	@mkdir -p dist/plugins
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -modfile=test/cniplugins/go.mod -ldflags '-s -w' -o dist/plugins/ tool
+	$(GO) run -buildvcs=false ./test/image -bin bin -plugins dist/plugins -cache dist/debian -out dist -version '$(VERSION)' -prefix '$(IMAGE_PREFIX)'
 
 lab: need-root need-go deps build ## Bring up three nodes on this machine, show that their pods reach each other, tear down (root)
 	bin/muslin-lab demo

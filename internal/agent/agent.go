@@ -22,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/health"
+	"github.com/muslin-cni/muslin/internal/install"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/kube"
 	"github.com/muslin-cni/muslin/internal/nft"
@@ -81,6 +82,8 @@ type Agent struct {
 	first sync.Once     // the first complete apply
 	isUp  chan struct{} // closed by it
 
+	serving chan struct{} // closed once plugins can connect
+
 	// Owned by the loop.
 	settled heeded
 	said    map[string]struct{} // problems that were logged and are still there
@@ -94,7 +97,7 @@ type Agent struct {
 
 // Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
 func Run(ctx context.Context, environ []string, out io.Writer) error {
-	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), pulse: newPulse(), began: time.Now()}
+	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), serving: make(chan struct{}), pulse: newPulse(), began: time.Now()}
 	a.log = a.logs.logger()
 	if err := a.read(lookup(environ)); err != nil {
 		return err
@@ -142,6 +145,13 @@ func (a *Agent) run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Release()
+	if err := install.Rival(procDir); err != nil {
+		return err
+	}
+	installer, err := a.installer()
+	if err != nil {
+		return err
+	}
 	if err := a.open(ctx); err != nil {
 		return err
 	}
@@ -157,6 +167,9 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.metricsPort.Run(ctx) })
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	g.Go(func() error { return a.work(ctx, g) })
+	if installer != nil {
+		g.Go(func() error { installer.Run(ctx, a.serving); return nil })
+	}
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
@@ -295,6 +308,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("ready for pods", "node", a.node, "socket", attach.Socket)
+	close(a.serving)
 	reported, err := listen(reports.Socket)
 	if err != nil {
 		return errors.Join(err, l.Close())

@@ -24,6 +24,10 @@ const usage = `muslin-node is the agent of a node: it programs routes, tunnels a
 
   muslin-node             run until SIGTERM or SIGINT; what it has put into the kernel stays
   muslin-node config      print every setting as it would take effect here, and what made it so
+  muslin-node install     put CNI programs, etcd's certificates and the network configuration on this host, the last once
+                          the agent serves pods; then stay and renew them (SLEEP=false: end), as CNI_… variables say
+  muslin-node uninstall [--force]
+                          take everything of ours off this host: routes, devices, rules, sets, files; --force: pods too
   muslin-node -shutdown   write down that the node is going down, as a preStop hook does
   muslin-node --version
   muslin-node --help
@@ -43,6 +47,10 @@ func Main(ctx context.Context, p Process) int {
 		_, err = fmt.Fprintln(p.Stdout, p.Version)
 	case "config":
 		err = printConfig(ctx, p)
+	case "install":
+		err = installHost(ctx, p)
+	case "uninstall", "uninstall --force":
+		err = uninstall(ctx, p, strings.HasSuffix(verb, "--force"))
 	case "shutdown":
 		err = shutdown(ctx, p.Environ)
 	default:

@@ -13,14 +13,14 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// places is a locator that says what it is told to.
-type places struct {
+// catalogue is a locator that says what it is told to.
+type catalogue struct {
 	known kube.Knowledge
 	at    map[string][]policy.PortMember
 	asked []string
 }
 
-func (p *places) Members(namespace, name string) ([]policy.PortMember, kube.Knowledge) {
+func (p *catalogue) Members(namespace, name string) ([]policy.PortMember, kube.Knowledge) {
 	p.asked = append(p.asked, namespace+"/"+name)
 	return p.at[namespace+"/"+name], p.known
 }
@@ -58,7 +58,7 @@ func (g *guarded) held() string {
 
 func TestRulesThatNameServicesFollowWhereTheyAre(t *testing.T) {
 	g := newGuarded(t)
-	p := &places{known: kube.Coming, at: map[string][]policy.PortMember{"default/web": member("10.0.0.9"), "default/db": member("10.0.0.8")}}
+	p := &catalogue{known: kube.Coming, at: map[string][]policy.PortMember{"default/web": member("10.0.0.9"), "default/db": member("10.0.0.8")}}
 	g.services.from = p
 	g.believe()
 	g.workload("a", "c1", "10.0.0.1")

@@ -1,10 +1,11 @@
-// Package apiserver reads single objects from the Kubernetes API server.
+// Package apiserver reads single objects from the Kubernetes API server, and creates some.
 //
 // It is for the few questions that a node asks at its start, so it is HTTP and JSON and no more: no watches, no cache, no types of
 // Kubernetes. Credentials are those of a kubeconfig file, or of the pod's service account.
 package apiserver
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -28,8 +29,8 @@ var (
 	ErrNotFound = errors.New("not found")
 )
 
-// serviceAccount is where the kubelet puts a pod's credentials.
-const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
+// ServiceAccount is where the kubelet puts a pod's credentials: ca.crt, namespace and token.
+const ServiceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // largest bounds an answer; objects in etcd have at most 1.5 MB.
 const largest = 4 << 20
@@ -58,7 +59,7 @@ type credentials struct {
 // New reads how to reach the API server: from a kubeconfig file, or, where path is "", from what the kubelet gives to pods. The error is
 // ErrNotConfigured where there is neither.
 func New(path string, env func(name string) string) (*Client, error) {
-	return open(path, env, serviceAccount)
+	return open(path, env, ServiceAccount)
 }
 
 // Settings say how to reach an API server: by a kubeconfig file, and by what stands before it where it is set. Names of files are relative to the
@@ -146,17 +147,30 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Get reads the object at a path such as /api/v1/nodes/NAME, or /api/v1/nodes?labelSelector=KEY, into a JSON target. It waits for ctx, and for ten seconds at most. The error
 // is ErrNotFound where there is no such object.
 func (c *Client) Get(ctx context.Context, path string, into any) error {
-	if err := c.get(ctx, path, into); err != nil {
+	if err := c.call(ctx, http.MethodGet, path, http.NoBody, into); err != nil {
 		return fmt.Errorf("get %s from the Kubernetes API server %s: %w", path, c.server.Host, err)
 	}
 	return nil
 }
 
-func (c *Client) get(ctx context.Context, path string, into any) error {
+// Create posts an object to a path such as /api/v1/namespaces/NAMESPACE/serviceaccounts/NAME/token, and reads into a JSON target what the API server
+// made of it. It waits for ctx, and for ten seconds at most.
+func (c *Client) Create(ctx context.Context, path string, object, into any) error {
+	body, err := json.Marshal(object)
+	if err == nil {
+		err = c.call(ctx, http.MethodPost, path, bytes.NewReader(body), into)
+	}
+	if err != nil {
+		return fmt.Errorf("post to %s of the Kubernetes API server %s: %w", path, c.server.Host, err)
+	}
+	return nil
+}
+
+func (c *Client) call(ctx context.Context, method, path string, object io.Reader, into any) error {
 	path, query, _ := strings.Cut(path, "?")
 	at := c.server.JoinPath(path)
 	at.RawQuery = query
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, method, at.String(), object)
 	if err != nil {
 		return err
 	}
@@ -168,6 +182,9 @@ func (c *Client) get(ctx context.Context, path string, into any) error {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	req.Header.Set("Accept", "application/json")
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return err
@@ -179,7 +196,7 @@ func (c *Client) get(ctx context.Context, path string, into any) error {
 		return err
 	case resp.StatusCode == http.StatusNotFound:
 		return ErrNotFound
-	case resp.StatusCode != http.StatusOK:
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated:
 		return fmt.Errorf("%s: %s", resp.Status, said(body))
 	}
 	return json.Unmarshal(body, into)

@@ -29,3 +29,21 @@ func (c *Conn) Exists(name string) (bool, error) {
 	}
 	return true, nil
 }
+
+// RemovePair removes a device, which must be one end of a veth pair, and with it the other end. One that is not there is no error.
+func (c *Conn) RemovePair(name string) error {
+	l, err := c.h.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err == nil && l.Type() != "veth" {
+		return fmt.Errorf("remove device %s: it is of type %s and not one end of a veth pair, so it is somebody else's", name, l.Type())
+	}
+	if err == nil {
+		err = c.h.LinkDel(l)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	return nil
+}

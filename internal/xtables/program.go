@@ -75,7 +75,8 @@ func newChains(ctx context.Context, program string, family iptables.Protocol, h 
 	return c, nil
 }
 
-var errMissing = errors.New("no iptables program is installed; install the package iptables, for example with `apt-get install iptables`")
+// ErrMissing says that no program of an iptables backend is on this host.
+var ErrMissing = errors.New("no iptables program is installed; install the package iptables, for example with `apt-get install iptables`")
 
 func choose(ctx context.Context, b Backend) (string, error) {
 	nft, legacy := plain+"-"+string(NFT), plain+"-"+string(Legacy)
@@ -95,7 +96,7 @@ func choose(ctx context.Context, b Backend) (string, error) {
 	case len(installed) == 0 && isInstalled(plain):
 		return plain, nil
 	case len(installed) == 0:
-		return "", errMissing
+		return "", ErrMissing
 	case len(candidates) == 1:
 		return installed[0], nil
 	}

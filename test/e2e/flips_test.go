@@ -44,7 +44,7 @@ func TestNodesThatFlipLateLoseNothing(t *testing.T) {
 func TestVMEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 	nettest.Need(t, "ipip")
 	circuit := tour([]lab.Mode{lab.IPIP, lab.IPIPCrossSubnet, lab.VXLAN, lab.Direct, lab.CrossSubnet}, 2)
-	at := slices.Index(circuit, lab.VXLAN)                                                   // whose MTU fits into all
+	at := slices.Index(circuit, lab.VXLAN)                                                                           // whose MTU fits into all
 	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: 3 * time.Second}) // its processor is slow, and what is near is in the matrix
 	cuts := map[lab.Mode]fault.Point{
 		lab.IPIPCrossSubnet: fault.ApplyLinksPut, lab.VXLAN: fault.ApplyAddrsRemoved, lab.IPIP: fault.ApplyPolicyPut, lab.Direct: fault.ApplyLinksRemoved,
