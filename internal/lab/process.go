@@ -36,29 +36,41 @@ type process struct {
 
 // findProcess completes pid's identity.
 func findProcess(pid int) (process, error) {
-	start, _, err := procStat(pid)
-	return process{PID: pid, Start: start}, err
+	s, err := readStat(pid)
+	return process{PID: pid, Start: s.start}, err
 }
 
-// procStat reads a process's start time and state letter.
-func procStat(pid int) (start uint64, state string, err error) {
+// procStat is what the kernel says of a process.
+type procStat struct {
+	start   uint64
+	state   string // a letter
+	threads int
+}
+
+func readStat(pid int) (procStat, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, "", fmt.Errorf("read process: %w", err)
+		return procStat{}, fmt.Errorf("read process: %w", err)
 	}
-	const startField = 22 - 3 // proc(5) counts from 1, and the name in parentheses is the second
+	const threadsField, startField = 20 - 3, 22 - 3 // proc(5) counts from 1, and the name in parentheses is the second
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	if len(fields) <= startField {
-		return 0, "", fmt.Errorf("read process %d: short stat line", pid)
+		return procStat{}, fmt.Errorf("read process %d: short stat line", pid)
 	}
-	start, err = strconv.ParseUint(fields[startField], 10, 64)
-	return start, fields[0], err
+	start, err := strconv.ParseUint(fields[startField], 10, 64)
+	if err != nil {
+		return procStat{}, fmt.Errorf("read process %d: %w", pid, err)
+	}
+	threads, err := strconv.Atoi(fields[threadsField])
+	return procStat{start, fields[0], threads}, err
 }
 
-// alive reports whether the process still runs. A zombie does not.
+// alive reports whether the process still runs. A zombie does not, once the last of its threads is gone: until then its files are open, and their locks
+// held.
 func (p process) alive() bool {
-	start, state, err := procStat(p.PID)
-	return p.PID != 0 && err == nil && start == p.Start && state != "Z" && state != "X"
+	s, err := readStat(p.PID)
+	over := s.state == "X" || s.state == "Z" && s.threads <= 1
+	return p.PID != 0 && err == nil && s.start == p.Start && !over
 }
 
 // signal reaches the process or nobody. One that is gone is no error.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -293,18 +294,21 @@ func (l *Lab) clear(ctx context.Context) error {
 }
 
 // endAll kills until nothing is left: first what works in the namespaces, then their holders. What was forked meanwhile is
-// found by the next round.
+// found by the next round. One that is ending bears no mark any more, so those found are remembered until they are gone.
 func endAll(ctx context.Context, s *state) error {
+	ending := map[process]struct{}{}
 	return poll(ctx, func() bool {
+		maps.DeleteFunc(ending, func(p process, _ struct{}) bool { return !p.alive() })
 		holders, others := marked(s.ID, s.Since)
 		victims := others
-		if len(others) == 0 {
+		if len(others)+len(ending) == 0 {
 			victims = holders
 		}
 		for _, p := range victims {
+			ending[p] = struct{}{}
 			_ = p.signal(unix.SIGKILL) // one that cannot be killed is met again, until the deadline
 		}
-		return len(victims) == 0
+		return len(holders)+len(others)+len(ending) == 0
 	})
 }
 

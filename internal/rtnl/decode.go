@@ -58,7 +58,8 @@ func decodeLink(m []byte) (d device, ok bool, err error) {
 		}
 	}
 	d.host.Up = d.admin
-	d.host.Live = d.admin && (oper == netlink.OperUp || oper == netlink.OperUnknown)
+	carrier := oper == netlink.OperDown && msg.Flags&unix.IFF_LOWER_UP != 0 // the state follows the carrier with a delay of up to a second
+	d.host.Live = d.admin && (oper == netlink.OperUp || oper == netlink.OperUnknown || carrier)
 	return d, true, nil
 }
 

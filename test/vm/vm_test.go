@@ -26,7 +26,7 @@ const (
 	markStatus = 33                   // what it ends with if all went as it should
 	markStderr = "this is standard error"
 
-	bootsWithin = 15 * time.Minute // the whole of the one boot; on an idle machine it takes a minute
+	bootsWithin = 20 * time.Minute // the whole of the one boot; on an idle machine it takes a minute
 )
 
 // program builds the command of this package.
