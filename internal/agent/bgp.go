@@ -21,8 +21,10 @@ import (
 )
 
 const (
-	// gather is how long the speaker waits for more of what BGP says before it looks: a peer sends its routes in many messages.
+	// gather is how long the speaker waits for more of what BGP says before it looks, at least: a peer sends its routes in many messages.
 	gather = 100 * time.Millisecond
+	// gatherShare times as long as the last look took is waited, too: each looks at everything, and there are many while a large table comes in.
+	gatherShare = 4
 	// waysAge is how old the ways to distant gateways may get: no event says when somebody else's routes change.
 	waysAge = 10 * time.Second
 	// peersTime is how long an agent that starts waits for its peers before it gives up what they may have said to the one before it, as
@@ -90,7 +92,8 @@ type spoken struct {
 	distant []netip.Addr // gateways that the kernel was asked the way to
 	ways    map[netip.Addr]kernel.Hop
 	waysAt  time.Time
-	failing string // why the last look failed, as logged
+	failing string        // why the last look failed, as logged
+	took    time.Duration // the last look
 }
 
 func newSpeaker(node, routerID string, c *rtnl.Conn, host func() kernel.Host, log *slog.Logger) *speaker {
@@ -201,7 +204,7 @@ func (b *speaker) run(ctx context.Context) error {
 			return b.close()
 		case <-b.more():
 			if gathered == nil {
-				gathered = time.After(gather)
+				gathered = time.After(max(gather, gatherShare*b.said.took))
 			}
 			continue
 		case <-gathered:
@@ -212,7 +215,10 @@ func (b *speaker) run(ctx context.Context) error {
 			retry.fired()
 		case <-b.patience():
 		}
-		if b.once(ctx) {
+		began := time.Now()
+		done := b.once(ctx)
+		b.said.took = time.Since(began)
+		if done {
 			retry.reset()
 		} else {
 			retry.next()

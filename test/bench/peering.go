@@ -30,8 +30,9 @@ const (
 	peeringAS     = 64512
 	// peeringRest is how long speakers are left alone between rounds: by then they take a session again.
 	peeringRest = 4 * time.Second
-	// gathering is how long the agent waits for more of what peers say before it looks.
-	gathering = 100 * time.Millisecond
+	// gathering is how long the agent waits for more of what peers say before it looks, at least, and gatheringShare times as long as the last look took.
+	gathering      = 100 * time.Millisecond
+	gatheringShare = 4
 )
 
 // peeringSizes are peers and routes of each.
@@ -195,13 +196,29 @@ func receive(ctx context.Context, bird bool, dir string, peers, routes int) (rec
 			err = fmt.Errorf("%d of %d routes: %w", n, peers*routes, ctx.Err())
 		}
 	}
+	memory, memErr := peak(c.Process.Pid)
 	_ = c.Process.Kill() // it may have ended
 	_ = c.Wait()         // a killed program's error is no news
-	usage, ok := c.ProcessState.SysUsage().(*syscall.Rusage)
-	if err != nil || !ok {
-		return receiver{}, cmp.Or(err, errors.New("the kernel does not say what the process used"))
+	if err := cmp.Or(err, memErr); err != nil {
+		return receiver{}, err
 	}
-	return receiver{full: full.Sub(start), spread: full.Sub(first), cpu: c.ProcessState.UserTime() + c.ProcessState.SystemTime(), memory: usage.Maxrss << 10}, nil
+	return receiver{full: full.Sub(start), spread: full.Sub(first), cpu: c.ProcessState.UserTime() + c.ProcessState.SystemTime(), memory: memory}, nil
+}
+
+var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
+
+// peak is the most memory that a process has had, in bytes. (That of wait4 counts what its parent had, too.)
+func peak(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	m := highWater.FindSubmatch(text)
+	if m == nil {
+		return 0, fmt.Errorf("process %d has no VmHWM", pid)
+	}
+	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
+	return kb << 10, err
 }
 
 // receiveByBIRD starts a BIRD that has all the peers, as that of a Calico node has them.
@@ -289,13 +306,15 @@ func runSpeaker(ctx context.Context, peers int) error {
 	if err := s.Apply(ctx, cfg); err != nil {
 		return err
 	}
+	took := time.Duration(0)
 	for was := 0; ; {
 		select {
 		case <-ctx.Done():
 			return s.Close(context.WithoutCancel(ctx))
 		case <-s.Changed():
-			<-time.After(gathering)
+			<-time.After(max(gathering, gatheringShare*took))
 		}
+		began := time.Now()
 		paths, err := s.Learned()
 		if err != nil {
 			return err
@@ -304,5 +323,6 @@ func runSpeaker(ctx context.Context, peers int) error {
 			was = n
 			fmt.Println(n)
 		}
+		took = time.Since(began)
 	}
 }
