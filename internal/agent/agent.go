@@ -85,15 +85,15 @@ type Agent struct {
 	serving chan struct{} // closed once plugins can connect
 
 	// Owned by the loop.
-	settled  heeded
-	said     map[string]struct{} // problems that were logged and are still there
-	failing  string              // why the last rounds failed, as logged; "": they did not
-	mtu      int                 // as published; 0: not yet
-	planned  planned             // what the last round wanted
-	looks    looks               // when which tables are listed without being told to
-	occupied []string            // routes of ours that others' are in the place of
-	noIPIP   string              // why tunl0 could not be made; "": it was not tried, or could
-	linger   *linger             // start looks at it before there is a loop
+	settled heeded
+	said    map[string]struct{} // problems that were logged and are still there
+	failing string              // why the last rounds failed, as logged; "": they did not
+	mtu     int                 // as published; 0: not yet
+	planned planned             // what the last round wanted
+	looks   looks               // when which tables are listed without being told to
+	refused []string            // routes that cannot be made, and why
+	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
+	linger  *linger             // start looks at it before there is a loop
 }
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.

@@ -181,7 +181,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
 	say := func() {
-		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.occupied), result.Problems, snap.Bad())
+		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.refused), result.Problems, snap.Bad())
 	}
 	a.linger.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
@@ -191,7 +191,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	}
 	want := a.guard.admit(result.State)
 	done, err := write(ctx, want)
-	a.occupied, err = occupied(err)
+	a.refused, err = refused(err, a.bgp.heard())
 	say()
 	done, err = sum(enforced, done), errors.Join(guardErr, err)
 	if errors.Is(err, rtnl.ErrNoIPIP) {
@@ -205,26 +205,6 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 		return fmt.Errorf("apply: %w", err)
 	}
 	return a.marked(ctx, snap, result.Tunnels, host, facts)
-}
-
-// occupied takes out of an error what others' routes in the place of ours are the reason of. Each is a problem for the operator, not a failed round:
-// everything else has been made, and these are tried again whenever the kernel is looked at.
-func occupied(err error) (problems []string, rest error) {
-	var theirs *rtnl.OccupiedError
-	joined, several := err.(interface{ Unwrap() []error }) //nolint:errorlint // the shape of a joined error is what is looked at, level by level
-	switch {
-	case several:
-		var errs []error
-		for _, e := range joined.Unwrap() {
-			p, left := occupied(e)
-			problems, errs = append(problems, p...), append(errs, left)
-		}
-		return problems, errors.Join(errs...)
-	case errors.As(err, &theirs):
-		return []string{theirs.Error()}, nil
-	default:
-		return nil, err
-	}
 }
 
 // marked has the table of policy go by the mask of marks that iptables goes by now, if that is another one than before.
