@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -78,6 +77,7 @@ type Agent struct {
 	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
 	problems    atomic.Int64                 // that are said and still there
 	began       time.Time
+	version     string
 
 	first sync.Once     // the first complete apply
 	isUp  chan struct{} // closed by it
@@ -91,15 +91,16 @@ type Agent struct {
 	mtu     int                 // as published; 0: not yet
 	planned planned             // what the last round wanted
 	looks   looks               // when which tables are listed without being told to
+	refused []string            // routes that cannot be made, and why
 	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
 	linger  *linger             // start looks at it before there is a loop
 }
 
-// Run runs the agent with an environment ("NAME=value") until ctx ends, and logs to out.
-func Run(ctx context.Context, environ []string, out io.Writer) error {
-	a := &Agent{logs: newLogs(out), programmed: newProgrammed(), isUp: make(chan struct{}), serving: make(chan struct{}), pulse: newPulse(), began: time.Now()}
+// Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
+func Run(ctx context.Context, p Process) error {
+	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version}
 	a.log = a.logs.logger()
-	if err := a.read(lookup(environ)); err != nil {
+	if err := a.read(lookup(p.Environ)); err != nil {
 		return err
 	}
 	a.metrics = health.NewMetrics(a.node, a.facts)
@@ -108,7 +109,7 @@ func Run(ctx context.Context, environ []string, out io.Writer) error {
 	a.metricsPort = health.NewPort("metrics", a.metrics.Handler(), a.log)
 	a.addresses = newAddresses(a.cfg.PollInterval, a.readdress, func(gone func(netip.Addr) bool) { a.store.Drop(gone) }, a.log)
 	a.kube = kubernetes(a.cfg, a.env)
-	a.introduce(environ)
+	a.introduce(p.Environ)
 	err := a.run(ctx)
 	if ctx.Err() != nil { // asked to end
 		err = errors.Join(err, startup.SayDown(a.cfg.ShutdownFile, time.Now()))
@@ -195,6 +196,8 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.tunnels.run(ctx) })
 	if a.bgp != nil {
 		g.Go(func() error { return a.bgp.run(ctx) })
+	} else {
+		g.Go(func() error { return a.takeLeave(ctx) })
 	}
 	if a.cfg.Looks() {
 		g.Go(func() error { return a.addresses.run(ctx) })
@@ -249,6 +252,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	if a.cfg.Backend == config.BGP {
 		a.bgp = newSpeaker(a.node, a.cfg.RouterID, a.rtnl, a.monitor.Host, a.log)
+		a.bgp.mark = spokeFile()
 	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{

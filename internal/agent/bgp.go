@@ -13,6 +13,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/bgp"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/kube"
 	"github.com/muslin-cni/muslin/internal/peering"
 	"github.com/muslin-cni/muslin/internal/plan"
 	"github.com/muslin-cni/muslin/internal/rtnl"
@@ -20,13 +21,17 @@ import (
 )
 
 const (
-	// gather is how long the speaker waits for more of what BGP says before it looks: a peer sends its routes in many messages.
+	// gather is how long the speaker waits for more of what BGP says before it looks, at least: a peer sends its routes in many messages.
 	gather = 100 * time.Millisecond
+	// gatherShare times as long as the last look took is waited, too: each looks at everything, and there are many while a large table comes in.
+	gatherShare = 4
 	// waysAge is how old the ways to distant gateways may get: no event says when somebody else's routes change.
 	waysAge = 10 * time.Second
 	// peersTime is how long an agent that starts waits for its peers before it gives up what they may have said to the one before it, as
 	// long as peers wait for us (bgp.md: restart time).
 	peersTime = 120 * time.Second
+	// kubeRetry is how often a speaker that waits for Kubernetes' first answers looks whether the wait is over.
+	kubeRetry = 250 * time.Millisecond
 	// speakerTimeout bounds one change of the speaker, and its end.
 	speakerTimeout = 10 * time.Second
 )
@@ -37,6 +42,8 @@ type cluster interface {
 	Secret(name, key string) (value string, ok bool)
 	// Advertised returns the services' addresses that this node shall attract, sorted, given the BGPConfigurations.
 	Advertised(configs []*api.BGPConfiguration) []netip.Prefix
+	// Founded says how well founded those answers are. They are Coming for some seconds at most.
+	Founded() kube.Knowledge
 	// Changed delivers when an answer may be another one.
 	Changed() <-chan struct{}
 }
@@ -49,6 +56,7 @@ type speaker struct {
 	kube           cluster // nil: no Kubernetes
 	host           func() kernel.Host
 	ways           func(context.Context, []netip.Addr) (map[netip.Addr]kernel.Hop, error)
+	mark           string // file that says that this node has spoken BGP; "": none
 	log            *slog.Logger
 
 	look chan struct{} // cap 1: the loop has given something new
@@ -59,6 +67,7 @@ type speaker struct {
 	learned  *plan.Learned // what the plan is to go by; never nil
 	problems []string
 	server   *bgp.Server // nil until there is something to say
+	applied  time.Time   // when the speaker was last changed; zero: never
 
 	said spoken // owned by run
 }
@@ -73,6 +82,7 @@ type given struct {
 // spoken is what run remembers from one look to the next.
 type spoken struct {
 	model   peering.Model
+	early   bool // Kubernetes' part of the model is on its way, and nobody has been told anything yet
 	done    bool // the model is applied
 	result  peering.Result
 	asked   bool                    // there was a first Apply
@@ -82,7 +92,8 @@ type spoken struct {
 	distant []netip.Addr // gateways that the kernel was asked the way to
 	ways    map[netip.Addr]kernel.Hop
 	waysAt  time.Time
-	failing string // why the last look failed, as logged
+	failing string        // why the last look failed, as logged
+	took    time.Duration // the last look
 }
 
 func newSpeaker(node, routerID string, c *rtnl.Conn, host func() kernel.Host, log *slog.Logger) *speaker {
@@ -103,7 +114,7 @@ func (b *speaker) found(routes map[kernel.RouteKey]kernel.Route, ours kernel.Own
 	for k, r := range routes {
 		remote := r.Gateway.IsValid() || r.Hops != ""
 		earlier = earlier || remote || r.Type == kernel.Blackhole
-		if remote && k.Metric != 0 && ours.HasProtocol(r.Protocol) { // those of the datastore have no metric, which for IPv6 cannot be told
+		if remote && k.Metric != 0 && ours.HasProtocol(r.Protocol) && !isVXLAN(r.Dev.Name) { // those of the datastore have no metric, which for IPv6 cannot be told
 			l.Held = append(l.Held, k)
 		}
 	}
@@ -112,6 +123,9 @@ func (b *speaker) found(routes map[kernel.RouteKey]kernel.Route, ours kernel.Own
 	b.learned = l
 	b.server = bgp.New(b.log, bgp.Options{Restarting: earlier})
 }
+
+// isVXLAN tells whether a device is one into which BGP's routes never lead.
+func isVXLAN(dev string) bool { return dev == kernel.VXLANDevice || dev == kernel.VXLAN6Device }
 
 // consider takes what the loop acts on, and has it looked at if BGP depends on what is new in it. The loop calls it.
 func (b *speaker) consider(g given) {
@@ -190,7 +204,7 @@ func (b *speaker) run(ctx context.Context) error {
 			return b.close()
 		case <-b.more():
 			if gathered == nil {
-				gathered = time.After(gather)
+				gathered = time.After(max(gather, gatherShare*b.said.took))
 			}
 			continue
 		case <-gathered:
@@ -201,7 +215,10 @@ func (b *speaker) run(ctx context.Context) error {
 			retry.fired()
 		case <-b.patience():
 		}
-		if b.once(ctx) {
+		began := time.Now()
+		done := b.once(ctx)
+		b.said.took = time.Since(began)
+		if done {
 			retry.reset()
 		} else {
 			retry.next()
@@ -227,6 +244,8 @@ func (b *speaker) more() <-chan struct{} {
 // patience receives when it is time to look without being asked to; it is nil if that will never be.
 func (b *speaker) patience() <-chan time.Time {
 	switch {
+	case b.said.early:
+		return time.After(kubeRetry)
 	case len(b.said.awaited) > 0:
 		return time.After(time.Second)
 	case len(b.said.distant) > 0:
@@ -254,11 +273,24 @@ func (b *speaker) once(ctx context.Context) bool {
 	if g == nil || server == nil {
 		return true
 	}
+	m := b.model(g.snap)
+	if b.said.early = b.tooEarly(); b.said.early {
+		return true
+	}
 	ctx, cancel := context.WithTimeout(ctx, speakerTimeout)
 	defer cancel()
-	err := errors.Join(b.speak(ctx, server, g), b.listen(ctx, server, g))
+	err := b.speak(ctx, server, m)
+	if b.said.asked { // before that, silence says nothing
+		err = errors.Join(err, b.listen(ctx, server, g))
+	}
 	b.complain(ctx, err)
 	return err == nil
+}
+
+// tooEarly tells whether Kubernetes has yet to say what passwords and services there are. Who speaks for the first time waits for that, which takes
+// some seconds at most: peers that kept the routes of an earlier agent drop those that the first words lack.
+func (b *speaker) tooEarly() bool {
+	return !b.said.asked && b.kube != nil && b.kube.Founded() == kube.Coming
 }
 
 // complain says why looks fail: once, and again when it is for another reason.
@@ -279,8 +311,7 @@ func (b *speaker) complain(ctx context.Context, err error) {
 }
 
 // speak computes what this node has to say, and says it. The routes come first: peers take what they are sent at first for the whole.
-func (b *speaker) speak(ctx context.Context, server *bgp.Server, g *given) error {
-	m := b.model(g.snap)
+func (b *speaker) speak(ctx context.Context, server *bgp.Server, m peering.Model) error {
 	if b.said.done && m.Equal(b.said.model) {
 		return nil
 	}
@@ -294,12 +325,30 @@ func (b *speaker) speak(ctx context.Context, server *bgp.Server, g *given) error
 		b.await(b.said.result.Speaker.Sessions)
 	}
 	b.said.done = err == nil
+	b.configured(time.Now())
 	return err
+}
+
+// configured takes note of when the speaker was changed.
+func (b *speaker) configured(at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.applied = at
+}
+
+// lastConfigured is when the speaker was last changed; zero: never.
+func (b *speaker) lastConfigured() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.applied
 }
 
 // await begins to wait for the first peers.
 func (b *speaker) await(sessions []peering.Session) {
 	b.said.asked = true
+	if err := b.marked(); err != nil {
+		b.log.Warn("write down that this node has spoken BGP", "error", err)
+	}
 	b.said.awaited, b.said.until = make(map[netip.Addr]struct{}, len(sessions)), time.Now().Add(peersTime)
 	for _, s := range sessions {
 		b.said.awaited[s.Peer] = struct{}{}

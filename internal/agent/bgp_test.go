@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/kube"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/internal/peering"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -28,7 +31,14 @@ type secrets struct {
 	mu       sync.Mutex
 	by       map[string]string
 	services []netip.Prefix
+	founded  kube.Knowledge
 	changed  chan struct{}
+}
+
+func (s *secrets) Founded() kube.Knowledge {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.founded
 }
 
 func (s *secrets) Secret(name, key string) (string, bool) {
@@ -38,7 +48,11 @@ func (s *secrets) Secret(name, key string) (string, bool) {
 	return v, ok
 }
 
-func (s *secrets) Advertised([]*api.BGPConfiguration) []netip.Prefix { return s.services }
+func (s *secrets) Advertised([]*api.BGPConfiguration) []netip.Prefix {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.services
+}
 
 func (s *secrets) Changed() <-chan struct{} { return s.changed }
 
@@ -327,6 +341,78 @@ func TestSpeakerGetsPasswordsAndServicesFromTheCluster(t *testing.T) {
 	if len(one.troubles()) > 0 {
 		t.Errorf("problems %q", one.troubles())
 	}
+}
+
+func TestSpeakerSaysNothingUntilKubernetesHasAnsweredOrIsGivenUp(t *testing.T) {
+	t.Parallel()
+	service := netip.MustParsePrefix("10.96.0.7/32")
+	for what, answer := range map[string]kube.Knowledge{"it answers": kube.Known, "it is given up": kube.Unknown} {
+		t.Run(what, func(t *testing.T) {
+			s, _ := mesh(t)
+			held := kernel.RouteKey{Dst: netip.MustParsePrefix("192.0.2.0/24"), Metric: 1024}
+			s.found(map[kernel.RouteKey]kernel.Route{held: {Gateway: netip.MustParseAddr("10.0.0.1"), Protocol: 80}}, kernel.Ownership{})
+			defer func() {
+				if err := s.close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			k := &secrets{founded: kube.Coming}
+			s.speaker.kube = k
+			s.now()
+			for range 2 {
+				if !s.once(t.Context()) {
+					t.Fatalf("it fails: %s", s.said.failing)
+				}
+			}
+			if all, err := s.status(); err != nil || len(all) != 0 || s.said.asked || !s.heard().Settling || len(s.heard().Held) != 1 || s.patience() == nil {
+				t.Errorf("before Kubernetes answers there are sessions %v, %v, and the plan hears %+v", all, err, s.heard())
+			}
+			k.mu.Lock()
+			k.founded, k.services = answer, []netip.Prefix{service}
+			k.mu.Unlock()
+			if !s.once(t.Context()) {
+				t.Fatalf("it fails: %s", s.said.failing)
+			}
+			all, err := s.status()
+			if err != nil || len(all) != 1 || !slices.ContainsFunc(s.said.result.Routes, func(r peering.Route) bool { return r.Prefix == service }) {
+				t.Errorf("sessions %v, %v, and routes %v", all, err, s.said.result.Routes)
+			}
+			k.mu.Lock()
+			k.founded = kube.Coming // something more is asked for later: that stops nothing
+			k.mu.Unlock()
+			if !s.once(t.Context()) || s.said.early {
+				t.Error("it waits again")
+			}
+		})
+	}
+}
+
+func TestNodeThatLeavesBGPHasItsRoutesDropped(t *testing.T) {
+	t.Parallel()
+	one, two := mesh(t)
+	one.now()
+	one.start(nil)
+	two.now()
+	two.mark = filepath.Join(t.TempDir(), "spoken")
+	stop := two.start(nil)
+	one.learns("10.244.2.0/26")
+	if _, err := os.Stat(two.mark); err != nil {
+		t.Error(err)
+	}
+	stop()
+	one.becomes(func() error {
+		if all, err := one.status(); err != nil || len(all) != 1 || !all[0].Restarting {
+			return fmt.Errorf("sessions %+v, %w", all, err)
+		}
+		return nil
+	})
+	one.learns("10.244.2.0/26") // kept for the next agent
+	snap, _ := two.feed.Snapshot()
+	told, of, err := two.leave(t.Context(), snap)
+	if told != 1 || of != 1 || err != nil {
+		t.Errorf("told %d of %d, %v", told, of, err)
+	}
+	one.learns()
 }
 
 func TestSpeakerIsAskedToLookOnlyAtWhatConcernsIt(t *testing.T) {

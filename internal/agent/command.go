@@ -40,7 +40,7 @@ func Main(ctx context.Context, p Process) int {
 	var err error
 	switch strings.TrimLeft(verb, "-") {
 	case "":
-		err = Run(ctx, p.Environ, p.Stderr)
+		err = Run(ctx, p)
 	case "h", "help":
 		err = help(p.Stdout)
 	case "v", "version":

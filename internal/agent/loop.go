@@ -180,14 +180,19 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
-	a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles()), result.Problems, snap.Bad())
+	say := func() {
+		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.refused), result.Problems, snap.Bad())
+	}
 	a.linger.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
+		say()
 		a.consider(snap)
 		return a.marked(ctx, snap, result.Tunnels, host, facts)
 	}
 	want := a.guard.admit(result.State)
 	done, err := write(ctx, want)
+	a.refused, err = refused(err, a.bgp.heard())
+	say()
 	done, err = sum(enforced, done), errors.Join(guardErr, err)
 	if errors.Is(err, rtnl.ErrNoIPIP) {
 		a.noIPIP = rtnl.ErrNoIPIP.Error() // the plan goes on without, and says so

@@ -226,8 +226,12 @@ func (a *Agent) daemonStatus() (out api.NodeAgentStatus) {
 	for v6, into := range map[bool]*api.BGPDaemonStatus{false: &out.BIRDV4, true: &out.BIRDV6} {
 		*into = api.BGPDaemonStatus{State: "NotReady"}
 		id, ok := a.routerID(v6)
-		if ok {
-			*into = api.BGPDaemonStatus{State: "Ready", Version: "Muslin", RouterID: id.String(), LastBootTime: a.began.UTC().Format(statusTime)}
+		if !ok {
+			continue
+		}
+		*into = api.BGPDaemonStatus{State: "Ready", Version: "Muslin " + a.version, RouterID: id.String(), LastBootTime: a.began.UTC().Format(statusTime)}
+		if at := a.bgp.lastConfigured(); !at.IsZero() {
+			into.LastReconfigurationTime = at.UTC().Format(statusTime)
 		}
 	}
 	return out

@@ -200,8 +200,11 @@ func (c *compiler) term(name string, t peering.Term) {
 // statement adds one statement, or two where only routes from peers are meant: GoBGP tells those of internal and external ones apart.
 func (c *compiler) statement(name string, m peering.Match, a *wire.Actions) {
 	types := []wire.Conditions_RouteType{wire.Conditions_ROUTE_TYPE_UNSPECIFIED}
-	if m.Learned {
+	switch {
+	case m.Learned:
 		types = []wire.Conditions_RouteType{wire.Conditions_ROUTE_TYPE_INTERNAL, wire.Conditions_ROUTE_TYPE_EXTERNAL}
+	case m.Own:
+		types = []wire.Conditions_RouteType{wire.Conditions_ROUTE_TYPE_LOCAL}
 	}
 	for _, kind := range types {
 		name := fmt.Sprintf("%s-%d", name, len(c.statements))
@@ -217,6 +220,12 @@ func (c *compiler) conditions(name string, m peering.Match) *wire.Conditions {
 		set.Name = name + suffix
 		c.sets = append(c.sets, set)
 		return &wire.MatchSet{Type: wire.MatchSet_TYPE_ANY, Name: set.Name}
+	}
+	switch m.Family {
+	case peering.IPv4:
+		out.AfiSafiIn = []*wire.Family{{Afi: wire.Family_AFI_IP, Safi: wire.Family_SAFI_UNICAST}}
+	case peering.IPv6:
+		out.AfiSafiIn = []*wire.Family{{Afi: wire.Family_AFI_IP6, Safi: wire.Family_SAFI_UNICAST}}
 	}
 	if len(m.Prefixes) > 0 {
 		set := &wire.DefinedSet{DefinedType: wire.DefinedType_DEFINED_TYPE_PREFIX}
@@ -258,6 +267,8 @@ func actions(t peering.Term) (last *wire.Actions, prepends []*wire.AsPrependActi
 			last.LocalPref = &wire.LocalPrefAction{Value: *a.LocalPref}
 		case a.NextHop == peering.NextHopSelf:
 			last.Nexthop = &wire.NexthopAction{Self: true}
+		case a.Hop.IsValid():
+			last.Nexthop = &wire.NexthopAction{Address: a.Hop.String()}
 		case a.NextHop == peering.NextHopKeep:
 			last.Nexthop = &wire.NexthopAction{Unchanged: true}
 		case strings.Count(a.AddCommunity, ":") == 1:

@@ -329,3 +329,48 @@ func TestPasswordTakenAwayLetsFRRInWithout(t *testing.T) {
 	startFRR(t, b, plain)
 	ours.eventually(learns("192.0.2.0/24 via 10.0.0.3"))
 }
+
+// dualConfig gives FRR a network of each family, and one IPv4 session that carries both.
+func dualConfig() string {
+	return torConfig("10.0.0.3", 65001, `
+ address-family ipv6 unicast
+  network 2001:db8:9::/48
+  neighbor 10.0.0.1 activate
+ exit-address-family
+`)
+}
+
+func TestOneSessionCarriesBothFamiliesWithFRRAndBIRD(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	ours := startSpeaker(t, seg.host("10.0.0.1/24", "fd00::1/64"), "first")
+	tor := startFRR(t, seg.host("10.0.0.3/24", "fd00::3/64"), dualConfig())
+	router := startBIRD(t, seg.host("10.0.0.4/24", "fd00::4/64"), `
+router id 10.0.0.4;
+protocol device {}
+protocol static { ipv4; route 198.51.100.0/24 blackhole; }
+protocol static { ipv6; route 2001:db8:8::/48 blackhole; }
+protocol bgp ours { local as 65002; multihop; neighbor 10.0.0.1 as 64512; source address 10.0.0.4; connect delay time 1; connect retry time 2; graceful restart;
+  ipv4 { import all; export where source = RTS_STATIC; }; ipv6 { import all; export where source = RTS_STATIC; next hop address fd00::4; }; }
+`)
+	plain := startBIRD(t, seg.host("10.0.0.5/24"), `
+router id 10.0.0.5;
+protocol device {}
+protocol static { ipv4; route 203.0.113.0/24 blackhole; }
+protocol bgp ours { local as 65003; multihop; neighbor 10.0.0.1 as 64512; source address 10.0.0.5; connect delay time 1; connect retry time 2; ipv4 { import all; export where source = RTS_STATIC; }; }
+`)
+	m := rack("10.0.0.3")
+	m.Nodes[0].Spec.BGP.IPv6Address = api.Prefix{Prefix: netip.MustParsePrefix("fd00::1/64")}
+	m.Pools, m.Blocks = append(m.Pools, pool("fd00:244::/64")), append(m.Blocks, blocks("fd00:244::/122")...)
+	m.Peers = append(m.Peers, peer("router", api.BGPPeerSpec{PeerIP: "10.0.0.4", ASNumber: 65002}), peer("plain", api.BGPPeerSpec{PeerIP: "10.0.0.5", ASNumber: 65003}))
+	configured(ours, "a", m)
+	got := ours.eventually(learns("192.0.2.0/24 via 10.0.0.3", "198.51.100.0/24 via 10.0.0.4", "2001:db8:8::/48 via fd00::4", "2001:db8:9::/48 via fd00::3", "203.0.113.0/24 via 10.0.0.5"))
+	if len(got.Status) != 3 {
+		t.Errorf("sessions %+v", got.Status)
+	}
+	tor.has("show bgp ipv6 unicast fd00:244::/122", "fd00::1 from 10.0.0.1", "valid, external")
+	tor.has("show bgp ipv4 unicast 172.20.1.0/26", "10.0.0.1 from 10.0.0.1")
+	router.has("fd00:244::/122", "BGP.next_hop: fd00::1")
+	router.has("172.20.1.0/26", "BGP.next_hop: 10.0.0.1")
+	plain.has("172.20.1.0/26", "BGP.next_hop: 10.0.0.1") // it takes no IPv6, and keeps its session
+}

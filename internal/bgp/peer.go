@@ -39,7 +39,7 @@ func (s *Server) peer(p peering.Session) *api.Peer {
 			Enabled: true, RestartTime: uint32(min(seconds(p.Restart), maxRestart)), DeferralTime: uint32(seconds(deferral)),
 			LocalRestarting: s.opts.Restarting && s.run.first,
 		},
-		AfiSafis: []*api.AfiSafi{family(p)},
+		AfiSafis: families(p),
 	}
 	if p.Source.IsValid() {
 		out.Transport.LocalAddress = p.Source.String()
@@ -58,14 +58,21 @@ func (s *Server) peer(p peering.Session) *api.Peer {
 
 func seconds(d time.Duration) uint64 { return uint64(max(d, 0) / time.Second) }
 
-// family is what a session carries: routes of its own family, as Calico has two sessions for two.
-func family(p peering.Session) *api.AfiSafi {
-	f := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
-	if p.Peer.Is6() {
-		f.Afi = api.Family_AFI_IP6
+// families are what a session carries: routes of its own family, as Calico has two sessions for two, or of both.
+func families(p peering.Session) []*api.AfiSafi {
+	switch {
+	case p.Hop6.IsValid():
+		return []*api.AfiSafi{afiSafi(api.Family_AFI_IP), afiSafi(api.Family_AFI_IP6)}
+	case p.Peer.Is6():
+		return []*api.AfiSafi{afiSafi(api.Family_AFI_IP6)}
+	default:
+		return []*api.AfiSafi{afiSafi(api.Family_AFI_IP)}
 	}
+}
+
+func afiSafi(afi api.Family_Afi) *api.AfiSafi {
 	return &api.AfiSafi{
-		Config:            &api.AfiSafiConfig{Family: f, Enabled: true},
+		Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
 		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
 		AddPaths:          &api.AddPaths{Config: &api.AddPathsConfig{Receive: true, SendMax: sendPaths}},
 	}

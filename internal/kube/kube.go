@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -207,6 +208,27 @@ func (f *follower) knowledge() Knowledge {
 		return Coming
 	}
 	return Unknown
+}
+
+// Founded tells how well founded is what Secret and Advertised have answered so far: as well as the least known of what they were asked for. While something
+// is Coming, for some seconds at most, the answers may lack it.
+func (n *Node) Founded() Knowledge {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	asked := slices.Collect(maps.Values(n.secrets))
+	if n.services != nil {
+		asked = append(asked, n.services, n.node, n.slices)
+	}
+	out := Known
+	for _, f := range asked {
+		switch f.knowledge() {
+		case Coming:
+			return Coming
+		case Unknown:
+			out = Unknown
+		}
+	}
+	return out
 }
 
 // Members is where a service's endpoints are, for rules that match it; see kubeconv.ServiceMembers. They count only where they are Known.

@@ -52,7 +52,8 @@ type RouterSpec struct {
 	Hold     time.Duration  `json:"hold,omitempty"`     // 0: nine seconds, or BIRD's default for a Calico node
 
 	// CalicoNode makes it a node of the cluster that BIRD drives, configured as Calico configures it: a Node and an address block are in etcd,
-	// it takes part in the mesh unless Peers are given, and has the block's first address that was free. It has no tunnels and no policy.
+	// it takes part in the mesh unless Peers are given, and has the block's first address that was free. It has no policy and makes no tunnels: with an
+	// IP-in-IP pool, tunl0 and the routes into it are for the caller to make, as Calico's own BIRD would.
 	CalicoNode bool `json:"calicoNode,omitempty"`
 }
 
@@ -254,8 +255,8 @@ func (r *RouterSpec) validateCalicoNode(s *state) error {
 		return nil
 	case !s.Options.BGP:
 		return errors.New("a Calico node that BIRD drives speaks BGP, and this lab's nodes do not: bring the lab up with --bgp")
-	case s.Options.Mode != Direct || s.Options.DualStack && s.Options.mode(true) != Direct:
-		return errors.New("a Calico node that BIRD alone drives has no tunnels: bring the lab up with --mode direct")
+	case !slices.Contains([]Mode{Direct, IPIP, IPIPCrossSubnet}, s.Options.Mode) || s.Options.DualStack && s.Options.mode(true) != Direct:
+		return errors.New("a Calico node that BIRD alone drives has no VXLAN: bring the lab up with --mode direct, or with an IP-in-IP mode and make its tunl0 and the routes into it")
 	case len(r.Announce) > 0:
 		return errors.New("a Calico node announces its block and nothing else")
 	}

@@ -51,7 +51,7 @@ It passes on what it learns, and forwards by it; of each network that it announc
 
 With --calico-node BIRD is a node of the cluster, configured as Calico configures it: a Node and an address block of its own are in
 etcd, it is in the mesh (or has the sessions of --peer), and one address of its block answers as a pod would. That needs a lab with
---bgp and --mode direct, for there is nobody to make tunnels.
+--bgp and --mode direct; in the IP-in-IP modes its tunl0 and the routes into it are yours to make.
 
 The router starts anew with muslin-lab stop and start; muslin-lab logs prints what its daemons say.`,
 		Args: func(cmd *cobra.Command, args []string) error {

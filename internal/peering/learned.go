@@ -66,7 +66,7 @@ func usable(paths []Path) []Path {
 func (r Rules) route(dst netip.Prefix, paths []Path) (KernelRoute, bool) {
 	own := slices.ContainsFunc(r.Own, func(o Route) bool { return o.Prefix == dst })
 	service := slices.ContainsFunc(r.Services, func(s netip.Prefix) bool { return s.Overlaps(dst) && s.Bits() <= dst.Bits() })
-	if own || service {
+	if own || service || !routable(dst.Addr()) {
 		return KernelRoute{}, false
 	}
 	pool := r.poolOf(dst)
@@ -75,7 +75,7 @@ func (r Rules) route(dst netip.Prefix, paths []Path) (KernelRoute, bool) {
 	}
 	out := KernelRoute{Dst: dst}
 	for _, p := range paths {
-		if !p.NextHop.IsValid() || p.NextHop.IsUnspecified() || r.isOurs(p.NextHop) {
+		if !p.NextHop.IsValid() || p.NextHop.IsUnspecified() || p.NextHop.IsMulticast() || p.NextHop.IsLoopback() || r.isOurs(p.NextHop) {
 			continue
 		}
 		out.Gateways = append(out.Gateways, p.NextHop)
@@ -90,6 +90,11 @@ func (r Rules) route(dst netip.Prefix, paths []Path) (KernelRoute, bool) {
 		r.tunnel(&out, pool.Spec.IPIPMode)
 	}
 	return out, true
+}
+
+// routable tells whether routes may lead to ranges that begin with the address. Those of a host or a link alone, and groups, are nobody's to announce.
+func routable(a netip.Addr) bool {
+	return !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
 }
 
 func encapsulates(m api.EncapMode) bool { return m == api.Always || m == api.CrossSubnet }

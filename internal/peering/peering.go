@@ -124,9 +124,10 @@ func Compute(node string, m Model) Result {
 	}
 	c.speaker()
 	c.originate()
-	for _, v6 := range []bool{false, true} {
-		c.sessions(v6)
-	}
+	four, six := c.sessions(false), c.sessions(true)
+	four.share(six)
+	four.list()
+	six.list()
 	slices.SortFunc(c.out.Speaker.Sessions, func(a, b Session) int { return a.Peer.Compare(b.Peer) })
 	slices.SortFunc(c.out.Reach, func(a, b Via) int { return a.Peer.Compare(b.Peer) })
 	return c.out

@@ -114,7 +114,7 @@ func text(r Result) string {
 			{p.LocalAS != s.AS, fmt.Sprint("local as ", p.LocalAS)}, {p.Source.IsValid(), fmt.Sprint("from ", p.Source)}, {p.Passive, "passive"},
 			{p.Password != "", "password " + p.Password}, {p.ClusterID.IsValid(), fmt.Sprint("client, cluster ", p.ClusterID)},
 			{p.Restart != defaultRestart, fmt.Sprint("restart ", p.Restart)}, {p.Keepalive != 0, fmt.Sprint("keepalive ", p.Keepalive)},
-			{p.AllowOwnAS > 0, fmt.Sprint("allow own as ", p.AllowOwnAS)}, {p.TTLHops > 0, fmt.Sprint("ttl security ", p.TTLHops)},
+			{p.AllowOwnAS > 0, fmt.Sprint("allow own as ", p.AllowOwnAS)}, {p.Hop6.IsValid(), fmt.Sprint("IPv6 too by ", p.Hop6)}, {p.TTLHops > 0, fmt.Sprint("ttl security ", p.TTLHops)},
 		} {
 			if o.set {
 				b.WriteString(", " + o.text)

@@ -23,30 +23,82 @@ type target struct {
 }
 
 // sessions adds the node's sessions of one family. An address has one session: explicit ones go before those of the mesh, and of
-// these all nodes' before some nodes' before those that the other side asks for.
-func (c *computation) sessions(v6 bool) {
+// these all nodes' before some nodes' before those that the other side asks for. It is nil if the node has no address of the family.
+func (c *computation) sessions(v6 bool) *family {
 	own, ok := c.self.Address(v6)
 	if !ok {
-		return
+		return nil
 	}
-	f := &family{computation: c, v6: v6, own: own.Addr(), at: map[netip.Addr]Session{}}
+	f := &family{computation: c, v6: v6, own: own.Addr(), at: map[netip.Addr]Session{}, routers: map[netip.Addr]*api.BGPPeer{}}
 	for _, pass := range []func(*api.BGPPeer){f.global, f.specific, f.reverse} {
 		for _, b := range c.Peers {
 			pass(b)
 		}
 	}
 	f.mesh()
+	return f
+}
+
+// share has IPv4 sessions carry IPv6 routes too, where the peer has no session for these: it is no node, of which Calico has two, and no IPv6 session
+// leads into its AS. What it does not agree to is not sent. (There is no such thing the other way around: kernels that peers run on may not take IPv4
+// routes with IPv6 gateways.)
+func (f *family) share(six *family) {
+	if f == nil || six == nil {
+		return
+	}
+	served := map[api.ASN]bool{}
+	for peer := range six.routers {
+		served[six.at[peer].PeerAS] = true
+	}
+	for peer, b := range f.routers {
+		s := f.at[peer]
+		if served[s.PeerAS] {
+			continue
+		}
+		s.Hop6 = six.own
+		s.Import = slices.Concat(only(IPv4, s.Import), only(IPv6, six.imports(b, s)))
+		s.Export = slices.Concat(only(IPv4, s.Export), six.byOwnHop(only(IPv6, six.exports(b, s)), s))
+		f.at[peer] = s
+	}
+}
+
+// byOwnHop puts our IPv6 address wherever BGP would put the session's own: IPv4 in IPv6's clothes, which leads nowhere. What is reflected keeps its next hop.
+func (f *family) byOwnHop(terms []Term, s Session) []Term {
+	own := []Action{{Hop: f.own}}
+	for i, t := range terms {
+		if slices.ContainsFunc(t.Actions, func(a Action) bool { return a.NextHop == NextHopSelf }) {
+			terms[i].Actions = own
+		}
+	}
+	return slices.Concat([]Term{{Match: Match{Family: IPv6, Own: s.Internal()}, Actions: own, Verdict: Next}}, terms)
+}
+
+// only restricts terms to a family.
+func only(family Family, terms []Term) []Term {
+	out := slices.Clone(terms)
+	for i := range out {
+		out[i].Match.Family = family
+	}
+	return out
+}
+
+// list adds the sessions to the result.
+func (f *family) list() {
+	if f == nil {
+		return
+	}
 	for _, s := range f.at {
-		c.out.Speaker.Sessions = append(c.out.Speaker.Sessions, s)
+		f.out.Speaker.Sessions = append(f.out.Speaker.Sessions, s)
 	}
 }
 
 // family is the part of a computation that is done once for IPv4 and once for IPv6.
 type family struct {
 	*computation
-	v6  bool
-	own netip.Addr
-	at  map[netip.Addr]Session // by peer
+	v6      bool
+	own     netip.Addr
+	at      map[netip.Addr]Session      // by peer
+	routers map[netip.Addr]*api.BGPPeer // whose sessions are with none of our nodes or pods
 }
 
 // global adds the sessions that every node has.
@@ -221,6 +273,9 @@ func (f *family) add(b *api.BGPPeer, kind Kind, t target, local api.ASN) {
 	}
 	s.Import, s.Export = f.imports(b, s), f.exports(b, s)
 	f.at[t.addr] = s
+	if t.node == nil && kind != Workload {
+		f.routers[t.addr] = b
+	}
 }
 
 // session is one with everything that no BGPPeer has a say in.

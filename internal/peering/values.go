@@ -46,6 +46,7 @@ type Session struct {
 	Keepalive  time.Duration // 0: a third of the hold time
 	AllowOwnAS uint8         // how often our AS may stand in a received path
 	TTLHops    uint8         // 0: no TTL security (RFC 5082), and any number of hops
+	Hop6       netip.Addr    // zero: routes of Peer's family alone; else IPv6 routes too, if the peer takes them, of which this is our next hop
 	Import     []Term        // for received routes, then accepted
 	Export     []Term        // for routes to be sent; the last one decides what no other has decided
 }
@@ -72,13 +73,24 @@ type Term struct {
 
 // Match holds for routes that satisfy all of its fields. The zero Match holds for every route.
 type Match struct {
+	Family    Family        // "": any
 	Prefixes  []PrefixRange // nil: any; otherwise one of them
 	Not       bool          // none of Prefixes instead, of the same family
 	Learned   bool          // from a peer, not our own
+	Own       bool          // our own, not from a peer
 	Community string        // aa:nn or aa:nn:mm; "": any
 	ASPath    []api.ASN     // the path begins with these
 	LocalPref *uint32       // nil: any
 }
+
+// Family is the family of a route.
+type Family string
+
+// The families. They are told apart only where a session carries both.
+const (
+	IPv4 Family = "IPv4"
+	IPv6 Family = "IPv6"
+)
 
 // PrefixRange holds the prefixes within Net that are Min to Max bits long.
 type PrefixRange struct {
@@ -92,6 +104,7 @@ type Action struct {
 	Prepend      []api.ASN // in front of the path, in this order
 	LocalPref    *uint32
 	NextHop      NextHop
+	Hop          netip.Addr // the next hop
 }
 
 // NextHop says what becomes of the next hop where BGP's own rules shall not decide.
@@ -135,6 +148,9 @@ func (r PrefixRange) String() string {
 func (t Term) String() string {
 	var b strings.Builder
 	m := t.Match
+	if m.Family != "" {
+		b.WriteString(string(m.Family) + " ")
+	}
 	if m.Prefixes != nil {
 		op := "in"
 		if m.Not {
@@ -144,6 +160,9 @@ func (t Term) String() string {
 	}
 	if m.Learned {
 		b.WriteString("learned ")
+	}
+	if m.Own {
+		b.WriteString("own ")
 	}
 	if m.Community != "" {
 		fmt.Fprintf(&b, "community %s ", m.Community)
@@ -173,6 +192,8 @@ func (a Action) String() string {
 		return fmt.Sprintf("local-pref=%d", *a.LocalPref)
 	case a.NextHop != "":
 		return "next-hop=" + string(a.NextHop)
+	case a.Hop.IsValid():
+		return "next-hop=" + a.Hop.String()
 	default:
 		return fmt.Sprintf("prepend %v", a.Prepend)
 	}

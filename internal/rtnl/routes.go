@@ -113,6 +113,14 @@ const (
 	replaceFlags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE // the kernel takes (destination, metric) for a route's identity, and swaps the rest in one step
 )
 
+// OccupiedError says that a route was not added, since another's has its destination and metric. Both are as `ip route` writes them.
+type OccupiedError struct{ Route, There string }
+
+// Error says what to do, too.
+func (e *OccupiedError) Error() string {
+	return fmt.Sprintf("add route %s: there is already %q, which is not ours; if it is not needed, `ip route del %s`", e.Route, e.There, e.There)
+}
+
 // routing is one Apply.
 type routing struct {
 	Routes
@@ -130,9 +138,7 @@ func (x *routing) addRefused(ctx context.Context, k kernel.RouteKey, r kernel.Ro
 		return putError(k, r, err)
 	}
 	if inTheWay, ok := x.foreign[k]; ok {
-		text := kernel.RouteText(k, inTheWay)
-		return fmt.Errorf("add route %s: there is already %q, which is not ours; if it is not needed, `ip route del %s`",
-			kernel.RouteText(k, r), text, text)
+		return &OccupiedError{Route: kernel.RouteText(k, r), There: kernel.RouteText(k, inTheWay)}
 	}
 	return putError(k, r, x.put(replaceFlags, k, r))
 }

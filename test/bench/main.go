@@ -35,19 +35,20 @@ func main() {
 
 func run(ctx context.Context) error {
 	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
-	what := flag.String("what", "attach", "what to do there: attach, routes or fill NODES ENDPOINTS")
+	what := flag.String("what", "attach", "what to do there: attach, routes, fill NODES ENDPOINTS, peering or speak PEERS")
 	bin := flag.String("bin", "bin", "folder of the built programs")
 	addresses := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
 	operator := flag.Bool("operator", false, "measure only the operator's command; needs no root")
 	memory := flag.Bool("memory", false, "measure only the agent's memory")
 	traffic := flag.Bool("traffic", false, "measure only traffic between pods")
 	routes := flag.Bool("routes", false, "measure only how changes of the datastore become routes")
+	peering := flag.Bool("bgp", false, "measure only how long BGP takes to a full table, against BIRD")
 	flag.Parse()
 	if *inner != "" {
 		return runInside(ctx, *inner, *what)
 	}
 	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
-	all := !*addresses && !*operator && !*routes && !*traffic && !*memory
+	all := !*addresses && !*operator && !*routes && !*traffic && !*memory && !*peering
 	if all {
 		if err := outer(ctx, *bin); err != nil {
 			return err
@@ -55,6 +56,11 @@ func run(ctx context.Context) error {
 	}
 	if all || *routes {
 		if err := onRoutes(ctx, *bin); err != nil {
+			return err
+		}
+	}
+	if all || *peering {
+		if err := onPeering(ctx); err != nil {
 			return err
 		}
 	}
@@ -90,13 +96,18 @@ func run(ctx context.Context) error {
 
 // runInside does what the command line says on a node of a lab.
 func runInside(ctx context.Context, bin, what string) error {
-	var nodes int
+	var nodes, peers int
 	var endpoints bool
+	if _, err := fmt.Sscanf(what, "speak %d", &peers); err == nil {
+		return runSpeaker(ctx, peers)
+	}
 	switch what {
 	case "attach":
 		return runInner(ctx, bin)
 	case "routes":
 		return runRoutes(ctx)
+	case "peering":
+		return runPeering(ctx)
 	}
 	if _, err := fmt.Sscanf(what, "fill %d %t", &nodes, &endpoints); err != nil {
 		return fmt.Errorf("-what %q: %w", what, err)

@@ -9,7 +9,7 @@ import (
 
 const reflectors = `{nodeSelector: all(), peerSelector: "route-reflector == 'true'"}`
 
-// TestWalkFromMeshToRouteReflectors is the way of Calico's documentation: four nodes in a mesh, then one reflector, then two. Pods talk
+// TestWalkFromMeshToRouteReflectors is the way of Calico's documentation: four nodes in a mesh, then one reflector, then two, and three. Pods talk
 // throughout.
 func TestWalkFromMeshToRouteReflectors(t *testing.T) {
 	l := upBGP(t, func(o *lab.Options) { o.Nodes = 4 })
@@ -48,6 +48,12 @@ func TestWalkFromMeshToRouteReflectors(t *testing.T) {
 	for n := 3; n <= 4; n++ {
 		statusShows(t, l, fmt.Sprintf("node-%d", n), all(specific, addr(1), addr(2)))
 	}
+
+	reflector(t, l, "node-3")
+	for n := 1; n <= 3; n++ {
+		statusShows(t, l, fmt.Sprintf("node-%d", n), all(specific, others(n)...))
+	}
+	statusShows(t, l, "node-4", all(specific, addr(1), addr(2), addr(3)))
 	noneLost(t, "from mesh to reflectors", streams)
 	allWell(t, l)
 
@@ -58,7 +64,8 @@ func anyNodesStatus(t *testing.T, l *lab.Lab) {
 	operator(t, l, "{apiVersion: projectcalico.org/v3, kind: CalicoNodeStatus, metadata: {name: of-3}, spec: {node: node-3, classes: [Agent, BGP, Routes], updatePeriodSeconds: 1}}", "apply", "-f", "-")
 	eventually(t, l, func(out string) error {
 		for _, want := range []string{
-			"numberEstablishedV4: 2", "peerIP: 172.30.1.1", "peerIP: 172.30.1.2", "state: Established", "type: NodePeer", "state: Ready", "routerID: 172.30.1.3", "type: FIB", "sourceType: Static",
+			"numberEstablishedV4: 3", "peerIP: 172.30.1.1", "peerIP: 172.30.1.2", "peerIP: 172.30.1.4", "state: Established", "type: NodePeer", "state: Ready", "routerID: 172.30.1.3",
+			"version: Muslin ", "lastBootTime: ", "lastReconfigurationTime: ", "type: FIB", "sourceType: Static",
 		} {
 			if err := has(want)(out); err != nil {
 				return err
