@@ -107,7 +107,8 @@ func (c *Conn) list(ctx context.Context, table string) (nftable.Listing, error) 
 	return r.Listing, nil
 }
 
-// dump asks for all objects of a kind in a table, or of all elements of a set in it.
+// dump asks for all objects of a kind in a table, or of all elements of a set in it. Of some kinds, such as chains, the kernel does not heed the table's name
+// and tells those of every table of the family: firewalld's and others' too.
 func (c *Conn) dump(ctx context.Context, typ uint16, table, set string, take func(body []byte) error) error {
 	// The table's name is attribute 1 of every kind of object, and the set's name is attribute 2 of elements.
 	return c.ask(ctx, typ, unix.NLM_F_DUMP, func(b *buffer) {
@@ -115,7 +116,12 @@ func (c *Conn) dump(ctx context.Context, typ uint16, table, set string, take fun
 		if set != "" {
 			b.attrString(unix.NFTA_SET_ELEM_LIST_SET, set)
 		}
-	}, take)
+	}, func(body []byte) error {
+		if text(find(body, unix.NFTA_TABLE_NAME)) != table {
+			return nil
+		}
+		return take(body)
+	})
 }
 
 // ask sends a request and calls take with the attributes of each answer. A dump that was interrupted gives EINTR.

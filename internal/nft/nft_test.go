@@ -199,6 +199,34 @@ func TestAbsentTableIsAnEmptyListing(t *testing.T) {
 	}
 }
 
+// TestOtherTablesOfTheFamilyAreNotListed has tables of other programs, as firewalld's, that hold objects of all kinds, of our names too.
+func TestOtherTablesOfTheFamilyAreNotListed(t *testing.T) {
+	nettest.Need(t, "nft")
+	c, ns := open(t)
+	want := everything()
+	k := NewKeeper(c, table)
+	for _, family := range []string{"inet", "ip", "ip6"} {
+		for _, other := range []string{"a-filter", "z-filter"} { // before and behind ours
+			ns.Exec("nft", `add table `+family+` `+other+` {
+				counter r-one { }; counter foreign { }
+				set a4 { type mark; }; set foreign { type mark; elements = { 1 }; }
+				map from { type ifname : verdict; elements = { "x" : accept }; }
+				chain target { counter drop; }
+				chain foreign { type filter hook forward priority 0; policy accept; counter; }
+			}`)
+		}
+	}
+	if _, err := k.Sync(t.Context(), want, false); err != nil {
+		t.Fatal(err)
+	}
+	if d := nftable.Diff(list(t, c), want); !d.Empty() {
+		t.Fatalf("what others have is taken for ours: %+v", d)
+	}
+	if done, err := k.Sync(t.Context(), want, false); err != nil || !done.Changed.Empty() {
+		t.Fatalf("the second time %+v was changed: %v", done.Changed, err)
+	}
+}
+
 func TestLargeSetsArriveWhole(t *testing.T) {
 	c, _ := open(t)
 	want := nftable.NewTable(table)

@@ -2,12 +2,14 @@ package e2e
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,14 +22,22 @@ import (
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
-// resource stores an object of a kind whose key ends so, with this spec.
-func resource(t *testing.T, l *lab.Lab, kind, key, spec string) {
+// resource stores an object of a kind whose key ends so, with this spec and one label, if it is given one.
+func resource(t *testing.T, l *lab.Lab, kind, key, spec string, label ...string) {
 	t.Helper()
-	name, namespace := key[strings.LastIndex(key, "/")+1:], ""
-	if strings.HasPrefix(key, "networkpolicies/") {
-		namespace = `, "namespace": "default"`
+	path := strings.Split(key, "/")
+	meta := map[string]any{"name": path[len(path)-1]}
+	if len(path) == 3 {
+		meta["namespace"] = path[1]
 	}
-	put(t, l, api.ResourcesRoot+key, `{"kind": "`+kind+`", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "`+name+`"`+namespace+`}, "spec": {`+spec+`}}`)
+	if len(label) == 2 {
+		meta["labels"] = map[string]string{label[0]: label[1]}
+	}
+	text, err := json.Marshal(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, api.ResourcesRoot+key, `{"kind": "`+kind+`", "apiVersion": "projectcalico.org/v3", "metadata": `+string(text)+`, "spec": {`+spec+`}}`)
 }
 
 func policy(t *testing.T, l *lab.Lab, name, spec string) {
@@ -77,19 +87,32 @@ type reach struct {
 	open     bool
 }
 
-// ways waits until each way is as told, by both families.
+// ways waits until each way is as told, by both families. All are tried at once: a closed one takes its time.
 func ways(t *testing.T, l *lab.Lab, what string, all ...reach) {
 	t.Helper()
-	nettest.Eventually(t, func() error {
-		for _, w := range all {
-			target := pod(t, l, w.to)
-			for _, a := range target.Addrs() {
-				if err := connects(l, w.from, a, w.port); (err == nil) != w.open {
-					return fmt.Errorf("%s: %s to %s at %v, port %d: want open %t: %w", what, w.from, w.to, a, w.port, w.open, errors.Join(err, errors.New("not so")))
-				}
-			}
+	type target struct {
+		reach
+		addr netip.Addr
+	}
+	var targets []target
+	for _, w := range all {
+		to := pod(t, l, w.to)
+		for _, a := range to.Addrs() {
+			targets = append(targets, target{w, a})
 		}
-		return nil
+	}
+	nettest.Eventually(t, func() error {
+		wrong := make([]error, len(targets))
+		var trying sync.WaitGroup
+		for i, w := range targets {
+			trying.Go(func() {
+				if err := connects(l, w.from, w.addr, w.port); (err == nil) != w.open {
+					wrong[i] = fmt.Errorf("%s: %s to %s at %v, port %d: want open %t: %w", what, w.from, w.to, w.addr, w.port, w.open, errors.Join(err, errors.New("not so")))
+				}
+			})
+		}
+		trying.Wait()
+		return errors.Join(wrong...)
 	})
 }
 
