@@ -85,8 +85,7 @@ func killedAgentsLoseNothing(t *testing.T, bin string) {
 	f.cut(lab.Direct, fault.ApplyBegun)
 	f.cut(lab.CrossSubnet, fault.ApplyRoutesPut)
 	f.cut(lab.VXLAN, fault.ApplyRoutePut)
-	f.cut(lab.Direct, fault.ApplyBegun, fault.ApplyRoutePut)
-	f.cut(lab.VXLAN, fault.ApplyPolicyPut, fault.ApplyRoutePut, fault.ApplyRoutesPut)
+	f.cut(lab.CrossSubnet, fault.ApplyBegun, fault.ApplyRoutePut)
 }
 
 // agentsKilledInFlipsEndWhereAFreshStartEnds has the same flips, and the agent killed when tunnels come and when they go.
@@ -234,14 +233,14 @@ func (f *flips) still(node string) (release func()) {
 // deaf keeps a node from etcd until release is called.
 func (f *flips) deaf(node string) (release func()) {
 	f.t.Helper()
-	const etcd = "172.30.0.1/32"
-	run(f.t, f.lab, node, "ip", "route", "add", "blackhole", etcd)
-	return func() { run(f.t, f.lab, node, "ip", "route", "del", "blackhole", etcd) }
+	run(f.t, f.lab, node, "nft", "add table inet deaf; add chain inet deaf input { type filter hook input priority -300; }; add rule inet deaf input tcp sport 2379 drop")
+	return func() { run(f.t, f.lab, node, "nft", "delete", "table", "inet", "deaf") }
 }
 
 // late changes the mode while hold keeps one node, which is not the first, from hearing of it.
 func (f *flips) late(node string, hold func(node string) (release func()), mode lab.Mode) {
 	f.t.Helper()
+	before := f.mode
 	f.mode = mode
 	nodes := nodesOf(f.t, f.lab)
 	for _, c := range f.chats {
@@ -255,6 +254,9 @@ func (f *flips) late(node string, hold func(node string) (release func()), mode 
 	for _, c := range f.chats {
 		c.goesOn(f.t)
 	}
+	if near, first := f.toFirst(node); !strings.Contains(run(f.t, f.lab, node, "ip", "route", "get", first.String()), " dev "+deviceOf(before, false, near)+" ") {
+		f.t.Errorf("to %s: %s was not late", mode, node)
+	}
 	release()
 	f.turned(nodes)
 	for _, c := range f.chats {
@@ -262,6 +264,14 @@ func (f *flips) late(node string, hold func(node string) (release func()), mode 
 			f.t.Errorf("%s late for %s: %s: %d datagrams are lost", node, mode, c.name, cost.lost)
 		}
 	}
+}
+
+// toFirst says whether a node shares the first one's subnet, and the address of the first one's pod.
+func (f *flips) toFirst(node string) (near bool, pod1 netip.Addr) {
+	f.t.Helper()
+	nodes := nodesOf(f.t, f.lab)
+	at := slices.IndexFunc(nodes, func(n lab.Node) bool { return n.Name == node })
+	return nodes[at].Subnet == nodes[0].Subnet, pod(f.t, f.lab, "a1").Addr
 }
 
 // cut changes the mode, and has the agent of node-1 killed at a point of what it does about that, and the next one at the next point. Every
