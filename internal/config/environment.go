@@ -45,7 +45,7 @@ func withoutMeaning() map[string]string {
 	return map[string]string{
 		"WAIT_FOR_DATASTORE":           "the agent always waits for etcd",
 		"CALICO_LIBNETWORK_ENABLED":    "there is no plugin for Docker",
-		"CALICO_DISABLE_FILE_LOGGING":  "the agent logs to standard error alone",
+		"CALICO_DISABLE_FILE_LOGGING":  "the agent logs to a file only where LogSeverityFile says so",
 		"CALICO_DISABLE_FELIX":         "the dataplane is the agent's one part",
 		"CALICO_MANAGE_CNI":            "the plugin needs no credentials of the agent's making",
 		"CALICO_CNI_SERVICE_ACCOUNT":   "the plugin needs no credentials of the agent's making",

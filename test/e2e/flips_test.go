@@ -35,7 +35,10 @@ func TestNodesThatFlipLateLoseNothing(t *testing.T) {
 	modes := []lab.Mode{lab.VXLAN, lab.Direct, lab.CrossSubnet}
 	f := newFlips(t, flips{nodes: 3, dual: true, pause: 10 * time.Millisecond, linger: time.Hour})
 	for i, mode := range tour(modes, len(modes))[1:] {
-		f.late([]string{"node-2", "node-3"}[i%2], mode)
+		f.late([]string{"node-2", "node-3"}[i%2], f.still, mode)
+	}
+	for i, mode := range modes[1:] { // an agent that lives and hears nothing
+		f.late([]string{"node-2", "node-3"}[i%2], f.deaf, mode)
 	}
 }
 
@@ -69,7 +72,7 @@ func TestVMEveryPairOfModesFlipsUnderTraffic(t *testing.T) {
 func TestVMLateAndKilledAgentsCostIPIPNothing(t *testing.T) {
 	nettest.Need(t, "ipip")
 	f := newFlips(t, flips{bin: faultyPrograms(t), nodes: 2, pause: 50 * time.Millisecond, linger: time.Hour})
-	f.late("node-2", lab.IPIP)
+	f.late("node-2", f.still, lab.IPIP)
 	f.cut(lab.Direct, fault.ApplyRoutesRemoved) // to what is far leads the router, of which the node need not know
 	f.cut(lab.IPIPCrossSubnet, fault.ApplyRoutePut)
 	f.cut(lab.VXLAN, fault.ApplyRoutesPut)
@@ -82,6 +85,7 @@ func killedAgentsLoseNothing(t *testing.T, bin string) {
 	f.cut(lab.Direct, fault.ApplyBegun)
 	f.cut(lab.CrossSubnet, fault.ApplyRoutesPut)
 	f.cut(lab.VXLAN, fault.ApplyRoutePut)
+	f.cut(lab.CrossSubnet, fault.ApplyBegun, fault.ApplyRoutePut)
 }
 
 // agentsKilledInFlipsEndWhereAFreshStartEnds has the same flips, and the agent killed when tunnels come and when they go.
@@ -212,18 +216,37 @@ func (f *flips) to(mode lab.Mode) {
 		from, mode, turned.Round(time.Millisecond), worst.gap.Round(time.Millisecond), worst.lost, time.Since(start).Round(time.Millisecond))
 }
 
-// late changes the mode while the agent of one node, which is not the first, is held still.
-func (f *flips) late(node string, mode lab.Mode) {
+// still stops a node's agent until release is called.
+func (f *flips) still(node string) (release func()) {
 	f.t.Helper()
-	f.mode = mode
 	nodes := nodesOf(f.t, f.lab)
 	agent := nodes[slices.IndexFunc(nodes, func(n lab.Node) bool { return n.Name == node })].Agent.PID
+	signal := func(s unix.Signal) {
+		if err := unix.Kill(agent, s); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	return func() { signal(unix.SIGCONT) }
+}
+
+// deaf keeps a node from etcd until release is called.
+func (f *flips) deaf(node string) (release func()) {
+	f.t.Helper()
+	run(f.t, f.lab, node, "nft", "add table inet deaf; add chain inet deaf input { type filter hook input priority -300; }; add rule inet deaf input tcp sport 2379 drop")
+	return func() { run(f.t, f.lab, node, "nft", "delete", "table", "inet", "deaf") }
+}
+
+// late changes the mode while hold keeps one node, which is not the first, from hearing of it.
+func (f *flips) late(node string, hold func(node string) (release func()), mode lab.Mode) {
+	f.t.Helper()
+	before := f.mode
+	f.mode = mode
+	nodes := nodesOf(f.t, f.lab)
 	for _, c := range f.chats {
 		c.mark()
 	}
-	if err := unix.Kill(agent, unix.SIGSTOP); err != nil {
-		f.t.Fatal(err)
-	}
+	release := hold(node)
 	f.write()
 	others := slices.DeleteFunc(slices.Clone(nodes), func(n lab.Node) bool { return n.Name == node })
 	f.turned(others)
@@ -231,9 +254,10 @@ func (f *flips) late(node string, mode lab.Mode) {
 	for _, c := range f.chats {
 		c.goesOn(f.t)
 	}
-	if err := unix.Kill(agent, unix.SIGCONT); err != nil {
-		f.t.Fatal(err)
+	if near, first := f.toFirst(node); !strings.Contains(run(f.t, f.lab, node, "ip", "route", "get", first.String()), " dev "+deviceOf(before, false, near)+" ") {
+		f.t.Errorf("to %s: %s was not late", mode, node)
 	}
+	release()
 	f.turned(nodes)
 	for _, c := range f.chats {
 		if cost := c.goesOn(f.t); cost.lost > 0 {
@@ -242,22 +266,38 @@ func (f *flips) late(node string, mode lab.Mode) {
 	}
 }
 
-// cut changes the mode, and has the agent of node-1 killed at a point of what it does about that. Every connection lives on, and where nodes go on
-// receiving by the old mode until the next agent is up, nothing at all is lost.
-func (f *flips) cut(mode lab.Mode, p fault.Point) {
+// toFirst says whether a node shares the first one's subnet, and the address of the first one's pod.
+func (f *flips) toFirst(node string) (near bool, pod1 netip.Addr) {
+	f.t.Helper()
+	nodes := nodesOf(f.t, f.lab)
+	at := slices.IndexFunc(nodes, func(n lab.Node) bool { return n.Name == node })
+	return nodes[at].Subnet == nodes[0].Subnet, pod(f.t, f.lab, "a1").Addr
+}
+
+// cut changes the mode, and has the agent of node-1 killed at a point of what it does about that, and the next one at the next point. Every
+// connection lives on, and where nodes go on receiving by the old mode until the last agent is up, nothing at all is lost.
+func (f *flips) cut(mode lab.Mode, points ...fault.Point) {
 	f.t.Helper()
 	f.mode = mode
 	for _, c := range f.chats {
 		c.mark()
 	}
-	order(f.t, f.lab, "node-1", fault.Name(p)+"=kill")
-	f.write()
-	nettest.Eventually(f.t, func() error {
-		if !isDead(f.t, f.lab, "node-1") {
-			return fmt.Errorf("to %s: the agent has not come to %s", mode, fault.Name(p))
+	var names []string
+	for i, p := range points {
+		names = append(names, fault.Name(p))
+		order(f.t, f.lab, "node-1", fault.Name(p)+"=kill")
+		if i == 0 {
+			f.write()
+		} else {
+			_ = f.lab.StartAgent(f.t.Context(), "node-1") // which may be killed before it is ready
 		}
-		return nil
-	})
+		nettest.Eventually(f.t, func() error {
+			if !isDead(f.t, f.lab, "node-1") {
+				return fmt.Errorf("to %s: the agent has not come to %s", mode, fault.Name(p))
+			}
+			return nil
+		})
+	}
 	order(f.t, f.lab, "node-1", "")
 	if err := f.lab.StartAgent(f.t.Context(), "node-1"); err != nil {
 		f.t.Fatal(err)
@@ -265,7 +305,7 @@ func (f *flips) cut(mode lab.Mode, p fault.Point) {
 	f.turned(nodesOf(f.t, f.lab))
 	for _, c := range f.chats {
 		if cost := c.goesOn(f.t); cost.lost > 0 && f.linger >= time.Hour {
-			f.t.Errorf("to %s with a kill at %s: %s: %d datagrams are lost", mode, fault.Name(p), c.name, cost.lost)
+			f.t.Errorf("to %s with kills at %s: %s: %d datagrams are lost", mode, strings.Join(names, ", "), c.name, cost.lost)
 		}
 	}
 }

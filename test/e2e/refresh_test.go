@@ -16,8 +16,8 @@ const everySecond = toHost + `, "routeRefreshInterval": "1s", "interfaceRefreshI
 // damage is what others do to an object of ours on node-1, and what the log says was found.
 type damage struct{ command, object, found string }
 
-// refreshRepairs does damage of which no event tells, and waits until it was found, repaired and told. What is set is everySecond.
-func refreshRepairs(t *testing.T, l *lab.Lab, all []damage) {
+// repairs does damage, and waits until it was found, repaired and told.
+func repairs(t *testing.T, l *lab.Lab, all []damage) {
 	t.Helper()
 	for _, d := range all {
 		before := kernelState(t, l, "node-1")
@@ -26,7 +26,7 @@ func refreshRepairs(t *testing.T, l *lab.Lab, all []damage) {
 			text := agentLog(t, l, "node-1")
 			for line := range strings.Lines(text) {
 				if strings.Contains(line, "repaired what others changed") && strings.Contains(line, "object="+d.object+" ") &&
-					strings.Contains(line, "found=\""+d.found) && strings.Contains(line, " done=") {
+					strings.Contains(strings.ReplaceAll(line, "found=\"", "found="), "found="+d.found) && strings.Contains(line, " done=") {
 					return nil
 				}
 			}
@@ -46,7 +46,7 @@ func TestRefreshRepairsWhatNoEventTells(t *testing.T) {
 	dev := hostSideOnNode1(t, l)
 	setFelix(t, l, everySecond)
 	localnet := "net/ipv4/conf/" + dev + "/route_localnet"
-	refreshRepairs(t, l, []damage{
+	repairs(t, l, []damage{
 		{"ipset add cali40masq-ipam-pools 203.0.113.0/24", "cali40masq-ipam-pools", "1 member too many"},
 		{"ipset flush cali40network-ip-pools", "cali40network-ip-pools", "1 of 1 member missing"},
 		{"ipset create cali40stray hash:net", "cali40stray", "added by others: 0 members"},
@@ -73,7 +73,7 @@ func TestVMChangeOfIptables(t *testing.T) {
 		eventually(t, l, has("203.0.113.1"), before+"-save")
 	}
 	use("iptables-legacy", "iptables-nft")
-	refreshRepairs(t, l, []damage{
+	repairs(t, l, []damage{
 		{"iptables-legacy -t nat -F cali-nat-outgoing", `"cali-nat-outgoing of table nat"`, "1 of 1 rule missing"},
 		{"iptables-legacy -t nat -F POSTROUTING", `"POSTROUTING of table nat"`, "gone"},
 	})
