@@ -257,6 +257,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit, PodFacts: a.openCluster(),
+		Took: a.metrics.Stage,
 	})
 	return nil
 }
@@ -319,7 +320,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
-	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, took: a.metrics.Stage, log: a.log}
 	if a.bgp != nil {
 		s.sessions = a.bgp.status
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"iter"
 	"strings"
 	"time"
@@ -9,6 +10,8 @@ import (
 	"github.com/muslin-cni/muslin/internal/health"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
 )
 
 // Parts of being ready.
@@ -31,7 +34,8 @@ func (a *Agent) facts() health.Facts {
 		f.Planned = census(*s)
 	}
 	snap, synced := a.feed.Snapshot()
-	f.Synced, f.Connected, f.Revision = synced, a.feed.Connected(), snap.Rev
+	f.Synced, f.Connected, f.Revision, f.Lag = synced, a.feed.Connected(), snap.Rev, a.lag()
+	f.Addresses = addressesOf(snap, a.node)
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
 	f.BGP = a.bgp.numbers()
@@ -41,6 +45,43 @@ func (a *Agent) facts() health.Facts {
 	f.StagedPolicies = count(snap.Objects(feed.StagedNetworkPolicies | feed.StagedGlobalNetworkPolicies | feed.StagedKubernetesNetworkPolicies))
 	f.Policies, f.HostEndpoints = count(snap.Objects(feed.NetworkPolicies|feed.GlobalNetworkPolicies)), count(snap.Objects(feed.HostEndpoints))
 	return f
+}
+
+// lagTimeout bounds how long somebody who asks for metrics waits for the feed.
+const lagTimeout = time.Second
+
+// lag is how far the feed is behind etcd: since when it is cut off from it, or how long it takes until it has seen what etcd holds now.
+func (a *Agent) lag() time.Duration {
+	if stale, since := a.feed.Stale(); stale {
+		return time.Since(since)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lagTimeout)
+	defer cancel()
+	asked := time.Now()
+	_ = a.catchUp(ctx) // a failure shows in how long it took
+	return time.Since(asked)
+}
+
+// addressesOf counts what a node has of the pools: what it uses, wherever it is from, and what its own blocks have left.
+func addressesOf(snap feed.Snapshot, node string) (n health.Addresses) {
+	for _, e := range snap.Blocks() {
+		host, affine := e.Value.Host()
+		own := affine && host == node
+		if own {
+			n.Blocks++
+			n.Free += len(e.Value.Unallocated)
+		}
+		for _, by := range ipam.Allocated(e.Value) {
+			switch {
+			case by.Secondary[api.AttrNode] != node:
+			case own:
+				n.InUse++
+			default:
+				n.Borrowed++
+			}
+		}
+	}
+	return n
 }
 
 func count[K, V any](all iter.Seq2[K, V]) (n int) {

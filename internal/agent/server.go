@@ -26,6 +26,12 @@ const (
 	confirmTimeout = 2 * time.Second  // for what should be there already
 )
 
+// The stages of an ADD that come after the handler's.
+const (
+	stageLink   = "link"   // until the plugin has finished the interface, which it began to make at the same time as the handler began
+	stageKernel = "kernel" // until policy and routes are in the kernel
+)
+
 // handler works in etcd: register.Handler, or a test's.
 type handler interface {
 	Add(context.Context, attach.Request) (attach.Reply, error)
@@ -41,6 +47,7 @@ type server struct {
 	handler    handler
 	programmed *programmed
 	told       func(verb string, took time.Duration, err error) // nil, or who counts what was answered
+	took       func(stage string, took time.Duration)           // nil, or who measures the stages of ADDs; see register.Config
 	sessions   func() ([]bgp.Status, error)                     // of BGP; nil: the node speaks none
 	log        *slog.Logger
 	turns      turns
@@ -156,7 +163,9 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	if err != nil {
 		return refuse(conn, err)
 	}
+	allocated := time.Now()
 	linked, err := s.linked(c, conn, req, reply)
+	s.stage(stageLink, allocated)
 	if err != nil {
 		return err
 	}
@@ -169,11 +178,20 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	}
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	from := time.Now()
 	err = s.programmed.wait(wait, deviceOf(linked), reply.Addrs, attach.CodeTryAgain)
+	s.stage(stageKernel, from)
 	if err == nil {
 		err = fault.At(fault.AgentAddProgrammed)
 	}
 	return respond(conn, attach.Reply{}, err)
+}
+
+// stage tells how long a stage took that began then.
+func (s *server) stage(name string, began time.Time) {
+	if s.took != nil {
+		s.took(name, time.Since(began))
+	}
 }
 
 func deviceOf(l attach.Linked) kernel.Dev { return kernel.Dev{Name: l.HostIf, Index: l.Index} }

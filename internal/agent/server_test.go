@@ -72,19 +72,20 @@ type rig struct {
 	handler    *counting
 	programmed *programmed
 	path       string
+	stages     chan string // of ADDs, as they are done
 }
 
 func serveTest(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{
 		handler: &counting{next: netip.MustParseAddr("10.0.0.0")}, programmed: newProgrammed(),
-		path: filepath.Join(t.TempDir(), "run", "agent.sock"),
+		path: filepath.Join(t.TempDir(), "run", "agent.sock"), stages: make(chan string, 100),
 	}
 	l, err := listen(r.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: r.handler, programmed: r.programmed, log: slog.New(slog.DiscardHandler)}
+	s := &server{handler: r.handler, programmed: r.programmed, took: func(stage string, _ time.Duration) { r.stages <- stage }, log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.serve(ctx, l) }()
@@ -156,6 +157,9 @@ func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 	r.programmed.publish(route(12), kernel.Ownership{}, nil)
 	if got := <-second; got.Error != nil {
 		t.Fatalf("second reply: %v", got.Error)
+	}
+	if first, then := <-r.stages, <-r.stages; first != stageLink || then != stageKernel {
+		t.Errorf("stages %s, %s", first, then)
 	}
 }
 

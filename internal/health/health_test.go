@@ -196,16 +196,19 @@ func TestPortThatIsTakenIsTriedAgainAndSaidOnce(t *testing.T) {
 
 func TestMetricsTellWhatIsKnown(t *testing.T) {
 	m := NewMetrics("n1", func() Facts {
-		return Facts{LocalEndpoints: 3, Hosts: 2, Connected: true, Synced: true, Problems: 1, Planned: Planned{
+		return Facts{LocalEndpoints: 3, Hosts: 2, Connected: true, Synced: true, Problems: 1, Lag: 1500 * time.Millisecond, Addresses: Addresses{Blocks: 2, InUse: 40, Borrowed: 1, Free: 88}, Planned: Planned{
 			Routes: 7, Sets: map[string]int{"4": 2, "6": 1}, Chains: map[ByTable]int{{"4", "nat"}: 2}, Rules: map[ByTable]int{{"4", "nat"}: 5}}}
 	})
 	m.Applied(time.Second, map[string]int{"routes": 4}, true)
 	m.Request("add", time.Millisecond, errors.New("no"))
+	m.Stage("etcd", time.Second)
 	_, body := get(t, m.Handler(), "/metrics")
 	for _, want := range []string{
 		`felix_host{host="n1"} 1`, "felix_active_local_endpoints 3", "felix_cluster_num_hosts 2", "felix_resync_state 3", "muslin_problems 1", "felix_route_table_num_routes 7",
 		`felix_ipsets_calico{ip_version="6"} 1`, "felix_ipsets_total 3", `felix_iptables_rules{ip_version="4",table="nat"} 5`, "felix_int_dataplane_failures 1",
 		"felix_int_dataplane_apply_time_seconds_sum 1", `muslin_kernel_changes_total{table="routes"} 4`, `muslin_request_seconds_count{result="error",verb="add"} 1`,
+		`muslin_add_stage_seconds_count{stage="etcd"} 1`, "muslin_datastore_lag_seconds 1.5", "muslin_node_blocks 2", "muslin_node_addresses_in_use 40",
+		"muslin_node_addresses_borrowed 1", "muslin_node_addresses_free 88",
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("there is no %q in\n%s", want, body)

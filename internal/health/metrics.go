@@ -19,11 +19,16 @@ type Facts struct {
 	ActiveStaged                                      int // of ActivePolicies: to be counted, not enforced
 	Matched                                           map[Matched]uint64
 	Revision                                          int64
-	Connected, Synced                                 bool // with etcd now; with etcd once
+	Connected, Synced                                 bool          // with etcd now; with etcd once
+	Lag                                               time.Duration // behind the datastore
 	Problems, LogErrors, LogsDropped                  int
+	Addresses                                         Addresses
 	Planned                                           Planned
 	BGP                                               *BGP // nil: the node has no BGP
 }
+
+// Addresses counts what the node has of the pools.
+type Addresses struct{ Blocks, InUse, Borrowed, Free int }
 
 // BGP counts what is exchanged with BGP peers.
 type BGP struct {
@@ -61,6 +66,7 @@ type Metrics struct {
 	resync    prometheus.Gauge
 	changes   *prometheus.CounterVec
 	requests  *prometheus.HistogramVec
+	stages    *prometheus.HistogramVec
 }
 
 // NewMetrics returns metrics of the named node. facts is called once for each question and must not block for long.
@@ -75,11 +81,13 @@ func NewMetrics(node string, facts func() Facts) *Metrics {
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muslin_kernel_changes_total", Help: "Kernel objects that were added, replaced or removed."}, []string{"table"}),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "muslin_request_seconds", Help: "Plugins' requests, by what they asked and what came of it.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}, []string{"verb", "result"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "muslin_add_stage_seconds", Help: "What the time of ADDs goes to: the pod's facts from Kubernetes (facts), " +
+			"the transaction (etcd), the plugin's own work that is left then (link), policy and routes (kernel).", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}, []string{"stage"}),
 		runtime: collectors.NewGoCollector(), process: collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	}
 	host := prometheus.NewGauge(prometheus.GaugeOpts{Name: "felix_host", Help: "The node's name, as a label.", ConstLabels: prometheus.Labels{"host": node}})
 	host.Set(1)
-	m.registry.MustRegister(m.applyTime, m.failures, m.resync, m.changes, m.requests, host, lookup{m.facts},
+	m.registry.MustRegister(m.applyTime, m.failures, m.resync, m.changes, m.requests, m.stages, host, lookup{m.facts},
 		optional{m.runtime, &m.goToo}, optional{m.process, &m.processToo})
 	return m
 }
@@ -111,6 +119,11 @@ func (m *Metrics) Request(verb string, took time.Duration, err error) {
 		result = "error"
 	}
 	m.requests.WithLabelValues(verb, result).Observe(took.Seconds())
+}
+
+// Stage counts one stage of an ADD.
+func (m *Metrics) Stage(stage string, took time.Duration) {
+	m.stages.WithLabelValues(stage).Observe(took.Seconds())
 }
 
 // Handler answers GET /metrics in Prometheus's format.
@@ -160,6 +173,11 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	gauge("felix_resync_state", "1: waits for etcd; 2: reads it; 3: is in sync.", state(f))
 	gauge("muslin_datastore_connected", "1 while etcd tells of changes, else 0.", oneIf(f.Connected))
 	gauge("muslin_datastore_revision", "The revision of etcd up to which everything has been seen. Nodes that lag show a smaller one.", float64(f.Revision))
+	gauge("muslin_datastore_lag_seconds", "How far this node is behind etcd: since when it is cut off, or how long it takes to see what etcd holds now.", f.Lag.Seconds())
+	gauge("muslin_node_blocks", "Blocks of addresses that this node has.", float64(f.Addresses.Blocks))
+	gauge("muslin_node_addresses_in_use", "Addresses out of them that are in use on this node, by pods or as its own tunnels'.", float64(f.Addresses.InUse))
+	gauge("muslin_node_addresses_borrowed", "Addresses out of other blocks that are in use on this node.", float64(f.Addresses.Borrowed))
+	gauge("muslin_node_addresses_free", "Addresses that its blocks have left.", float64(f.Addresses.Free))
 	gauge("muslin_problems", "Problems that the log names and that are still there.", float64(f.Problems))
 	out <- constant(prometheus.CounterValue, "felix_log_errors", "Errors that were logged.", float64(f.LogErrors))
 	out <- constant(prometheus.CounterValue, "felix_logs_dropped", "Lines that a log file or syslog did not take.", float64(f.LogsDropped))

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -137,5 +138,31 @@ func TestForeignPluginsPodsGetPoolsByTheirNamespace(t *testing.T) {
 	got, err := w.inKubernetes(pod, ns).Allocate(w.ctx(), kubernetesRequest("c"))
 	if err != nil || len(got) != 1 || !netip.MustParsePrefix("10.1.0.0/24").Contains(got[0].Addr()) {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestStagesOfAnAddAreMeasured(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("pool", "10.0.0.0/24", 26)
+	pod, ns := kubernetesPod()
+	var stages []string
+	h := register.New(register.Config{
+		Client: w.c, Node: "node-1", Took: func(stage string, _ time.Duration) { stages = append(stages, stage) },
+		PodFacts: func(_ context.Context, ref attach.Pod) (register.Pod, error) {
+			if ref.UID != string(pod.UID) {
+				return register.Pod{}, errors.New("no such pod")
+			}
+			return register.PodOf(pod, ns), nil
+		},
+	})
+	w.add(h, kubernetesRequest("c1"))
+	other := kubernetesRequest("c2")
+	other.Pod.UID = "u2"
+	if _, err := h.Add(w.ctx(), other); err == nil {
+		t.Error("another pod's facts were taken")
+	}
+	if diff := cmp.Diff([]string{register.StageFacts, register.StageEtcd, register.StageFacts}, stages); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
