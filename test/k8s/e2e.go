@@ -133,7 +133,7 @@ func cell(text string) string {
 
 // circumstances say of what commit and on what a result is.
 func (c *cluster) circumstances(ctx context.Context) (string, error) {
-	version, err := output(c.onNode(ctx, "node1", "/node/muslin/muslin-node", "--version")) // the build's commit
+	version, err := c.agentVersion(ctx) // it names the commit
 	if err != nil {
 		return "", err
 	}
@@ -141,7 +141,7 @@ func (c *cluster) circumstances(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("Muslin %s, %s: Kubernetes %s, %d nodes, kube-proxy with %s, %s.", strings.TrimSpace(version), time.Now().UTC().Format(time.DateOnly),
+	return fmt.Sprintf("Muslin %s, %s: Kubernetes %s, %d nodes, kube-proxy with %s, %s.", version, time.Now().UTC().Format(time.DateOnly),
 		c.Programs.Version, c.Options.Nodes, c.Options.ProxyMode, strings.ReplaceAll(node, "://", " ")), nil
 }
 

@@ -273,7 +273,7 @@ func (w world) agentsRestartUnderTraffic() {
 	w.hears(heard, ended, 10)
 	for _, signal := range []string{"TERM", "KILL"} {
 		for _, n := range w.nodes() {
-			if err := w.signal(w.Context(), n.Name, "muslin-node", signal); err != nil {
+			if err := w.killAgent(w.Context(), n.Name); err != nil {
 				w.Fatal(err)
 			}
 			w.hears(heard, ended, 30)
