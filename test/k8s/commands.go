@@ -116,15 +116,7 @@ func e2eCommand(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			file := ""
-			if keep {
-				root, err := moduleRoot()
-				if err != nil {
-					return err
-				}
-				file = filepath.Join(root, "test", "k8s", "RESULTS.md")
-			}
-			return c.e2e(cmd.Context(), args, procs, file)
+			return c.e2e(cmd.Context(), args, procs, keep)
 		}}
 	cmd.Flags().IntVar(&procs, "procs", procs, "how many specs run at a time")
 	cmd.Flags().BoolVar(&keep, "record", false, "write the results into test/k8s/RESULTS.md")
