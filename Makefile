@@ -117,7 +117,7 @@ deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
 deps-bgp: DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
 
 # What nodes of test/k8s run beside Kubernetes, and what its images are packed from.
-deps-k8s: DEPS := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static nc.openbsd:netcat-openbsd curl:curl conntrack:conntrack
+deps-k8s: DEPS := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static nc.openbsd:netcat-openbsd curl:curl conntrack:conntrack dig:bind9-dnsutils
 
 # While it is there, no package starts a service when it is installed.
 POLICY_RC := /usr/sbin/policy-rc.d

@@ -62,7 +62,7 @@ func build(ctx context.Context) (programs, error) {
 	}); err != nil {
 		return programs{}, fmt.Errorf("build Kubernetes: %w", err)
 	}
-	p.Images, err = part(root, cache, "images", []string{kubernetesMod, "test/k8s/image.go", "test/k8s/pause/main.go"}, func(dir string) error {
+	p.Images, err = part(root, cache, "images", []string{kubernetesMod, "test/k8s/image.go", "test/k8s/pause/main.go", "test/k8s/dns/main.go", "test/k8s/dns/go.mod"}, func(dir string) error {
 		return p.packImages(ctx, root, dir)
 	})
 	return p, err

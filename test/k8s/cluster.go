@@ -32,6 +32,9 @@ const markVar = "K8S_HERE"
 //go:embed node.sh
 var nodeScript []byte
 
+//go:embed dns.yaml
+var dnsManifest string
+
 // options say what cluster to bring up.
 type options struct {
 	Nodes     int
@@ -119,6 +122,9 @@ func up(ctx context.Context, name string, o options) (*cluster, error) {
 		return nil, err
 	}
 	if err := c.waitRegistered(ctx); err != nil {
+		return nil, errors.Join(err, down(context.WithoutCancel(ctx), name))
+	}
+	if err := c.apply(ctx, dnsManifest); err != nil {
 		return nil, errors.Join(err, down(context.WithoutCancel(ctx), name))
 	}
 	return c, nil
@@ -265,6 +271,17 @@ func (c *cluster) command(ctx context.Context, args ...string) (*exec.Cmd, error
 // kubectl is kubectl as the cluster's administrator.
 func (c *cluster) kubectl(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return c.command(ctx, append([]string{c.bin("kubectl")}, args...)...)
+}
+
+// apply hands objects to Kubernetes.
+func (c *cluster) apply(ctx context.Context, objects string) error {
+	cmd, err := c.kubectl(ctx, "apply", "-f", "-")
+	if err != nil {
+		return err
+	}
+	cmd.Stdin = strings.NewReader(objects)
+	_, err = output(cmd, nil)
+	return err
 }
 
 // onNode is a command that runs as one of the node's own.

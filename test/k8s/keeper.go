@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,11 +103,28 @@ func (c *cluster) layFabric() (int, error) {
 			return 0, fmt.Errorf("give the bridge %s: %w", prefix, err)
 		}
 	}
+	if err := routeToPods(bridge.Index); err != nil {
+		return 0, err
+	}
 	// Frames between nodes are not this namespace's iptables' business. Without br_netfilter there is nothing to switch off.
 	for _, name := range []string{"iptables", "ip6tables"} {
 		_ = os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0o644)
 	}
 	return bridge.Index, nil
+}
+
+// routeToPods sends what the API server has for pods to the first node, as a control plane that runs no pods has its routes from outside. That node knows on.
+func routeToPods(bridge int) error {
+	for pods, node := range map[string]string{podsV4: "172.30.0.11", podsV6: "fd00:172:30::11"} {
+		to, err := netlink.ParseIPNet(pods)
+		if err != nil {
+			return fmt.Errorf("parse %s: %w", pods, err)
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: bridge, Dst: to, Gw: net.ParseIP(node)}); err != nil {
+			return fmt.Errorf("route %s: %w", pods, err)
+		}
+	}
+	return nil
 }
 
 // keepNode boots a node, and boots it again whenever it has ended, unless its power is off.

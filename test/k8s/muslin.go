@@ -59,7 +59,7 @@ func (c *cluster) install(ctx context.Context, m muslin) error {
 
 // waitInstalled returns when the nodes can have pods and Muslin's own say that they are well.
 func (c *cluster) waitInstalled(ctx context.Context) error {
-	for _, what := range []string{"daemonset/muslin-node", "deployment/muslin-controllers", "deployment/muslinctl"} {
+	for _, what := range []string{"daemonset/muslin-node", "deployment/muslin-controllers", "deployment/muslinctl", "deployment/coredns"} {
 		if _, err := output(c.kubectl(ctx, "rollout", "status", "--namespace="+system, "--timeout=5m", what)); err != nil {
 			return err
 		}

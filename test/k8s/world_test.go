@@ -152,13 +152,8 @@ func (w world) muslinctl(args ...string) string {
 // apply hands objects to Kubernetes.
 func (w world) apply(objects string) {
 	w.Helper()
-	cmd, err := w.cluster.kubectl(w.Context(), "apply", "-f", "-")
-	if err != nil {
+	if err := w.cluster.apply(w.Context(), objects); err != nil {
 		w.Fatal(err)
-	}
-	cmd.Stdin = strings.NewReader(objects)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		w.Fatalf("kubectl apply: %v: %s", err, out)
 	}
 }
 
