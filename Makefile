@@ -54,10 +54,12 @@ test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual m
 vm: need-root need-go deps deps-vm build ## Run a command there: make vm CMD='bin/muslin-lab demo' (root)
 	@$(GO) run -buildvcs=false ./test/vm bash -c "$$CMD"
 
-test-k8s: need-root need-go deps deps-test deps-k8s build ## Run the tests that need a real Kubernetes, on clusters of their own (root; the first time ten minutes more, to build it)
-	NETTEST=require MUSLIN_K8S=1 $(GO) test -count=1 -v -timeout 90m ./test/k8s
+# RUN chooses among them by a regular expression: Iptables and Nftables are walks of an operator, KubernetesSpecs/policy and KubernetesSpecs/conformance what
+# Kubernetes brings along. RECORD=1 writes what they show into test/k8s/RESULTS.md.
+test-k8s: need-root need-go deps deps-test deps-k8s image ## Run the tests that need a real Kubernetes, and Kubernetes' own (RUN=Iptables|Nftables|KubernetesSpecs chooses; RECORD=1 keeps the results; root; the first time 15 minutes more, to build it)
+	NETTEST=require MUSLIN_K8S=$(if $(RECORD),record,1) $(GO) test -count=1 -v -timeout 90m -run '$(RUN)' ./test/k8s
 
-k8s: need-root need-go deps deps-test deps-k8s build ## Bring up such a cluster and work on it: make k8s CMD='up', CMD='kubectl get pods -A', CMD='down' (root)
+k8s: need-root need-go deps deps-test deps-k8s image ## Bring up such a cluster and work on it: make k8s CMD='up', CMD='kubectl get pods -A', CMD='down' (root)
 	@$(GO) run -buildvcs=false ./test/k8s $(CMD)
 
 check: need-go need-cc ## Format, vet, lint, layers, and pure packages under the race detector: before every commit
@@ -115,7 +117,7 @@ deps-vm: DEPS := qemu-system-x86_64:qemu-system-x86 modprobe:kmod
 deps-bgp: DEPS := bird:bird2 /usr/lib/frr/bgpd:frr
 
 # What nodes of test/k8s run beside Kubernetes, and what its images are packed from.
-deps-k8s: DEPS := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static nc.openbsd:netcat-openbsd curl:curl conntrack:conntrack
+deps-k8s: DEPS := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static nc.openbsd:netcat-openbsd curl:curl conntrack:conntrack dig:bind9-dnsutils
 
 # While it is there, no package starts a service when it is installed.
 POLICY_RC := /usr/sbin/policy-rc.d

@@ -15,15 +15,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // programs are the folders of what clusters are made of. A folder is complete as soon as it exists, and never changes then.
 type programs struct {
 	Version string // of Kubernetes
 	Bin     string // Kubernetes' programs
-	CNI     string // the CNI project's plugins
 	Images  string // archives for containerd
 }
 
@@ -65,10 +62,7 @@ func build(ctx context.Context) (programs, error) {
 	}); err != nil {
 		return programs{}, fmt.Errorf("build Kubernetes: %w", err)
 	}
-	if p.CNI, err = part(root, cache, "cni", []string{"test/cniplugins/go.mod"}, nettest.ReferencePlugins); err != nil {
-		return programs{}, err
-	}
-	p.Images, err = part(root, cache, "images", []string{kubernetesMod, "test/k8s/image.go", "test/k8s/pause/main.go"}, func(dir string) error {
+	p.Images, err = part(root, cache, "images", []string{kubernetesMod, "test/k8s/image.go", "test/k8s/pause/main.go", "test/k8s/dns/main.go", "test/k8s/dns/go.mod"}, func(dir string) error {
 		return p.packImages(ctx, root, dir)
 	})
 	return p, err

@@ -32,6 +32,9 @@ const markVar = "K8S_HERE"
 //go:embed node.sh
 var nodeScript []byte
 
+//go:embed dns.yaml
+var dnsManifest string
+
 // options say what cluster to bring up.
 type options struct {
 	Nodes     int
@@ -70,6 +73,12 @@ func (c *cluster) serviceRanges() string       { return servicesV4 + "," + servi
 func (c *cluster) stateFile() string           { return filepath.Join(c.Dir, "cluster.json") }
 func (c *cluster) pidFile() string             { return filepath.Join(c.Dir, "keeper.pid") }
 func (c *cluster) nodePIDFile(n string) string { return filepath.Join(c.nodeDir(n), "pid") }
+func (c *cluster) offFile(n string) string     { return filepath.Join(c.nodeDir(n), "off") }
+
+// nodeDisk are the folders, of a node's own, that hold what a machine has on its disk.
+func nodeDisk() []string {
+	return []string{"cni-conf", "cni-bin", "var/lib/calico", "var/lib/containerd", "var/lib/kubelet", "var/log"}
+}
 
 // clusterDir is where the cluster of that name has its state, on disk.
 func clusterDir(name string) (string, error) {
@@ -115,6 +124,9 @@ func up(ctx context.Context, name string, o options) (*cluster, error) {
 	if err := c.waitRegistered(ctx); err != nil {
 		return nil, errors.Join(err, down(context.WithoutCancel(ctx), name))
 	}
+	if err := c.apply(ctx, dnsManifest); err != nil {
+		return nil, errors.Join(err, down(context.WithoutCancel(ctx), name))
+	}
 	return c, nil
 }
 
@@ -126,18 +138,13 @@ func (c *cluster) prepare() error {
 	}
 	dirs := []string{filepath.Join(c.Dir, "log"), c.etcdDir()}
 	for _, n := range c.nodes() {
-		for _, sub := range []string{"log", "services", "cni-conf", "cni-bin", "root", "var/lib/containerd", "var/lib/kubelet", "var/log"} {
+		for _, sub := range append([]string{"log", "root"}, nodeDisk()...) {
 			dirs = append(dirs, filepath.Join(c.nodeDir(n.Name), sub))
 		}
 	}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make cluster's folder: %w", err)
-		}
-	}
-	for _, n := range c.nodes() {
-		if err := os.CopyFS(filepath.Join(c.nodeDir(n.Name), "cni-bin"), os.DirFS(c.Programs.CNI)); err != nil {
-			return fmt.Errorf("copy plugins: %w", err)
 		}
 	}
 	state, err := json.Marshal(c)
@@ -266,6 +273,17 @@ func (c *cluster) kubectl(ctx context.Context, args ...string) (*exec.Cmd, error
 	return c.command(ctx, append([]string{c.bin("kubectl")}, args...)...)
 }
 
+// apply hands objects to Kubernetes.
+func (c *cluster) apply(ctx context.Context, objects string) error {
+	cmd, err := c.kubectl(ctx, "apply", "-f", "-")
+	if err != nil {
+		return err
+	}
+	cmd.Stdin = strings.NewReader(objects)
+	_, err = output(cmd, nil)
+	return err
+}
+
 // onNode is a command that runs as one of the node's own.
 func (c *cluster) onNode(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	pid, err := c.nodePID(name)
@@ -273,7 +291,7 @@ func (c *cluster) onNode(ctx context.Context, name string, args ...string) (*exe
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--root", "--wd=/", "--"}, args...)...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes:/opt/cni/bin:/node/muslin", "HOME=/root"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/kubernetes:/opt/cni/bin", "HOME=/root"}
 	return cmd, nil
 }
 

@@ -37,11 +37,11 @@ func TestKilledClusterLeavesNothingToRun(t *testing.T) {
 func bareWorld(t *testing.T) world {
 	t.Helper()
 	needKubernetes(t)
-	c, err := up(t.Context(), "test", options{Nodes: 1, ProxyMode: "iptables", Held: true})
+	c, err := up(t.Context(), clusterName(), options{Nodes: 1, ProxyMode: "iptables", Held: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{t, c}
+	w := world{t, c, new(diary)}
 	t.Cleanup(w.end)
 	if err := waitFor(t.Context(), time.Minute, "a kubelet", func() error {
 		if len(w.processes()) == 0 {

@@ -23,7 +23,7 @@ func newCommand() *cobra.Command {
 		within(&name, "kubectl ARGS…", "Run kubectl", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
 			return c.kubectl(ctx, args...)
 		}),
-		within(&name, "muslinctl ARGS…", "Run muslinctl on node1", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
+		within(&name, "muslinctl ARGS…", "Run muslinctl, in its own pod", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
 			return c.muslinctl(ctx, args...)
 		}),
 		within(&name, "exec NODE COMMAND…", "Run a command as one of a node's own, or of the control plane's network", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
@@ -68,7 +68,7 @@ func buildCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, err := build(cmd.Context())
 			if err == nil {
-				fmt.Printf("%s\n%s\n%s\n", p.Bin, p.CNI, p.Images)
+				fmt.Printf("%s\n%s\n", p.Bin, p.Images)
 			}
 			return err
 		}}
@@ -77,8 +77,8 @@ func buildCommand() *cobra.Command {
 func upCommand(name *string) *cobra.Command {
 	o := options{Nodes: 3, ProxyMode: "iptables"}
 	var bare bool
-	m := muslin{Bin: "bin"}
-	cmd := &cobra.Command{Use: "up", Short: "Bring a cluster up, with the Muslin of bin/; one of that name that is up goes first", Args: cobra.NoArgs,
+	m := muslin{Dist: "dist"}
+	cmd := &cobra.Command{Use: "up", Short: "Bring a cluster up, with the images of dist/ (make image); one of that name that is up goes first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := up(cmd.Context(), *name, o)
 			if err != nil || bare {
@@ -94,8 +94,8 @@ func upCommand(name *string) *cobra.Command {
 }
 
 func installCommand(name *string) *cobra.Command {
-	m := muslin{Bin: "bin"}
-	cmd := &cobra.Command{Use: "install", Short: "Put the Muslin of bin/ onto every node, or in the place of an older one", Args: cobra.NoArgs,
+	m := muslin{Dist: "dist"}
+	cmd := &cobra.Command{Use: "install", Short: "Apply Muslin's manifest with the images of dist/ (make image), or newer ones over older ones", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := open(*name)
 			if err != nil {
@@ -116,15 +116,7 @@ func e2eCommand(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			file := ""
-			if keep {
-				root, err := moduleRoot()
-				if err != nil {
-					return err
-				}
-				file = filepath.Join(root, "test", "k8s", "RESULTS.md")
-			}
-			return c.e2e(cmd.Context(), args, procs, file)
+			return c.e2e(cmd.Context(), args, procs, keep)
 		}}
 	cmd.Flags().IntVar(&procs, "procs", procs, "how many specs run at a time")
 	cmd.Flags().BoolVar(&keep, "record", false, "write the results into test/k8s/RESULTS.md")
@@ -132,7 +124,7 @@ func e2eCommand(name *string) *cobra.Command {
 }
 
 func (m *muslin) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&m.Bin, "bin", m.Bin, "folder of Muslin's programs")
+	cmd.Flags().StringVar(&m.Dist, "dist", m.Dist, "folder of Muslin's images")
 	cmd.Flags().BoolVar(&m.DualStack, "dual-stack", false, "give pods IPv6 addresses too")
 	cmd.Flags().StringVar(&m.VXLAN, "vxlan", "Always", "mode of the default pools: Always, CrossSubnet or Never")
 	cmd.Flags().StringToStringVar(&m.Env, "env", nil, "more variables for the agents, as NAME=VALUE,…")

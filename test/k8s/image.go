@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,13 +35,16 @@ type file struct {
 	mode int64  // of a folder; 0: 0755
 }
 
-// ownImage is agnhost under a name that our own tests need not look up.
-const ownImage = "test.muslin/agnhost:1"
+// ownImage is agnhost under a name that our own tests need not look up, dnsImage what dns.yaml asks for.
+const (
+	ownImage = "test.muslin/agnhost:1"
+	dnsImage = "test.muslin/dns:1"
+)
 
 // packImages makes the images that Kubernetes asks for, under the names that it asks by.
 func (p programs) packImages(ctx context.Context, root, dir string) error {
-	pause := filepath.Join(dir, "pause")
-	if err := buildPause(ctx, root, pause); err != nil {
+	pause, dns := filepath.Join(dir, "pause"), filepath.Join(dir, "dns")
+	if err := errors.Join(buildSmall(ctx, filepath.Join(root, "test/k8s/pause"), pause), buildSmall(ctx, filepath.Join(root, "test/k8s/dns"), dns)); err != nil {
 		return err
 	}
 	source, err := kubernetesSource(ctx, root)
@@ -66,8 +70,9 @@ func (p programs) packImages(ctx context.Context, root, dir string) error {
 	const tests = "registry.k8s.io/e2e-test-images/"
 	images := map[string]image{
 		"pause":   {names: []string{"registry.k8s.io/pause:3.10.1"}, entrypoint: []string{"/pause"}, files: []file{{at: "/pause", from: pause}}},
+		"dns":     {names: []string{dnsImage}, entrypoint: []string{"/coredns"}, files: []file{{at: "/coredns", from: dns}}},
 		"busybox": {names: []string{tests + "busybox:1.37.0-1"}, command: []string{"sh"}, files: append(shell, file{at: "/bin/sh", link: "busybox"})},
-		"agnhost": {names: []string{tests + "agnhost:" + strings.TrimSpace(string(agnhost)), ownImage}, entrypoint: []string{"/agnhost"}, command: []string{"pause"},
+		"agnhost": {names: []string{tests + "agnhost:" + strings.TrimSpace(string(agnhost)), tests + "jessie-dnsutils:1.7", ownImage}, entrypoint: []string{"/agnhost"}, command: []string{"pause"},
 			files: append(tools, shell...)},
 	}
 	for name, i := range images {
@@ -78,12 +83,12 @@ func (p programs) packImages(ctx context.Context, root, dir string) error {
 	return nil
 }
 
-// buildPause builds the program of the image pause.
-func buildPause(ctx context.Context, root, to string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, "./test/k8s/pause")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+// buildSmall builds the program of a folder.
+func buildSmall(ctx context.Context, folder, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, ".")
+	cmd.Dir, cmd.Env = folder, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build pause: %w: %s", err, out)
+		return fmt.Errorf("build %s: %w: %s", folder, err, out)
 	}
 	return nil
 }
@@ -116,6 +121,7 @@ func shellFiles(ctx context.Context) ([]file, error) {
 	}
 	return append(files,
 		file{at: "/tmp", mode: 0o1777},
+		file{at: "/etc/nsswitch.conf", text: "hosts: files dns\n"},
 		file{at: "/etc/passwd", text: "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/:/bin/sh\n"},
 		file{at: "/etc/group", text: "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n"},
 	), nil
@@ -124,7 +130,7 @@ func shellFiles(ctx context.Context) ([]file, error) {
 // toolFiles are what the tests call inside agnhost and busybox has not or not so: an nc with -u, and a sh that prefers PATH to what is built into it.
 func toolFiles(ctx context.Context) ([]file, error) {
 	var files []file
-	for program, at := range map[string]string{"curl": "/usr/bin/curl", "nc.openbsd": "/bin/nc", "dash": "/bin/sh", "bash": "/bin/bash"} {
+	for program, at := range map[string]string{"curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "getent": "/usr/bin/getent", "nc.openbsd": "/bin/nc", "dash": "/bin/sh", "bash": "/bin/bash"} {
 		more, err := withLibraries(ctx, program, at)
 		if err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,9 +64,10 @@ func (c *cluster) begin() error {
 		go c.run(p)
 	}
 	for _, n := range c.nodes() {
-		if err := c.startNode(n, bridge); err != nil {
-			return fmt.Errorf("start %s: %w", n.Name, err)
+		if err := c.makeGroups(n.Name); err != nil {
+			return err
 		}
+		go c.keepNode(n, bridge)
 	}
 	return nil
 }
@@ -101,6 +103,9 @@ func (c *cluster) layFabric() (int, error) {
 			return 0, fmt.Errorf("give the bridge %s: %w", prefix, err)
 		}
 	}
+	if err := routeToPods(bridge.Index); err != nil {
+		return 0, err
+	}
 	// Frames between nodes are not this namespace's iptables' business. Without br_netfilter there is nothing to switch off.
 	for _, name := range []string{"iptables", "ip6tables"} {
 		_ = os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0o644)
@@ -108,12 +113,35 @@ func (c *cluster) layFabric() (int, error) {
 	return bridge.Index, nil
 }
 
-// startNode starts a node's first process in namespaces of its own, and lets it go on once its network device is plugged in.
-func (c *cluster) startNode(n node, bridge int) error {
-	if err := c.makeGroups(n.Name); err != nil {
-		return err
+// routeToPods sends what the API server has for pods to the first node, as a control plane that runs no pods has its routes from outside. That node knows on.
+func routeToPods(bridge int) error {
+	for pods, node := range map[string]string{podsV4: "172.30.0.11", podsV6: "fd00:172:30::11"} {
+		to, err := netlink.ParseIPNet(pods)
+		if err != nil {
+			return fmt.Errorf("parse %s: %w", pods, err)
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: bridge, Dst: to, Gw: net.ParseIP(node)}); err != nil {
+			return fmt.Errorf("route %s: %w", pods, err)
+		}
 	}
-	log, err := os.Create(filepath.Join(c.nodeDir(n.Name), "log", "node.log"))
+	return nil
+}
+
+// keepNode boots a node, and boots it again whenever it has ended, unless its power is off.
+func (c *cluster) keepNode(n node, bridge int) {
+	for {
+		if _, err := os.Stat(c.offFile(n.Name)); err == nil {
+			time.Sleep(200 * time.Millisecond)
+			continue
+		}
+		fmt.Fprintln(os.Stderr, "keeper:", n.Name, "ended:", c.runNode(n, bridge))
+		time.Sleep(time.Second)
+	}
+}
+
+// runNode starts a node's first process in namespaces of its own, lets it go on once its network device is plugged in, and returns at its end.
+func (c *cluster) runNode(n node, bridge int) error {
+	log, err := os.OpenFile(filepath.Join(c.nodeDir(n.Name), "log", "node.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("make log: %w", err)
 	}
@@ -131,13 +159,12 @@ func (c *cluster) startNode(n node, bridge int) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start its first process: %w", err)
 	}
-	go func() { fmt.Fprintln(os.Stderr, "keeper:", n.Name, "ended:", cmd.Wait()) }()
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.Name, MasterIndex: bridge, Flags: unix.IFF_UP}, PeerName: "eth0", PeerNamespace: netlink.NsPid(cmd.Process.Pid)}
 	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("plug in: %w", err)
+		return errors.Join(fmt.Errorf("plug in: %w", err), w.Close(), cmd.Wait()) // without its line it ends
 	}
 	_, err = fmt.Fprintln(w, "go")
-	return err
+	return errors.Join(err, cmd.Wait())
 }
 
 // nodeEnv is what node.sh knows of its node.

@@ -1,7 +1,7 @@
 # node.sh is the first process of a node, in network, mount, PID, UTS and IPC namespaces of its own. It makes what a freshly booted host has, and then keeps the
-# node's services running: every file in its state folder's services/. Its end is the node's.
+# node's services running. Its end is the node's; the keeper boots it again then, with all that it has on disk.
 #
-# The keeper sets NODE, IP, IP6, GATEWAY, GATEWAY6, STATE (the node's folder on disk), KUBERNETES, IMAGES, PKI, PROXY_MODE and CLUSTER_DNS.
+# The keeper sets NODE, IP, IP6, GATEWAY, GATEWAY6, STATE (the node's folder, its disk), KUBERNETES, IMAGES, PKI, PROXY_MODE and CLUSTER_DNS.
 set -eu
 
 # The control-group namespace begins where its maker is, so a node moves into its groups first. /proc is still the machine's: its self is our number outside.
@@ -44,14 +44,15 @@ root() {
 	echo "$NODE" >etc/hostname
 	printf '127.0.0.1 localhost\n%s %s\n' "$IP" "$NODE" >etc/hosts
 	echo "nameserver $GATEWAY" >etc/resolv.conf
-	tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
+	[ -s "$STATE/machine-id" ] || tr -d - </proc/sys/kernel/random/uuid >"$STATE/machine-id"
+	cp "$STATE/machine-id" etc/machine-id
 	mount --rbind /dev dev
 	mount --make-rslave dev
 	mount -t proc proc proc
 	mount -t sysfs sysfs sys
 	mount -t tmpfs -o mode=755 tmpfs run
 	mkdir run/lock
-	for dir in lib/containerd lib/kubelet log; do mount --bind "$STATE/var/$dir" "var/$dir"; done
+	for dir in lib/calico lib/containerd lib/kubelet log; do mount --bind "$STATE/var/$dir" "var/$dir"; done
 	mount --bind "$STATE/cni-conf" etc/cni/net.d
 	mount --bind "$STATE/cni-bin" opt/cni/bin
 	mount --bind "$KUBERNETES" kubernetes
@@ -137,26 +138,22 @@ clientConnection: {kubeconfig: /node/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 T
 
-# service NAME COMMAND: from now on it runs, and runs again when it has ended.
+# service NAME COMMAND: from now on it runs, and runs again when it has ended. Its process is in /run/services/NAME.pid.
+declare -A services running
 service() {
 	local name=$1
 	shift
-	printf '#!/bin/sh\nexec %s\n' "$*" >"/node/services/.$name"
-	chmod +x "/node/services/.$name"
-	mv "/node/services/.$name" "/node/services/$name"
+	services[$name]=$*
 }
 
-declare -A running
+mkdir /run/services
 keep_services() {
-	local file name
-	for file in /node/services/*; do
-		name=${file##*/}
-		[ -x "$file" ] || continue
+	local name
+	for name in "${!services[@]}"; do
 		if [ -n "${running[$name]:-}" ] && kill -0 "${running[$name]}" 2>/dev/null; then continue; fi
-		setsid "$file" >>"/node/log/$name.log" 2>&1 &
+		setsid ${services[$name]} >>"/node/log/$name.log" 2>&1 &
 		running[$name]=$!
-		mkdir -p /run/services
-		echo $! >"/run/services/$name"
+		echo $! >"/run/services/$name.pid"
 	done
 }
 

@@ -57,8 +57,11 @@ func (c *cluster) makeEtcdPKI() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(ca.Write(filepath.Join(c.pki(), "etcd"), server), ca.Write(c.etcdClientDir(), client))
+	return errors.Join(ca.Write(c.etcdAuthorityDir(), ca.Pair()), ca.Write(filepath.Join(c.pki(), "etcd"), server), ca.Write(c.etcdClientDir(), client))
 }
+
+// etcdAuthorityDir has what signs more of etcd's certificates.
+func (c *cluster) etcdAuthorityDir() string { return filepath.Join(c.pki(), "etcd-authority") }
 
 // etcdClientDir has what a client of etcd needs, under package authority's names.
 func (c *cluster) etcdClientDir() string { return filepath.Join(c.pki(), "etcd-client") }

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,21 +33,29 @@ spec: {type: NodePort, selector: {app: probe}, ipFamilyPolicy: PreferDualStack, 
 // TestIptables walks a cluster whose kube-proxy uses iptables through what operators do to one.
 func TestIptables(t *testing.T) {
 	w := newWorld(t, options{Nodes: 3, ProxyMode: "iptables"}, muslin{DualStack: true})
+	defer w.keep("iptables")
 	w.startProbes()
 	w.step("pods of three nodes reach each other", world.podsReachEachOther)
 	w.step("services answer", world.servicesAnswer)
 	w.step("host ports answer", world.hostPortsAnswer)
 	w.step("sixty pods come and go", world.sixtyPodsComeAndGo)
 	w.step("kubelets and containerds are restarted", world.runtimesRestart)
-	w.step("agents are restarted under traffic", world.agentsRestartUnderTraffic)
+	w.step("agents are killed under traffic", world.agentsKilledUnderTraffic)
+	w.step("agents are upgraded and put back under traffic", world.agentsUpgradedUnderTraffic)
 	w.step("pods and namespaces choose pools", world.poolsByAnnotation)
 	w.step("datacentres get pools of their own", world.datacentresGetPools)
+	w.step("certificates are asked for and renewed", world.certificatesServe)
+	w.step("pods go while no agent runs", world.podsGoWithoutAgents)
+	w.step("a node is drained", world.nodeIsDrained)
+	w.step("a node reboots", world.nodeReboots)
+	w.step("a node is a new machine under its old name", world.nodeIsNew)
 	w.step("the books balance", world.booksBalance)
 }
 
 // TestNftables does the same for what kube-proxy's mode may change.
 func TestNftables(t *testing.T) {
 	w := newWorld(t, options{Nodes: 3, ProxyMode: "nftables"}, muslin{DualStack: true})
+	defer w.keep("nftables")
 	w.startProbes()
 	w.step("pods of three nodes reach each other", world.podsReachEachOther)
 	w.step("services answer", world.servicesAnswer)
@@ -59,9 +63,11 @@ func TestNftables(t *testing.T) {
 	w.step("the books balance", world.booksBalance)
 }
 
-// step runs a part of the walk as a subtest, on the same cluster.
+// step runs a part of the walk as a subtest, on the same cluster, and notes how it went.
 func (w world) step(what string, do func(world)) {
-	w.T.Run(what, func(t *testing.T) { do(world{t, w.cluster}) })
+	began := time.Now()
+	passed := w.Run(what, func(t *testing.T) { do(world{t, w.cluster, w.diary}) })
+	w.diary.note(what, passed, time.Since(began))
 }
 
 func (w world) startProbes() {
@@ -109,65 +115,76 @@ func url(addr netip.Addr, port uint16) string {
 	return "http://" + netip.AddrPortFrom(addr, port).String() + "/hostname"
 }
 
+// podsReachEachOther asks every probe from every probe, by both families.
 func (w world) podsReachEachOther() {
-	pods := w.pods("app=probe")
-	if len(pods) != len(w.nodes()) {
-		w.Fatalf("%d pods run on %d nodes", len(pods), len(w.nodes()))
-	}
-	for _, from := range pods {
+	w.Helper()
+	w.eventually("all probes to reach each other", func() error {
+		pods := w.pods("app=probe")
+		if len(pods) != len(w.nodes()) {
+			return fmt.Errorf("%d pods run on %d nodes", len(pods), len(w.nodes()))
+		}
+		var urls []string
 		for _, to := range pods {
 			if len(to.addresses) != 2 {
-				w.Errorf("%s has the addresses %v, want one of each family", to.name, to.addresses)
+				return fmt.Errorf("%s has the addresses %v, want one of each family", to.name, to.addresses)
 			}
-			for _, addr := range to.addresses {
-				w.reaches(from.name, url(addr, 8080))
-			}
+			urls = append(urls, url(to.addresses[0], 8080), url(to.addresses[1], 8080))
 		}
-	}
+		return w.askFromPods(pods, urls)
+	})
 }
 
-// servicesAnswer asks each Service address from each pod, and each node's port from each node.
+// ask is a shell's line that fails unless every URL answers.
+func ask(urls []string) string {
+	return fmt.Sprintf("for url in %s; do curl -gsS --max-time 5 -o /dev/null $url || { echo $url >&2; exit 1; }; done", strings.Join(urls, " "))
+}
+
+func (w world) askFromPods(pods []pod, urls []string) error {
+	for _, from := range pods {
+		if _, err := w.in(from.name, "sh", "-c", ask(urls)); err != nil {
+			return fmt.Errorf("from %s: %w", from.name, err)
+		}
+	}
+	return nil
+}
+
+func (w world) askFromNodes(urls []string) error {
+	for _, from := range w.nodes() {
+		if _, err := output(w.onNode(w.Context(), from.Name, "sh", "-c", ask(urls))); err != nil {
+			return fmt.Errorf("from %s: %w", from.Name, err)
+		}
+	}
+	return nil
+}
+
+// servicesAnswer asks each Service address from each pod and each node, and each node's port from each node.
 func (w world) servicesAnswer() {
-	var addresses []netip.Addr
+	var cluster, nodes []string
 	for _, text := range strings.Fields(w.kubectl("get", "service", "probe", "-o", "jsonpath={.spec.clusterIPs[*]}")) {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
 			w.Fatal(err)
 		}
-		addresses = append(addresses, addr)
+		cluster = append(cluster, url(addr, 80))
 	}
-	if len(addresses) != 2 {
-		w.Errorf("the Service has the addresses %v, want one of each family", addresses)
+	if len(cluster) != 2 {
+		w.Errorf("the Service has the addresses %v, want one of each family", cluster)
 	}
-	for _, from := range w.pods("app=probe") {
-		for _, addr := range addresses {
-			w.reaches(from.name, url(addr, 80))
-		}
+	for _, to := range w.nodes() {
+		nodes = append(nodes, url(netip.MustParseAddr(to.IP), 30080), url(netip.MustParseAddr(to.IP6), 30080))
 	}
-	for _, from := range w.nodes() {
-		for _, to := range w.nodes() {
-			w.nodeReaches(from, url(netip.MustParseAddr(to.IP), 30080))
-			w.nodeReaches(from, url(netip.MustParseAddr(to.IP6), 30080))
-		}
-	}
+	w.eventually("the Service to answer all pods", func() error { return w.askFromPods(w.pods("app=probe"), cluster) })
+	w.eventually("the Service to answer all nodes", func() error { return w.askFromNodes(slices.Concat(cluster, nodes)) })
 }
 
+// hostPortsAnswer asks each node's port from each node and each pod, the pod's own node among them.
 func (w world) hostPortsAnswer() {
-	for _, from := range w.nodes() {
-		for _, to := range w.nodes() {
-			if from != to {
-				w.nodeReaches(from, url(netip.MustParseAddr(to.IP), 8085))
-			}
-		}
+	var urls []string
+	for _, to := range w.nodes() {
+		urls = append(urls, url(netip.MustParseAddr(to.IP), 8085), url(netip.MustParseAddr(to.IP6), 8085))
 	}
-}
-
-func (w world) nodeReaches(from node, url string) {
-	w.Helper()
-	w.eventually(fmt.Sprintf("%s to reach %s", from.Name, url), func() error {
-		_, err := output(w.onNode(w.Context(), from.Name, "curl", "-gsS", "--max-time", "5", url))
-		return err
-	})
+	w.eventually("host ports to answer all nodes", func() error { return w.askFromNodes(urls) })
+	w.eventually("host ports to answer all pods", func() error { return w.askFromPods(w.pods("app=probe"), urls) })
 }
 
 // sixtyPodsComeAndGo holds that sixty pods have sixty addresses, and that none of these is taken when they are gone.
@@ -237,92 +254,6 @@ func (w world) runtimesRestart() {
 	w.podsReachEachOther()
 	if after := w.pods("app=probe"); !slices.EqualFunc(before, after, func(a, b pod) bool { return a.name == b.name && slices.Equal(a.addresses, b.addresses) }) {
 		w.Errorf("pods were %v, and are %v", before, after)
-	}
-}
-
-// talk is the one below, over one TCP connection: a server that counts aloud, ten times a second.
-const talk = `
-apiVersion: v1
-kind: Pod
-metadata: {name: talker, labels: {app: talker}}
-spec:
-  nodeName: node1
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: talker, image: %[1]s, command: [sh, -c, 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done | nc -l 9000']}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: listener, labels: {app: listener}}
-spec:
-  nodeName: node2
-  terminationGracePeriodSeconds: 0
-  containers: [{name: listener, image: %[1]s, args: [pause]}]
-`
-
-// agentsRestartUnderTraffic restarts every agent, politely and not, while a connection between two nodes must go on.
-func (w world) agentsRestartUnderTraffic() {
-	w.apply(fmt.Sprintf(talk, ownImage))
-	w.kubectl("wait", "pod/talker", "pod/listener", "--for=condition=Ready", "--timeout=120s")
-	ctx, stop := context.WithCancel(w.Context())
-	defer stop()
-	heard := make(chan int, 1000)
-	ended := make(chan error, 1)
-	talker := w.pods("app=talker")[0].addresses[0].String()
-	go func() { ended <- w.listen(ctx, talker, heard) }()
-	w.hears(heard, ended, 10)
-	for _, signal := range []string{"TERM", "KILL"} {
-		for _, n := range w.nodes() {
-			if err := w.signal(w.Context(), n.Name, "muslin-node", signal); err != nil {
-				w.Fatal(err)
-			}
-			w.hears(heard, ended, 30)
-		}
-	}
-	stop()
-	w.Log(<-ended) // by our own hand
-	w.kubectl("delete", "pod/talker", "pod/listener", "--wait")
-}
-
-// listen sends on what the listener hears, for as long as the connection lasts.
-func (w world) listen(ctx context.Context, talker string, heard chan<- int) error {
-	cmd, err := w.cluster.kubectl(ctx, "exec", "listener", "--", "nc", talker, "9000")
-	if err != nil {
-		return err
-	}
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		n, err := strconv.Atoi(lines.Text())
-		if err != nil {
-			return err
-		}
-		heard <- n
-	}
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("the connection ended: %w", err)
-	}
-	return errors.New("the connection ended")
-}
-
-// hears waits until that many more numbers have come.
-func (w world) hears(heard <-chan int, ended <-chan error, more int) {
-	w.Helper()
-	limit := time.After(time.Minute)
-	for range more {
-		select {
-		case <-heard:
-		case err := <-ended:
-			w.Fatal(err)
-		case <-limit:
-			w.Fatal("the connection is silent")
-		}
 	}
 }
 

@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 type world struct {
 	*testing.T
 	*cluster
+	diary *diary
 }
 
 // needKubernetes skips a test that `make test` is not meant to run.
@@ -32,6 +33,9 @@ func needKubernetes(t *testing.T) {
 	}
 }
 
+// clusterName is one for the clusters of this run of tests.
+func clusterName() string { return fmt.Sprintf("test-%d", os.Getpid()) }
+
 // newWorld brings up a cluster that ends with the test.
 func newWorld(t *testing.T, o options, m muslin) world {
 	t.Helper()
@@ -40,18 +44,40 @@ func newWorld(t *testing.T, o options, m muslin) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Bin = filepath.Join(root, "bin")
+	m.Dist = filepath.Join(root, "dist")
 	o.Held = true
-	c, err := up(t.Context(), "test", o)
+	began := time.Now()
+	c, err := up(t.Context(), clusterName(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{t, c}
+	w := world{t, c, new(diary)}
 	t.Cleanup(w.end)
 	if err := c.install(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
+	w.diary.note("cluster and manifest are up", true, time.Since(began))
 	return w
+}
+
+// keep writes what the walk has shown into RESULTS.md, if that is wanted.
+func (w world) keep(name string) {
+	if os.Getenv("MUSLIN_K8S") != "record" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	about, err := w.circumstances(ctx)
+	if err != nil {
+		w.Fatal(err)
+	}
+	file, err := resultsFile()
+	if err != nil {
+		w.Fatal(err)
+	}
+	if err := record(file, name, w.diary.section(about)); err != nil {
+		w.Error(err)
+	}
 }
 
 // end shows what may explain a failure, takes the cluster down, and holds that nothing of it is left.
@@ -73,9 +99,13 @@ func (w world) explain() {
 		out, err := output(w.cluster.kubectl(ctx, args...))
 		w.Logf("kubectl %s: %v\n%s", strings.Join(args, " "), err, tail(out, 40))
 	}
-	for _, n := range w.nodes() {
-		log, err := os.ReadFile(filepath.Join(w.nodeDir(n.Name), "log", "muslin-node.log"))
-		w.Logf("agent of %s: %v\n%s", n.Name, err, tail(string(log), 30))
+	logs, err := filepath.Glob(filepath.Join(w.Dir, "node*/var/log/pods", system+"_muslin*/*/*.log"))
+	if err != nil {
+		w.Error(err)
+	}
+	for _, file := range logs {
+		log, err := os.ReadFile(file)
+		w.Logf("%s: %v\n%s", file, err, tail(string(log), 30))
 	}
 }
 
@@ -122,13 +152,8 @@ func (w world) muslinctl(args ...string) string {
 // apply hands objects to Kubernetes.
 func (w world) apply(objects string) {
 	w.Helper()
-	cmd, err := w.cluster.kubectl(w.Context(), "apply", "-f", "-")
-	if err != nil {
+	if err := w.cluster.apply(w.Context(), objects); err != nil {
 		w.Fatal(err)
-	}
-	cmd.Stdin = strings.NewReader(objects)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		w.Fatalf("kubectl apply: %v: %s", err, out)
 	}
 }
 
