@@ -17,7 +17,7 @@ import (
 // peer has sent. Each is a problem for the operator, not a failed round: everything else has been made, and these are tried again whenever routes are
 // looked at.
 func refused(err error, learned *plan.Learned) (problems []string, rest error) {
-	if joined, several := err.(interface{ Unwrap() []error }); several { //nolint:errorlint // the shape of a joined error is what is looked at, level by level
+	if joined, several := err.(interface{ Unwrap() []error }); several {
 		var errs []error
 		for _, e := range joined.Unwrap() {
 			p, left := refused(e, learned)
