@@ -28,13 +28,15 @@ func TestVMMixedClusterWithBIRDInIPIPPools(t *testing.T) {
 			calico := addRouter(t, l, lab.RouterSpec{Name: "calico-1", Kind: lab.BIRD, CalicoNode: true})
 			run(t, l, "calico-1", "ip", "link", "set", "tunl0", "up")
 			run(t, l, "calico-1", "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
-			birdLearns(t, l, "calico-1", "Mesh_", blockRoutes(t, l, "node-1", "node-2")...)
 			nodes, err := l.Nodes()
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, n := range nodes {
 				for _, b := range ownBlocks(t, l, n.Name, "-4") {
+					converges(t, func() error {
+						return has("BGP.next_hop: " + n.Addr.String())(run(t, l, "calico-1", "birdc", "show", "route", "for", b, "all"))
+					})
 					way := []string{"ip", "route", "replace", b, "via", n.Addr.String(), "dev", "tunl0", "onlink", "proto", "static"}
 					if !c.tunnels[n.Name] {
 						way = []string{"ip", "route", "replace", b, "via", n.Addr.String(), "dev", "eth0", "proto", "static"}
