@@ -23,8 +23,10 @@ import (
 const (
 	// gather is how long the speaker waits for more of what BGP says before it looks, at least: a peer sends its routes in many messages.
 	gather = 100 * time.Millisecond
-	// gatherShare times as long as the last look took is waited, too: each looks at everything, and there are many while a large table comes in.
+	// gatherShare times as long as the last look took is waited, too, up to gatherMost: each looks at everything, and there are many while a large table
+	// comes in.
 	gatherShare = 4
+	gatherMost  = time.Second
 	// waysAge is how old the ways to distant gateways may get: no event says when somebody else's routes change.
 	waysAge = 10 * time.Second
 	// peersTime is how long an agent that starts waits for its peers before it gives up what they may have said to the one before it, as
@@ -204,7 +206,7 @@ func (b *speaker) run(ctx context.Context) error {
 			return b.close()
 		case <-b.more():
 			if gathered == nil {
-				gathered = time.After(max(gather, gatherShare*b.said.took))
+				gathered = time.After(min(max(gather, gatherShare*b.said.took), gatherMost))
 			}
 			continue
 		case <-gathered:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -143,8 +144,8 @@ func (f *fuzzed) connect(from netip.Addr) farEnd {
 	}
 }
 
-// learnsFrom waits for the good peer's route.
-func (f *fuzzed) learnsFrom(peer netip.Addr) {
+// learnsFrom waits for a route of a peer.
+func (f *fuzzed) learnsFrom(peer netip.Addr, prefix string) {
 	f.t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
@@ -153,7 +154,7 @@ func (f *fuzzed) learnsFrom(peer netip.Addr) {
 			f.t.Fatal(err)
 		}
 		for _, p := range paths {
-			if p.Peer == peer && p.NextHop == peer && p.Prefix == netip.MustParsePrefix("203.0.113.0/24") {
+			if p.Peer == peer && p.NextHop == peer && p.Prefix == netip.MustParsePrefix(prefix) {
 				return
 			}
 		}
@@ -164,11 +165,105 @@ func (f *fuzzed) learnsFrom(peer netip.Addr) {
 	}
 }
 
-// FuzzUpdate sends an UPDATE with the body through a real session. Whatever it holds, the process lives, and another peer keeps its
-// session and its route.
+// attacked is a server with a well-behaved peer, whose route it holds, and room for one that is not.
+type attacked struct {
+	*fuzzed
+	well  farEnd
+	count uint32 // of attacks
+}
+
+func newAttacked(t testing.TB) *attacked {
+	a := &attacked{fuzzed: newFuzzed(t)}
+	a.apply(session(a.good))
+	a.well = a.connect(a.good)
+	t.Cleanup(func() { _ = a.well.Close() }) // the test is over
+	if err := a.well.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.well.send(msgUpdate, update(a.good)); err != nil {
+		t.Fatal(err)
+	}
+	a.learnsFrom(a.good, "203.0.113.0/24")
+	return a
+}
+
+// bad is the address of the ill-behaved peer. One that has been reset is not heard for some seconds: each attack is a new peer's.
+func (a *attacked) bad() netip.Addr {
+	return netip.AddrFrom4([4]byte{127, 2, byte(a.count >> 8), byte(a.count)})
+}
+
+// attack sends an UPDATE with the body through a session of its own. Whatever it holds, the process lives, and the other peer keeps its session and its
+// route.
+func (a *attacked) attack(t testing.TB, body []byte) {
+	a.t = t
+	if err := a.well.send(msgKeepalive, nil); err != nil { // or the hold time of the other session runs out
+		t.Fatal(err)
+	}
+	a.count++
+	a.apply(session(a.good), session(a.bad()))
+	far := a.connect(a.bad())
+	defer func() { _ = far.Close() }() // the server may have closed it before
+	if err := far.send(msgUpdate, body); err != nil {
+		t.Fatal(err)
+	}
+	_ = far.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATEs, if it has not before
+	for {
+		if _, err := far.receive(); err != nil {
+			break
+		}
+	}
+	a.apply(session(a.good))
+	a.learnsFrom(a.good, "203.0.113.0/24")
+	status, err := a.s.Status()
+	if err != nil || len(status) != 1 || !status[0].Established() || status[0].Flaps != 0 {
+		t.Errorf("the other session: %+v, %v", status, err)
+	}
+}
+
+// rich is the body of an UPDATE with every attribute that people use, and one that nobody knows.
+func rich(hop netip.Addr) []byte {
+	h := hop.As4()
+	attrs := slices.Concat(
+		[]byte{0x40, 1, 1, 0}, []byte{0x40, 2, 8, 2, 1, 0xfd, 0xe9, 1, 1, 0, 9}, append([]byte{0x40, 3, 4}, h[:]...), []byte{0x80, 4, 4, 0, 0, 0, 7}, []byte{0x40, 5, 4, 0, 0, 0, 100},
+		[]byte{0x40, 6, 0}, []byte{0xc0, 7, 6, 0xfd, 0xe9, 10, 0, 0, 1}, []byte{0xc0, 8, 8, 0xfd, 0xe9, 0, 1, 0xff, 0xff, 0xff, 1}, []byte{0x80, 9, 4, 10, 0, 0, 9},
+		[]byte{0x80, 10, 4, 10, 0, 0, 1}, []byte{0x80, 15, 7, 0, 1, 1, 24, 198, 51, 102}, []byte{0xc0, 16, 8, 0, 2, 0xfd, 0xe9, 0, 0, 0, 1},
+		[]byte{0xc0, 32, 12, 0, 0, 0xfd, 0xe9, 0, 0, 0, 1, 0, 0, 0, 2}, []byte{0xe0, 250, 2, 1, 2},
+	)
+	body := append([]byte{0, 4, 24, 198, 51, 100, 0, byte(len(attrs))}, attrs...)
+	return append(body, 24, 192, 0, 2, 25, 198, 51, 100, 128)
+}
+
+func TestNoByteOfAnUpdateHarmsAnotherSession(t *testing.T) {
+	t.Parallel()
+	a := newAttacked(t)
+	peer := netip.MustParseAddr("127.3.0.1")
+	good := rich(peer)
+	a.apply(session(a.good), session(peer))
+	far := a.connect(peer)
+	if err := far.send(msgUpdate, good); err != nil {
+		t.Fatal(err)
+	}
+	a.learnsFrom(peer, "198.51.100.128/25") // unspoiled it is taken
+	if err := far.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range good {
+		for _, b := range []byte{0, 0xff, good[i] ^ 0x80, good[i] + 1, good[i] - 1} {
+			one := slices.Clone(good)
+			one[i] = b
+			a.attack(t, one)
+		}
+		a.attack(t, good[:i])
+		a.attack(t, slices.Insert(slices.Clone(good), i, 0xff))
+		a.attack(t, slices.Delete(slices.Clone(good), i, i+1))
+	}
+}
+
+// FuzzUpdate attacks with an UPDATE of any body.
 func FuzzUpdate(f *testing.F) {
 	bad := netip.MustParseAddr("127.2.0.0")
 	f.Add(update(bad))
+	f.Add(rich(bad))
 	f.Add([]byte{})
 	f.Add([]byte{0, 0, 0, 0})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
@@ -180,51 +275,11 @@ func FuzzUpdate(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1})                   // MP_UNREACH_NLRI of a family that was not agreed on
 	f.Add([]byte{0, 0, 0, 7, 0xc0, 8, 4, 0xfb, 0xf0, 0, 1, 8, 10})    // communities without the mandatory attributes
 	f.Add(append(update(bad), update(bad)...))                        // two in one
-	speaker := newFuzzed(f)
-	good := session(speaker.good)
-	speaker.apply(good)
-	w := speaker.connect(speaker.good)
-	f.Cleanup(func() { _ = w.Close() }) // the test is over
-	if err := w.SetDeadline(time.Time{}); err != nil {
-		f.Fatal(err)
-	}
-	if err := w.send(msgUpdate, update(speaker.good)); err != nil {
-		f.Fatal(err)
-	}
-	speaker.learnsFrom(speaker.good)
-	n := uint32(0)
+	a := newAttacked(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if len(body) > 4096-19 {
 			return // larger than a message can be
 		}
-		speaker.t = t
-		if err := w.send(msgKeepalive, nil); err != nil { // or the hold time of the other session runs out
-			t.Fatal(err)
-		}
-		n++
-		peer := bad // one that has been reset is not heard for some seconds: each input is a new peer's
-		for i, b := range []byte{byte(n >> 8), byte(n)} {
-			a := peer.As4()
-			a[2+i] = b
-			peer = netip.AddrFrom4(a)
-		}
-		speaker.apply(good, session(peer))
-		far := speaker.connect(peer)
-		defer func() { _ = far.Close() }() // the server may have closed it before
-		if err := far.send(msgUpdate, body); err != nil {
-			t.Fatal(err)
-		}
-		_ = far.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATE, if it has not before
-		for {
-			if _, err := far.receive(); err != nil {
-				break
-			}
-		}
-		speaker.apply(good)
-		speaker.learnsFrom(speaker.good)
-		status, err := speaker.s.Status()
-		if err != nil || len(status) != 1 || !status[0].Established() || status[0].Flaps != 0 {
-			t.Errorf("the other session: %+v, %v", status, err)
-		}
+		a.attack(t, body)
 	})
 }

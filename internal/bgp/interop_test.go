@@ -374,3 +374,103 @@ protocol bgp ours { local as 65003; multihop; neighbor 10.0.0.1 as 64512; source
 	router.has("172.20.1.0/26", "BGP.next_hop: 10.0.0.1")
 	plain.has("172.20.1.0/26", "BGP.next_hop: 10.0.0.1") // it takes no IPv6, and keeps its session
 }
+
+// routerBIRD is a router of a data centre with static routes, a line each, and one session with us that has these options. Its attributes are set by filter.
+func routerBIRD(id string, as int, options, filter string, routes ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "router id %s;\nprotocol device {}\nprotocol static { ipv4;\n", id)
+	for _, r := range routes {
+		fmt.Fprintf(&b, "  route %s blackhole;\n", r)
+	}
+	fmt.Fprintf(&b, "}\nfilter say {\n  if source != RTS_STATIC then reject;\n%s  accept;\n}\n", filter)
+	fmt.Fprintf(&b, `protocol bgp ours { local %s as %d; neighbor 10.0.0.1 %s; connect delay time 1; connect retry time 2; graceful restart;
+  ipv4 { import all; export filter say; }; }
+`, id, as, options)
+	return b.String()
+}
+
+// TestEveryFieldOfBGPFilterWithBIRD lets through what one of the rules names, each by another field, and nothing else.
+func TestEveryFieldOfBGPFilterWithBIRD(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	ours := startSpeaker(t, seg.host("10.0.0.1/24"), "first")
+	inner := startBIRD(t, seg.host("10.0.0.2/24"), routerBIRD("10.0.0.2", 64512, "as 64512; multihop", `
+  if net = 198.51.100.0/24 then bgp_community.add((64512,7));
+  if net = 198.51.101.0/24 then bgp_large_community.add((64512,1,2));
+  if net = 198.51.102.0/24 then bgp_local_pref = 2147483135;
+  if net = 203.0.113.0/24 then bgp_path.prepend(65077);
+`, "198.51.100.0/24", "198.51.101.0/24", "198.51.102.0/24", "198.51.103.0/25", "198.51.103.0/26", "203.0.113.0/24", "192.0.2.0/24", "192.0.3.0/24"))
+	startBIRD(t, seg.host("10.0.0.4/24"), routerBIRD("10.0.0.4", 65002, "as 64512; multihop", "", "100.64.0.0/24", "100.65.0.0/24"))
+	m := rack()
+	m.Peers = []*api.BGPPeer{
+		peer("inner", api.BGPPeerSpec{PeerIP: "10.0.0.2", ASNumber: 64512, Filters: []string{"absent", "f"}}), peer("outer", api.BGPPeerSpec{PeerIP: "10.0.0.4", ASNumber: 65002}),
+	}
+	pod := &api.WorkloadEndpoint{Spec: api.WorkloadEndpointSpec{InterfaceName: "cali1", IPNetworks: []api.Prefix{{Prefix: netip.MustParsePrefix("172.20.9.9/32")}}}}
+	m.Endpoints = []*api.WorkloadEndpoint{pod}
+	in := []api.BGPFilterRule{
+		{Communities: &api.CommunityMatch{Values: []string{"64512:7"}}, Action: "Accept", Operations: []api.BGPFilterChange{{SetPriority: &api.SetPriority{Value: new(100)}}}},
+		{Communities: &api.CommunityMatch{Values: []string{"64512:1:2"}}, Action: "Accept"},
+		{Priority: new(512), Action: "Accept"},
+		{CIDR: "198.51.103.0/24", MatchOperator: "In", PrefixLength: &api.PrefixLength{Min: new(int32(25)), Max: new(int32(25))}, Action: "Accept"},
+		{ASPathPrefix: []api.ASN{65077}, PeerType: "iBGP", Action: "Accept"},
+		{PeerType: "eBGP", Action: "Accept"},
+		{CIDR: "192.0.2.0/24", MatchOperator: "NotIn", Source: "RemotePeers", Action: "Reject"},
+	}
+	out := []api.BGPFilterRule{
+		{Interface: "cali*", Action: "Accept", Operations: []api.BGPFilterChange{{SetPriority: &api.SetPriority{Value: new(512)}}, {AddCommunity: &api.AddCommunity{Value: "64512:3"}}}},
+		{Interface: "eth*", Action: "Reject"},
+		{CIDR: "100.64.0.0/24", MatchOperator: "Equal", Source: "RemotePeers", Action: "Accept"},
+	}
+	m.Filters = []*api.BGPFilter{{Spec: api.BGPFilterSpec{ImportV4: in, ExportV4: out}}}
+	m.Filters[0].Metadata.Name = "f"
+	configured(ours, "a", m)
+	got := ours.eventually(learns("100.64.0.0/24 via 10.0.0.4", "100.65.0.0/24 via 10.0.0.4", "192.0.2.0/24 via 10.0.0.2", "198.51.100.0/24 via 10.0.0.2",
+		"198.51.101.0/24 via 10.0.0.2", "198.51.102.0/24 via 10.0.0.2", "198.51.103.0/25 via 10.0.0.2", "203.0.113.0/24 via 10.0.0.2"))
+	metrics := map[string]int{}
+	for _, k := range peering.Kernel(got.Learned, peering.Rules{}) {
+		metrics[k.Dst.String()] = k.Metric
+	}
+	if metrics["198.51.100.0/24"] != 100 || metrics["198.51.102.0/24"] != 512 {
+		t.Errorf("metrics %v", metrics)
+	}
+	inner.has("172.20.9.9/32", "BGP.local_pref: 2147483135", "BGP.community: (64512,3)")
+	inner.has("100.64.0.0/24", "BGP.as_path: 65002")
+	inner.has("172.20.1.0/26", "BGP.local_pref: 2147482623")
+	if text := inner.show("route"); strings.Contains(text, "100.65.0.0") {
+		t.Errorf("a route that is in no pool was sent:\n%s", text)
+	}
+}
+
+// TestFieldsOfBGPPeerWithBIRD has three routers see on the wire what a BGPPeer says.
+func TestFieldsOfBGPPeerWithBIRD(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	ours := startSpeaker(t, seg.host("10.0.0.1/24"), "first")
+	inner := startBIRD(t, seg.host("10.0.0.2/24"), routerBIRD("10.0.0.2", 64512, "as 64512; multihop", ""))
+	startBIRD(t, seg.host("10.0.0.4/24"), routerBIRD("10.0.0.4", 65002, "as 64512; multihop", "  if net = 100.66.0.0/24 then bgp_path.prepend(64512);\n", "100.64.0.0/24", "100.66.0.0/24"))
+	outer := startBIRD(t, seg.host("10.0.0.5/24"), routerBIRD("10.0.0.5", 65003, "as 64777; direct; ttl security on", "", "100.67.0.0/24"))
+	m := rack()
+	pass := &api.BGPFilter{Spec: api.BGPFilterSpec{ExportV4: []api.BGPFilterRule{{Action: "Accept"}}}}
+	pass.Metadata.Name = "all"
+	m.Filters = []*api.BGPFilter{pass}
+	m.Peers = []*api.BGPPeer{
+		peer("inner", api.BGPPeerSpec{PeerIP: "10.0.0.2", ASNumber: 64512, NextHopMode: "Self", MaxRestartTime: &api.Duration{Duration: 75 * time.Second}, Filters: []string{"all"}}),
+		peer("middle", api.BGPPeerSpec{PeerIP: "10.0.0.4", ASNumber: 65002}),
+		peer("outer", api.BGPPeerSpec{
+			PeerIP: "10.0.0.5", ASNumber: 65003, LocalASNumber: new(api.ASN(64777)), TTLSecurity: new(uint8(1)), KeepOriginalNextHop: true, SourceAddress: "None", Filters: []string{"all"},
+		}),
+	}
+	configured(ours, "a", m)
+	ours.eventually(learns("100.64.0.0/24 via 10.0.0.4", "100.67.0.0/24 via 10.0.0.5")) // 100.66.0.0/24 has come by our AS
+	inner.has("100.64.0.0/24", "BGP.next_hop: 10.0.0.1", "BGP.as_path: 65002")
+	outer.has("100.64.0.0/24", "BGP.next_hop: 10.0.0.4", "BGP.as_path: 64777")
+	if err := contains(inner.show("protocols", "all", "ours"), "Restart time: 75"); err != nil {
+		t.Error(err)
+	}
+	m.Peers[1] = peer("middle", api.BGPPeerSpec{PeerIP: "10.0.0.4", ASNumber: 65002, NumAllowedLocalASNumbers: new(int32(1))})
+	configured(ours, "a", m)
+	ours.eventually(learns("100.64.0.0/24 via 10.0.0.4", "100.66.0.0/24 via 10.0.0.4", "100.67.0.0/24 via 10.0.0.5"))
+	m.Peers[2] = peer("outer", api.BGPPeerSpec{PeerIP: "10.0.0.5", ASNumber: 65003, LocalASNumber: new(api.ASN(64777)), TTLSecurity: new(uint8(1)), NextHopMode: "Auto", Filters: []string{"all"}})
+	configured(ours, "a", m)
+	outer.has("100.64.0.0/24", "BGP.next_hop: 10.0.0.1")
+}

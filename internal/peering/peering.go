@@ -172,6 +172,10 @@ func (c *computation) speaker() {
 		}
 	}
 	s.RouterID = c.routerID()
+	if c.config.Spec.LocalWorkloadPeeringIPV4 != "" || c.config.Spec.LocalWorkloadPeeringIPV6 != "" {
+		c.problem("BGPConfiguration(default)", "spec.localWorkloadPeeringIPV4 and IPV6 are not heeded: pods that are peers (BGPPeer's localWorkloadSelector) find the node "+
+			"at its own address; have them dial that")
+	}
 }
 
 func (c *computation) routerID() netip.Addr {

@@ -30,9 +30,10 @@ const (
 	peeringAS     = 64512
 	// peeringRest is how long speakers are left alone between rounds: by then they take a session again.
 	peeringRest = 4 * time.Second
-	// gathering is how long the agent waits for more of what peers say before it looks, at least, and gatheringShare times as long as the last look took.
+	// gathering is how long the agent waits for more of what peers say before it looks, at least, gatheringShare times as long as the last look took, and gatheringMost at most.
 	gathering      = 100 * time.Millisecond
 	gatheringShare = 4
+	gatheringMost  = time.Second
 )
 
 // peeringSizes are peers and routes of each.
@@ -312,7 +313,7 @@ func runSpeaker(ctx context.Context, peers int) error {
 		case <-ctx.Done():
 			return s.Close(context.WithoutCancel(ctx))
 		case <-s.Changed():
-			<-time.After(max(gathering, gatheringShare*took))
+			<-time.After(min(max(gathering, gatheringShare*took), gatheringMost))
 		}
 		began := time.Now()
 		paths, err := s.Learned()

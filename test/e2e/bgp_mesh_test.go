@@ -142,3 +142,29 @@ func tenThousand(t *testing.T, l *lab.Lab) {
 	run(t, l, "tor-1", "birdc", "configure")
 	counts(1)
 }
+
+// TestNodeThatLeavesBGPIsForgottenByBIRD has a node started with another backend. That its agent has ended says nothing: it might come back, and BIRD keeps
+// its routes for two minutes.
+func TestNodeThatLeavesBGPIsForgottenByBIRD(t *testing.T) {
+	l := upBGP(t, func(o *lab.Options) { o.Nodes = 2 })
+	addRouter(t, l, lab.RouterSpec{Name: "calico-1", Kind: lab.BIRD, CalicoNode: true})
+	birdLearns(t, l, "calico-1", "Mesh_", blockRoutes(t, l, "node-1", "node-2")...)
+	if err := l.StopAgent(t.Context(), "node-2"); err != nil {
+		t.Fatal(err)
+	}
+	converges(t, func() error {
+		if p := sessionsOf(t, l, "node-1")["172.30.1.2"]; p.Established() {
+			return fmt.Errorf("session: %+v", p)
+		}
+		return nil
+	})
+	birdLearns(t, l, "calico-1", "Mesh_", blockRoutes(t, l, "node-1", "node-2")...)
+
+	var log strings.Builder
+	background(t, l, "node-2", &log, "sh", "-c", "exec env NODENAME=node-2 IP=autodetect CALICO_NETWORKING_BACKEND=none FELIX_IPV6SUPPORT=false CALICO_MANAGE_CNI=false muslin-node 2>&1")
+	birdLearns(t, l, "calico-1", "Mesh_", blockRoutes(t, l, "node-1")...)
+	if p := sessionsOf(t, l, "node-1")["172.30.1.2"]; p.Established() {
+		t.Errorf("the session goes on: %+v", p)
+	}
+	allWell(t, l)
+}
