@@ -115,7 +115,7 @@ func TestPodsWaitWhileSomebodyElseHasTheTable(t *testing.T) {
 	go func() { started <- l.StartAgent(t.Context(), "node-1") }()
 	nettest.Eventually(t, func() error { return has("operation not permitted")(agentLog(t, l, "node-1")) })
 	c := r.container("c1", "early")
-	r.isRefused(c, "the agent is not ready")
+	r.isRefused(c, "the agent is not running")
 	if err := errors.Join(other.Close(), <-started); err != nil {
 		t.Fatal(err)
 	}
