@@ -94,7 +94,7 @@ bench: need-root need-go deps build bench-policy ## Measure ADD, DEL, addresses,
 bench-policy: need-root need-go
 	$(GO) test -run '^$$' -timeout 60m -bench 'FullCompile|OneLabel|OnePolicy|OnePod' -benchtime 10x ./internal/policy
 	$(GO) test -run '^$$' -timeout 60m -bench PolicyToKernel -benchtime 1000x ./internal/agent
-	$(GO) test -run '^$$' -timeout 60m -bench Packets -benchtime 300000x ./internal/nft
+	$(GO) test -run '^$$' -timeout 60m -bench Packets -benchtime 40x ./internal/nft
 
 # A package that takes part registers -update in its tests and has Golden in the names of those that heed it.
 golden: need-go ## Rewrite golden files and the package table; read the diff as the change of behaviour

@@ -54,6 +54,7 @@ type Agent struct {
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	damage     *xtables.Watch // of the chains
+	seen       bool           // every table has been listed and gone through
 	swept      bool           // what is ours has gone from the other iptables
 	backend    string         // of iptables, as set when the agent started
 	kube       startup.Kubernetes

@@ -90,7 +90,9 @@ func (a *Agent) round(ctx context.Context) error {
 		listErr = fmt.Errorf("list the kernel: %w", listErr)
 	}
 	if !listed {
-		return errors.Join(listErr, a.program(ctx, snap, a.kernel.Apply))
+		err := a.program(ctx, snap, a.kernel.Apply)
+		a.readyOnceEnforced() // policy may have been what was missing
+		return errors.Join(listErr, err)
 	}
 	// Not yet present is not gone: what the kernel holds may be newer than what the feed has seen. What is missing is put back at once,
 	// etcd or no etcd; only removals wait until the feed has caught up.
@@ -105,16 +107,21 @@ func (a *Agent) round(ctx context.Context) error {
 	}
 	a.guard.believe()
 	err := a.program(ctx, snap, a.kernel.Apply)
-	if listErr == nil && a.guard.holds() {
-		// Every table has been seen and gone through. One object that the kernel refuses keeps no pod from being served: each waits
-		// for its own routes.
-		a.ready()
-	}
+	a.seen = a.seen || listErr == nil
+	a.readyOnceEnforced()
 	if listErr == nil && err == nil {
 		a.settle()
 		a.sweepOther(ctx)
 	}
 	return errors.Join(listErr, err)
+}
+
+// readyOnceEnforced serves pods once every table has been seen and gone through, and policy is in force. One object that the kernel refuses keeps no pod from
+// being served: each waits for its own routes.
+func (a *Agent) readyOnceEnforced() {
+	if a.seen && a.guard.holds() {
+		a.ready()
+	}
 }
 
 // sweepOther takes away, once, what an earlier agent has left in the tables of the other iptables, now that those in use hold everything. What

@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"io"
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,9 +26,11 @@ import (
 const (
 	keysVar  = "MUSLIN_E2E_KEYS"  // print what it holds below this prefix
 	valueVar = "MUSLIN_E2E_VALUE" // put this under that key instead; gone: delete what is below that prefix
+	timesVar = "MUSLIN_E2E_TIMES" // so often, and delete it again each time
 
 	gone      = "-"
 	compacted = "--" // of any key: forget all history
+	piped     = "<"  // the value is in standard input: one in the environment cannot be longer than 128 KiB
 )
 
 func talkToEtcd(prefix string) error {
@@ -42,6 +46,13 @@ func talkToEtcd(prefix string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(5*time.Second))
 	defer cancel()
 	value, writes := os.LookupEnv(valueVar)
+	if value == piped {
+		all, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return err
+		}
+		value = string(all)
+	}
 	if value == compacted {
 		now, err := c.Get(ctx, prefix)
 		if err == nil {
@@ -52,6 +63,9 @@ func talkToEtcd(prefix string) error {
 	if value == gone {
 		_, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
 		return err
+	}
+	if times, err := strconv.Atoi(os.Getenv(timesVar)); err == nil {
+		return flapKey(c, prefix, value, times)
 	}
 	if writes {
 		_, err := c.Put(ctx, prefix, value)
@@ -66,6 +80,30 @@ func talkToEtcd(prefix string) error {
 		out[string(kv.Key)] = string(kv.Value)
 	}
 	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+func flapKey(c *clientv3.Client, key, value string, times int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(time.Minute))
+	defer cancel()
+	for range times {
+		if _, err := c.Put(ctx, key, value); err != nil {
+			return err
+		}
+		if _, err := c.Delete(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flap puts a value under a key and deletes it, so many times.
+func flap(t *testing.T, l *lab.Lab, times int, key, value string) {
+	t.Helper()
+	var errs bytes.Buffer
+	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + key, valueVar + "=" + value, timesVar + "=" + strconv.Itoa(times)}, Stderr: &errs}
+	if err := l.Exec(t.Context(), "fabric", c); err != nil {
+		t.Fatalf("put and delete %s: %v: %s", key, err, errs.String())
+	}
 }
 
 // tlsFromEnv is what the lab has set; nil: its etcd does without.
@@ -106,6 +144,9 @@ func put(t *testing.T, l *lab.Lab, key, value string) {
 	t.Helper()
 	var errs bytes.Buffer
 	c := lab.Command{Args: []string{self(t)}, Env: []string{keysVar + "=" + key, valueVar + "=" + value}, Stderr: &errs}
+	if len(value) > 100_000 {
+		c.Env[1], c.Stdin = valueVar+"="+piped, strings.NewReader(value)
+	}
 	if err := l.Exec(t.Context(), "fabric", c); err != nil {
 		t.Fatalf("put %s: %v: %s", key, err, errs.String())
 	}

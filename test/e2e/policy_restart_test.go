@@ -74,9 +74,10 @@ func (p *probes) end() {
 // tableOf is node-1's table of policy as text, without what was counted, and sorted: what was made first is listed first.
 func tableOf(t *testing.T, l *lab.Lab) []string {
 	t.Helper()
-	text := run(t, l, "node-1", "nft", "--stateless", "list", "table", "inet", "muslin")
-	return slices.Sorted(strings.SplitSeq(text, "\n"))
+	return linesOf(run(t, l, "node-1", "nft", "--stateless", "list", "table", "inet", "muslin"))
 }
+
+func linesOf(text string) []string { return slices.Sorted(strings.SplitSeq(text, "\n")) }
 
 // TestRestartsAndUpgradesOpenAndCloseNothing kills the agent with -9, and stops it, changes policy while it is down, and leaves it a table such as another release would
 // have: with rules of another wording, chains, sets and counters that nobody needs any more, and without some that are. Each next agent has to make of it what the
