@@ -14,6 +14,8 @@ export PATH := $(if $(GO),$(dir $(GO)):)$(PATH):/usr/sbin:/sbin
 PROGRAMS := $(sort $(dir $(wildcard cmd/*/*.go)))
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# Nobody looks at gRPC's traces, and their templates keep the linker from leaving out methods that nothing calls: a fifth of the agent.
+TAGS     := grpcnotrace
 
 # Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
 PURE := internal/attach internal/hostside internal/kernel internal/nftable internal/peering internal/plan internal/policy internal/ruleset pkg/api pkg/ipam/block pkg/selector
@@ -31,7 +33,7 @@ help: ## List the targets
 
 build: need-go ## Build every program of cmd/ into bin/
 	@mkdir -p bin
-	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
+	$(if $(PROGRAMS),CGO_ENABLED=0 $(GO) build -tags '$(TAGS)' -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%/=./%),@echo "cmd/ holds no programs")
 	@ln -sfn muslin bin/calico && ln -sfn muslin-ipam bin/calico-ipam # the names in a host's configuration for Calico
 	@[ "$$(id -u)" != 0 ] || chown -R --reference=. bin # after sudo make, its owner can still build in this folder
 

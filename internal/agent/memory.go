@@ -1,10 +1,17 @@
 package agent
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"log/slog"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -13,8 +20,9 @@ const (
 )
 
 // tidy gives the system back what work has left over, until ctx ends. Reading a large cluster leaves as much garbage again as it leaves data, and the
-// runtime by itself collects only when as much is allocated anew, or after two minutes: on a quiet node the peak would stay.
-func tidy(ctx context.Context) error {
+// runtime by itself collects only when as much is allocated anew, or after two minutes: on a quiet node the peak would stay. The first time,
+// when the start is over, that is also so of the program itself.
+func tidy(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	var tidied uint64
@@ -23,6 +31,11 @@ func tidy(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if tidied == 0 {
+			if err := unmapProgram(); err != nil {
+				log.Debug("give back what of the program only the start needed", "error", err)
+			}
 		}
 		if now := allocated(); now-tidied > tidyAfter {
 			debug.FreeOSMemory()
@@ -36,4 +49,35 @@ func allocated() uint64 {
 	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(s)
 	return s[0].Value.Uint64()
+}
+
+// unmapProgram gives up the pages of the program that nobody writes: code and constants. The start of all that is linked in touches most of them, and
+// what goes on afterwards a third. These come back one by one as they are used, out of the page cache (madvise(2), MADV_DONTNEED on the mapping of
+// a file). Without MADV_NOHUGEPAGE a kernel that keeps files in huge pages would bring back 2 MiB for each.
+func unmapProgram() error {
+	program, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("find the program: %w", err)
+	}
+	maps, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return fmt.Errorf("find the program's memory: %w", err)
+	}
+	defer func() { _ = maps.Close() }()
+	lines := bufio.NewScanner(maps)
+	for lines.Scan() {
+		var from, to uintptr
+		var rights string
+		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); err != nil {
+			return fmt.Errorf("read %q: %w", lines.Text(), err)
+		}
+		if strings.Contains(rights, "w") || !strings.HasSuffix(lines.Text(), " "+program) {
+			continue
+		}
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_NOHUGEPAGE) // a kernel without them refuses
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
+			return fmt.Errorf("give up %q: %w", lines.Text(), errno)
+		}
+	}
+	return lines.Err()
 }
