@@ -67,6 +67,7 @@ type speaker struct {
 type given struct {
 	snap  feed.Snapshot
 	local bool   // the agent makes all routes to nodes by itself
+	float bool   // floating addresses lead to their pods
 	facts uint64 // number of the host's facts
 }
 
@@ -122,7 +123,7 @@ func (b *speaker) consider(g given) {
 	old := b.given
 	b.given = &g
 	b.mu.Unlock()
-	if old == nil || old.local != g.local || old.facts != g.facts || g.snap.Since(old.snap).Kinds.Has(feed.ForBGP) {
+	if old == nil || old.local != g.local || old.float != g.float || old.facts != g.facts || g.snap.Since(old.snap).Kinds.Has(feed.ForBGP) {
 		poke(b.look)
 	}
 }
@@ -281,6 +282,7 @@ func (b *speaker) complain(ctx context.Context, err error) {
 // speak computes what this node has to say, and says it. The routes come first: peers take what they are sent at first for the whole.
 func (b *speaker) speak(ctx context.Context, server *bgp.Server, g *given) error {
 	m := b.model(g.snap)
+	m.FloatingIPs = g.float
 	if b.said.done && m.Equal(b.said.model) {
 		return nil
 	}
