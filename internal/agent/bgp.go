@@ -78,6 +78,7 @@ type speaker struct {
 type given struct {
 	snap  feed.Snapshot
 	local bool   // the agent makes all routes to nodes by itself
+	float bool   // floating addresses lead to their pods
 	facts uint64 // number of the host's facts
 }
 
@@ -138,7 +139,7 @@ func (b *speaker) consider(g given) {
 	old := b.given
 	b.given = &g
 	b.mu.Unlock()
-	if old == nil || old.local != g.local || old.facts != g.facts || g.snap.Since(old.snap).Kinds.Has(feed.ForBGP) {
+	if old == nil || old.local != g.local || old.float != g.float || old.facts != g.facts || g.snap.Since(old.snap).Kinds.Has(feed.ForBGP) {
 		poke(b.look)
 	}
 }
@@ -276,6 +277,7 @@ func (b *speaker) once(ctx context.Context) bool {
 		return true
 	}
 	m := b.model(g.snap)
+	m.FloatingIPs = g.float
 	if b.said.early = b.tooEarly(); b.said.early {
 		return true
 	}

@@ -228,7 +228,7 @@ func (a *Agent) consider(snap feed.Snapshot) {
 	a.tunnels.consider(snap, a.linger.left())
 	a.addresses.consider(a.monitor.Host())
 	_, facts := a.monitor.Facts()
-	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, facts: facts})
+	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, float: a.settled.FloatingIPs, facts: facts})
 }
 
 // tell logs what was done: each repair by itself, until there are many, and the rest in sum. What pods and etcd ask for is routine, but for the

@@ -163,7 +163,7 @@ func (a *Agent) settings() (plan.Settings, []string) {
 		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,
 		Ours: a.settled.ours, AcceptMark: acceptMark(d), PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
 		RouteSource: d.RouteSource, RouteSource6: d.RouteSource6, LeaveForwarding: !d.IPForwarding,
-		Spoofing: spoofing(d),
+		Spoofing: spoofing(d), FloatingIPs: d.FloatingIPs,
 	}, problems
 }
 

@@ -27,6 +27,7 @@ type Dataplane struct {
 	LogBurst          int      // and after a pause so many more
 	KeepInvalid       bool     // packets that connection tracking finds invalid are not dropped
 	Spoofing          string   // Any: workloads may send from the ranges that their endpoints name; Disabled: from their addresses alone
+	FloatingIPs       bool     // what is sent to endpoints' floating addresses is translated
 	WorkloadVXLAN     bool     // workloads may send VXLAN packets
 	WorkloadIPIP      bool     // and IP in IP
 	FailsafeIn        []Failsafe
@@ -226,7 +227,7 @@ func (r row) resolve(d *Dataplane, layers []layer) (problems []string) {
 	done := false
 	for _, l := range layers {
 		text, source := l.lookup(r)
-		if text == "" || l.shared && r.local != "" {
+		if text == "" || l.shared && (r.local != "" || r.filled && text == r.Default) {
 			continue
 		}
 		err := r.set(d, text)

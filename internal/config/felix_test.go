@@ -43,6 +43,7 @@ func samples() map[string]struct {
 		"LogActionRateLimitBurst":        {"7", 7},
 		"DisableConntrackInvalidCheck":   {"true", true},
 		"WorkloadSourceSpoofing":         {"any", "Any"},
+		"FloatingIPs":                    {"enabled", true},
 		"AllowVXLANPacketsFromWorkloads": {"true", true},
 		"AllowIPIPPacketsFromWorkloads":  {"true", true},
 		"FailsafeInboundHostPorts":       {"22, udp:10.1.2.3/16:53", []Failsafe{{6, 22, netip.Prefix{}}, {17, 53, netip.MustParsePrefix("10.1.0.0/16")}}},
@@ -332,5 +333,23 @@ func TestSettingsFileThatIsNamedMustBeThere(t *testing.T) {
 	f, err := ReadFile(env(FileEnv + "=" + path))
 	if d, _ := Effective(Sources{File: f}); err != nil || d.VXLANVNI != 5 {
 		t.Errorf("VNI %d, error %v", d.VXLANVNI, err)
+	}
+}
+
+// Every FelixConfiguration is stored with this default, so that the node's would always go before the cluster's.
+func TestFilledInDefaultOfANodeDoesNotHideTheClustersWord(t *testing.T) {
+	conf := func(word string) *api.FelixConfiguration {
+		return &api.FelixConfiguration{Spec: api.FelixConfigurationSpec{FloatingIPs: word}}
+	}
+	for _, c := range []struct {
+		env, node, global string
+		want              bool
+	}{
+		{"", "Disabled", "Enabled", true}, {"", "Enabled", "Disabled", true}, {"", "Disabled", "Disabled", false}, {"Disabled", "Enabled", "Enabled", false},
+	} {
+		env := func(name string) string { return map[string]string{"FELIX_FLOATINGIPS": c.env}[name] }
+		if d, problems := Effective(Sources{Env: env, Node: conf(c.node), Global: conf(c.global)}); d.FloatingIPs != c.want || len(problems) > 0 {
+			t.Errorf("%+v: got %t, %v", c, d.FloatingIPs, problems)
+		}
 	}
 }

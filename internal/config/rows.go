@@ -11,10 +11,13 @@ import (
 // row is a setting with the field of Dataplane that it fills, or the variable that it stands in for.
 type row struct {
 	Setting
-	json  string // the field in a resource where it has another name than the setting
-	must  bool   // see CheckLocal
-	local string // "": a field of Dataplane; else the variable that it is the counterpart of, see Local
-	set   func(d *Dataplane, text string) error
+	json string // the field in a resource where it has another name than the setting
+	must bool   // see CheckLocal
+	// Every FelixConfiguration is stored with the default in this field, whoever wrote it (api.SetDefaults). It says nothing there: else the node's, which
+	// agents make at their start, would always go before the cluster's.
+	filled bool
+	local  string // "": a field of Dataplane; else the variable that it is the counterpart of, see Local
+	set    func(d *Dataplane, text string) error
 }
 
 // in is a row whose value goes to a field of Dataplane.
@@ -40,6 +43,12 @@ func as(json string, r row) row {
 // must is a row whose bad values in the environment keep the agent from starting.
 func must(r row) row {
 	r.must = true
+	return r
+}
+
+// filled is a row whose default in a FelixConfiguration says nothing.
+func filled(r row) row {
+	r.filled = true
 	return r
 }
 
@@ -87,6 +96,7 @@ func workloadRows() []row {
 		in("DisableConntrackInvalidCheck", "false", "do not drop packets that belong to no connection, and could begin none", parseBool, func(d *Dataplane) *bool { return &d.KeepInvalid }),
 		must(in("WorkloadSourceSpoofing", "Disabled", "Any: pods may send from the ranges that their endpoints name (allowSpoofedSourcePrefixes); Disabled: from their own addresses alone",
 			oneOf("Disabled", "Any"), func(d *Dataplane) *string { return &d.Spoofing })),
+		filled(in("FloatingIPs", "Disabled", "Enabled: what is sent to the floating addresses that pods ask for goes to the pods", enabled, func(d *Dataplane) *bool { return &d.FloatingIPs })),
 		must(in("AllowVXLANPacketsFromWorkloads", "false", "pods may send VXLAN packets (UDP to VXLANPort)", parseBool, func(d *Dataplane) *bool { return &d.WorkloadVXLAN })),
 		must(in("AllowIPIPPacketsFromWorkloads", "false", "pods may send IP in IP", parseBool, func(d *Dataplane) *bool { return &d.WorkloadIPIP })),
 		must(in("FailsafeInboundHostPorts", "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667",

@@ -124,7 +124,7 @@ func runProcess(ctx context.Context, p Process) error {
 	e.statusFile = statusFile(env)
 	level := &slog.LevelVar{}
 	log := slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level}))
-	klog.SetSlogLogger(log.With("from", "client-go"))
+	klog.SetSlogLogger(slog.New(quiet{log.Handler()}).With("from", "client-go"))
 	cfg, err := store.FromEnv(env)
 	if err != nil {
 		return err
@@ -145,9 +145,27 @@ func runProcess(ctx context.Context, p Process) error {
 	return newService(e, etcd, kube, level, log).runAll(ctx)
 }
 
+// quiet leaves out of a log what client-go says of its usual work: who leads is said by the lease itself.
+type quiet struct{ slog.Handler }
+
+// Enabled is for warnings and errors.
+func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && q.Handler.Enabled(ctx, l)
+}
+
+// WithAttrs implements slog.Handler.
+func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(attrs)} }
+
+// WithGroup implements slog.Handler.
+func (q quiet) WithGroup(name string) slog.Handler { return quiet{q.Handler.WithGroup(name)} }
+
 // kubernetesClient reads how to reach the API server: from a kubeconfig file, or, where there is none, from what the kubelet gives to pods.
 func kubernetesClient(kubeconfig string) (kubernetes.Interface, error) {
-	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	read := rest.InClusterConfig
+	if kubeconfig != "" {
+		read = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
+	}
+	cfg, err := read()
 	if errors.Is(err, rest.ErrNotInCluster) {
 		return nil, errors.New("no Kubernetes API server is known: set KUBECONFIG, or run in a pod with a service account")
 	}

@@ -2,7 +2,8 @@
 //
 // What it promises, and how:
 //
-//  1. Nothing is half there: every file is written beside its place, synced and renamed; certificates change all at once, by one link.
+//  1. Nothing is half there: every file is written beside its place, synced and renamed; certificates change all at once, by one link. Of several
+//     installers one works at a time.
 //  2. The kubelet takes a node for ready when it finds a network configuration, so that one comes last, and only once the agent
 //     can serve. It stays while the agent restarts: pods then wait for seconds instead of the node being drained of them.
 //  3. What is not ours is left alone: programs that were put on the host are written down there with their hashes, and only what still has
@@ -65,7 +66,7 @@ func (i *Installer) Once(ctx context.Context, ready <-chan struct{}) error {
 		return fmt.Errorf("wait for the agent before the network configuration is written: %w", context.Cause(ctx))
 	case <-ready:
 	}
-	return i.configure()
+	return i.alone(ctx, i.configure)
 }
 
 // Run does the same and then keeps it so until ctx ends: certificates that change are put in place, and what others remove or change is put back.
@@ -77,7 +78,7 @@ func (i *Installer) Run(ctx context.Context, ready <-chan struct{}) {
 	for {
 		err := i.prepare(ctx)
 		if err == nil && serving {
-			err = i.configure()
+			err = i.alone(ctx, i.configure)
 		}
 		i.say(ctx, err)
 		select {
@@ -109,6 +110,14 @@ func (i *Installer) say(ctx context.Context, err error) {
 
 // prepare puts in place what the configuration needs.
 func (i *Installer) prepare(ctx context.Context) error {
+	if err := i.alone(ctx, i.files); err != nil {
+		return err
+	}
+	return i.kubeconfig(ctx)
+}
+
+// files puts programs and certificates in place.
+func (i *Installer) files() error {
 	if !i.copied || i.missing() {
 		if err := i.programs(); err != nil {
 			return err
@@ -122,7 +131,7 @@ func (i *Installer) prepare(ctx context.Context) error {
 	if changed {
 		i.log.Info("etcd's certificates written for the plugin", "folder", i.tlsDir())
 	}
-	return i.kubeconfig(ctx)
+	return nil
 }
 
 // configure writes the network configuration if it is not there as it should be, and removes the one that it takes the place of.

@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	if what := os.Getenv(lookEnv); what != "" {
 		os.Exit(look(what))
 	}
+	if root := os.Getenv(installEnv); root != "" {
+		os.Exit(installOver(root))
+	}
 	os.Exit(m.Run())
 }
 

@@ -18,33 +18,35 @@ import (
 
 // Model is what the datastore says, as far as a node's BGP depends on it. Every list is sorted by key.
 type Model struct {
-	Nodes     []*api.Node
-	Configs   []*api.BGPConfiguration
-	Peers     []*api.BGPPeer
-	Filters   []*api.BGPFilter
-	Pools     []*api.IPPool
-	Blocks    []netip.Prefix          // that are affine to this node, the claim confirmed
-	Endpoints []*api.WorkloadEndpoint // this node's only
-	Services  []netip.Prefix          // services' addresses that this node shall attract
-	Passwords map[Secret]string
-	RouterID  string // CALICO_ROUTER_ID; "": the node's IPv4 address, or hash where it has none
+	Nodes       []*api.Node
+	Configs     []*api.BGPConfiguration
+	Peers       []*api.BGPPeer
+	Filters     []*api.BGPFilter
+	Pools       []*api.IPPool
+	Blocks      []netip.Prefix          // that are affine to this node, the claim confirmed
+	Endpoints   []*api.WorkloadEndpoint // this node's only
+	Services    []netip.Prefix          // services' addresses that this node shall attract
+	Passwords   map[Secret]string
+	FloatingIPs bool // endpoints are reached at these too
+
+	RouterID string // CALICO_ROUTER_ID; "": the node's IPv4 address, or hash where it has none
 }
 
 // Equal tells whether two models are of the same objects, by their pointers: then Compute returns the same.
 func (m Model) Equal(o Model) bool {
-	return m.RouterID == o.RouterID && slices.Equal(m.Nodes, o.Nodes) && slices.Equal(m.Configs, o.Configs) && slices.Equal(m.Peers, o.Peers) &&
+	return m.RouterID == o.RouterID && m.FloatingIPs == o.FloatingIPs && slices.Equal(m.Nodes, o.Nodes) && slices.Equal(m.Configs, o.Configs) && slices.Equal(m.Peers, o.Peers) &&
 		slices.Equal(m.Filters, o.Filters) && slices.Equal(m.Pools, o.Pools) && slices.Equal(m.Blocks, o.Blocks) &&
 		slices.Equal(m.Endpoints, o.Endpoints) && slices.Equal(m.Services, o.Services) && maps.Equal(m.Passwords, o.Passwords)
 }
 
 // Relevant leaves those of this node's endpoints that the model depends on: all if a peer is among pods, else those with an address outside of
-// the node's blocks. Most pods come and go without anything to be computed anew.
+// the node's blocks, or a floating one. Most pods come and go without anything to be computed anew.
 func (m Model) Relevant(endpoints []*api.WorkloadEndpoint) []*api.WorkloadEndpoint {
 	if slices.ContainsFunc(m.Peers, func(p *api.BGPPeer) bool { return p.Spec.LocalWorkloadSelector != "" }) {
 		return endpoints
 	}
 	return slices.DeleteFunc(slices.Clone(endpoints), func(e *api.WorkloadEndpoint) bool {
-		return !slices.ContainsFunc(e.Spec.IPNetworks, func(p api.Prefix) bool { return p.IsValid() && !inBlock(m.Blocks, p.Addr()) })
+		return len(e.Spec.IPNATs) == 0 && !slices.ContainsFunc(e.Spec.IPNetworks, func(p api.Prefix) bool { return p.IsValid() && !inBlock(m.Blocks, p.Addr()) })
 	})
 }
 
@@ -229,7 +231,7 @@ func clusterOf(n *api.Node) string {
 	return n.Spec.BGP.RouteReflectorClusterID
 }
 
-// originate lists the routes that the node itself is the origin of: its blocks, its pods' addresses outside of them, and services.
+// originate lists the routes that the node itself is the origin of: its blocks, its pods' addresses outside of them, floating ones, and services.
 func (c *computation) originate() {
 	add := func(p netip.Prefix, dev string) {
 		c.out.Routes = append(c.out.Routes, Route{Prefix: p, LocalPref: Preference(c.priority(p.Addr().Is6())), Dev: dev})
@@ -243,6 +245,11 @@ func (c *computation) originate() {
 		for _, p := range e.Spec.IPNetworks {
 			if p.IsValid() && p.IsSingleIP() && !inBlock(c.Blocks, p.Addr()) {
 				add(p.Prefix, e.Spec.InterfaceName)
+			}
+		}
+		for _, n := range e.Spec.IPNATs {
+			if a, err := netip.ParseAddr(n.ExternalIP); err == nil && c.FloatingIPs {
+				add(netip.PrefixFrom(a, a.BitLen()), e.Spec.InterfaceName)
 			}
 		}
 	}

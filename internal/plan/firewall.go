@@ -29,6 +29,9 @@ func (f *family) firewall() {
 		f.chain("filter", "cali-"+hook, fmt.Sprintf("-m mark --mark %#x/%#[1]x -j ACCEPT", f.AcceptMark))
 	}
 	var post []string
+	if f.natChains() {
+		post = append(post, "-j cali-fip-snat")
+	}
 	if masq {
 		f.chain("nat", "cali-nat-outgoing", f.masquerade()...)
 		post = append(post, "-j cali-nat-outgoing")

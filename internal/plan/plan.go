@@ -58,6 +58,7 @@ type Settings struct {
 	RouteSource6    netip.Addr       // the same for IPv6
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
 	Spoofing        bool             // workloads may send from the ranges that their endpoints name
+	FloatingIPs     bool             // what is sent to endpoints' floating addresses goes to them
 	Keep            Modes            // receiving side stays although no pool uses it any more
 	IPIPBegun       bool             // pools ask for IP-in-IP since a short while only: nodes may not know yet
 }
@@ -125,8 +126,12 @@ func compute(in inputs) *computation {
 	c.asked = c.modes()
 	c.forward("net/ipv4/ip_forward")
 	c.checkSources()
-	for _, e := range m.Endpoints {
-		c.workload(e)
+	own := make([][]netip.Addr, len(m.Endpoints))
+	for i, e := range m.Endpoints {
+		own[i] = c.claim(e)
+	}
+	for i, e := range m.Endpoints { // now that it is known whose each address is, whatever others ask for
+		c.workload(e, own[i])
 	}
 	c.families = []*family{c.family(false)}
 	if c.IPv6 && (c.Keep.VXLAN6 || c.asksForIPv6()) {
@@ -155,6 +160,7 @@ type computation struct {
 	asked    Modes // that are to be, which settings may say otherwise
 	nodes    map[string]*api.Node
 	local    map[netip.Addr]string // the endpoint that has the address
+	nats     []nat                 // of endpoints whose devices are there
 	out      kernel.State
 	tunnels  Tunnels
 	problems []Problem
@@ -222,14 +228,27 @@ func (c *computation) withoutIPv6() {
 	}
 }
 
-// workload adds what a local endpoint needs. One whose device is not there or not up yet waits for it.
-func (c *computation) workload(e *api.WorkloadEndpoint) {
-	name := "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
+func endpointName(e *api.WorkloadEndpoint) string {
+	return "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
+}
+
+// claim gives a local endpoint its addresses; none if it can have no device.
+func (c *computation) claim(e *api.WorkloadEndpoint) []netip.Addr {
+	name := endpointName(e)
 	if !c.Ours.Workload(e.Spec.InterfaceName) {
 		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, strings.Join(c.Ours.WorkloadPrefixes(), " or "))
+		return nil
+	}
+	return c.addrs(name, e)
+}
+
+// workload adds what a local endpoint with these addresses needs. One whose device is not there or not up yet waits for it.
+func (c *computation) workload(e *api.WorkloadEndpoint, own []netip.Addr) {
+	if len(own) == 0 {
 		return
 	}
-	w := hostside.Workload{Addrs: c.addrs(name, e), Spoofs: c.Spoofing && len(e.Spec.AllowSpoofed) > 0, Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
+	name := endpointName(e)
+	w := hostside.Workload{Addrs: own, Spoofs: c.Spoofing && len(e.Spec.AllowSpoofed) > 0, Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
 	if e.Spec.MAC != "" {
 		mac, err := kernel.ParseMAC(e.Spec.MAC)
 		if err != nil {
@@ -238,9 +257,15 @@ func (c *computation) workload(e *api.WorkloadEndpoint) {
 		w.MAC = mac
 	}
 	var up bool
-	if w.Dev, up = c.host.Dev(e.Spec.InterfaceName); up {
-		w.Add(c.out)
+	nats := c.floating(name, e, w.Addrs)
+	if w.Dev, up = c.host.Dev(e.Spec.InterfaceName); !up {
+		return
 	}
+	for _, n := range nats {
+		w.Addrs = append(w.Addrs, n.floating) // BGP announces what is routed here
+	}
+	w.Add(c.out)
+	c.nats = append(c.nats, nats...)
 }
 
 // addrs lists the addresses that a local endpoint has to itself, the first that asks for one.

@@ -98,6 +98,8 @@ func changed(t *testing.T, s Settings, text string) Settings {
 			s.NoIPIP = value
 		case "keep":
 			s.Keep = Modes{IPIP: strings.Contains(value, "ipip"), VXLAN: strings.Contains(value, "vxlan4"), VXLAN6: strings.Contains(value, "vxlan6")}
+		case "floating":
+			s.FloatingIPs = value == "true"
 		case "spoofing":
 			s.Spoofing = value == "true"
 		case "ipip-begun":

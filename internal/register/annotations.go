@@ -33,6 +33,7 @@ type wishes struct {
 	exact    []netip.Addr // the addresses to allocate, at most one of each family; none: any
 	brought  []netip.Addr // the pod's addresses, of which none is allocated; none: all are
 	spoofed  []string     // CIDRs
+	floating []netip.Addr // at which the pod is to be reached too
 	mac      string       // "": the plugin's choice
 	qos      *api.QoSControls
 	exchange bool // exact are the pod's for good: its older container's are freed for them
@@ -123,16 +124,38 @@ func readSpoofed(w *wishes, _ attach.Request, pod Pod) error {
 	return nil
 }
 
-// readFloating refuses: nothing on the hosts would translate these addresses yet.
-func readFloating(_ *wishes, req attach.Request, pod Pod) error {
+// readFloating reads addresses that the agent has translated, where FelixConfiguration's floatingIPs says so.
+func readFloating(w *wishes, req attach.Request, pod Pod) error {
 	a := pod.own(annotationFloatingIPs)
+	list, ok, err := listOf(a)
 	switch {
-	case !a.set:
-		return nil
+	case !ok || err != nil:
+		return err
 	case !req.Features.FloatingIPs:
 		return notEnabled("floating_ips")
 	}
-	return a.wrong("this version does not translate addresses for pods", "remove the annotation")
+	for _, text := range list {
+		addr, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil || addr.Zone() != "" || !addr.IsGlobalUnicast() {
+			return a.wrong(fmt.Sprintf("%q is no address that others could send to", text), `write it as JSON: ["192.0.2.1"]`)
+		}
+		w.floating = append(w.floating, addr.Unmap())
+	}
+	return nil
+}
+
+// natsOf maps a pod's floating addresses to those that it has: each to the one of its family.
+func natsOf(floating []netip.Addr, has []netip.Prefix) (out []api.IPNAT, err error) {
+	for _, f := range floating {
+		i := slices.IndexFunc(has, func(p netip.Prefix) bool { return p.Addr().Is6() == f.Is6() })
+		if i < 0 {
+			return nil, &attach.Error{
+				Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read annotation %s: the pod has no address of the family of %v", annotationFloatingIPs, f), Details: "remove it, or give the pod addresses of both families",
+			}
+		}
+		out = append(out, api.IPNAT{InternalIP: has[i].Addr().String(), ExternalIP: f.String()})
+	}
+	return out, nil
 }
 
 func readMAC(w *wishes, _ attach.Request, pod Pod) error {

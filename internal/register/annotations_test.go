@@ -33,6 +33,7 @@ func TestAnnotationsThatCannotBeHeededAreRefused(t *testing.T) {
 	w.pool("pool", "10.0.0.0/24", 26)
 	h := w.handler("node-1")
 	before := w.dump()
+	floats := func(r *attach.Request) { r.Features.FloatingIPs = true }
 	for _, c := range []struct {
 		annotations map[string]string
 		change      func(*attach.Request)
@@ -47,7 +48,9 @@ func TestAnnotationsThatCannotBeHeededAreRefused(t *testing.T) {
 		{map[string]string{"ipAddrs": `[]`}, nil, "is not a list"},
 		{map[string]string{"ipAddrsNoIpam": `["10.0.0.1"]`}, nil, "requested feature is not enabled: ip_addrs_no_ipam"},
 		{map[string]string{"floatingIPs": `["10.0.0.1"]`}, nil, "requested feature is not enabled: floating_ips"},
-		{map[string]string{"floatingIPs": `["10.0.0.1"]`}, func(r *attach.Request) { r.Features.FloatingIPs = true }, "this version does not translate"},
+		{map[string]string{"floatingIPs": `["192.0.2.300"]`}, floats, `"192.0.2.300" is no address`},
+		{map[string]string{"floatingIPs": `["127.0.0.1"]`}, floats, `"127.0.0.1" is no address`},
+		{map[string]string{"floatingIPs": `["2001:db8::1"]`}, floats, "the pod has no address of the family of 2001:db8::1"},
 		{map[string]string{"ipFamilies": `["IPv5"]`}, nil, `"IPv5" is no family`},
 		{map[string]string{"allowedSourcePrefixes": `["10.0.0.1"]`}, nil, `"10.0.0.1" is no CIDR`},
 		{map[string]string{"hwAddr": "01:00:5e:00:00:01"}, nil, "is no station's MAC"},
@@ -64,6 +67,28 @@ func TestAnnotationsThatCannotBeHeededAreRefused(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, w.dump()); diff != "" {
 		t.Errorf("refused pods left in etcd:\n%s", diff)
+	}
+}
+
+func TestFloatingAddressesStandForThePodsOwnOfTheirFamily(t *testing.T) {
+	w := newWorld(t)
+	w.node("node-1", nil)
+	w.pool("four", "10.0.0.0/24", 26)
+	w.pool("six", "fd00::/64", 122)
+	req := annotated("c", map[string]string{"floatingIPs": `["192.0.2.1", "2001:db8::1", "192.0.2.2"]`})
+	req.AssignIPv4, req.AssignIPv6, req.Features.FloatingIPs = true, true, true
+	h := w.handler("node-1")
+	got := w.add(h, req).Addrs
+	want := []api.IPNAT{
+		{InternalIP: got[0].String(), ExternalIP: "192.0.2.1"}, {InternalIP: got[1].String(), ExternalIP: "2001:db8::1"}, {InternalIP: got[0].String(), ExternalIP: "192.0.2.2"},
+	}
+	if diff := cmp.Diff(want, w.endpoints()[0].Value.Spec.IPNATs); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	before := w.revision()
+	w.add(h, req)
+	if w.revision() != before {
+		t.Error("the same ADD has written the endpoint anew")
 	}
 }
 

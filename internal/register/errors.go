@@ -24,9 +24,14 @@ func (f *failed) Unwrap() []error { return []error{&f.cni, f.cause} }
 func failure(stage, subject string, err error) error {
 	var out attach.Error
 	out.Msg = fmt.Sprintf("%s %s: %v", stage, subject, err)
+	var told *attach.Error
 	var refusal *ipam.Refusal
 	var unreadable *store.UnreadableError
 	switch {
+	case errors.As(err, &told):
+		out.Code = told.Code
+		out.Msg = fmt.Sprintf("%s %s: %s", stage, subject, told.Msg)
+		out.Details = told.Details
 	case errors.As(err, &refusal):
 		out.Code = codeOf(refusal.Reason)
 		out.Msg = fmt.Sprintf("%s %s: %s", stage, subject, refusal.Msg)

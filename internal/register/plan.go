@@ -103,6 +103,11 @@ func (h *Handler) planEndpoint(p *ipam.Plan, j *job, was store.Entry[api.Workloa
 	for _, a := range j.addrs {
 		w.Spec.IPNetworks = append(w.Spec.IPNetworks, api.HostPrefix(a.Addr()))
 	}
+	nats, err := natsOf(j.floating, j.addrs)
+	if err != nil {
+		return err
+	}
+	w.Spec.IPNATs = nats
 	api.Created(&w, h.cfg.UUID(), now)
 	raw, err := api.Encode(&w, was.Raw())
 	if err != nil {

@@ -44,7 +44,7 @@ func (w world) certificatesServe() {
 		for _, n := range w.nodes() {
 			cert, err := os.ReadFile(filepath.Join(w.nodeDir(n.Name), "cni-conf", "calico-tls", authority.CertFile))
 			if err != nil || !slices.Equal(cert, renewed.Cert) {
-				return fmt.Errorf("%s has not (%w)", n.Name, err)
+				return errors.Join(fmt.Errorf("%s has not", n.Name), err)
 			}
 		}
 		return nil
