@@ -13,7 +13,7 @@ import (
 // newCommand is the whole command line.
 func newCommand() *cobra.Command {
 	var name string
-	root := &cobra.Command{Use: "k8s", Short: "Muslin under a real Kubernetes on this machine", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "k8s", Short: "Muslin under a real Kubernetes on this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&name, "cluster", "default", "name of the cluster, of several")
 	root.AddCommand(
@@ -50,8 +50,7 @@ func newCommand() *cobra.Command {
 
 // within is a command on the cluster that is up, which leaves as the program that it runs. Its flags are that program's.
 func within(name *string, use, short string, program func(context.Context, *cluster, []string) (*exec.Cmd, error)) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short}
-	cmd.Flags().SetInterspersed(false) // from the first argument on, flags are the program's
+	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := open(*name)
 		if err != nil {

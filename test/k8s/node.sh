@@ -24,6 +24,9 @@ network() {
 	ip route add default via "$GATEWAY"
 	ip -6 route add default via "$GATEWAY6"
 	sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+	# The API server's way to pods leads over the first node. Answers must come back that way, or that node would take the connections for broken ones.
+	iptables -t nat -A POSTROUTING -s "$GATEWAY" -o vxlan+ -j MASQUERADE
+	ip6tables -t nat -A POSTROUTING -s "$GATEWAY6" -o vxlan+ -j MASQUERADE
 }
 
 # root makes a root file system in memory: the machine's /usr, read-only, and everything else its own. What containers write lies on disk.

@@ -347,6 +347,8 @@ func (w world) datacentresGetPools() {
 	w.muslinctl("patch", "ippool", "default-ipv4-ippool", "--patch", `{"spec":{"disabled":true}}`)
 	w.podsReachEachOther() // old ones, while tunnels' addresses move
 	w.kubectl("delete", "pods", "-l", "app=probe", "--wait")
+	w.kubectl("rollout", "restart", "deployment/coredns", "--namespace="+system)
+	w.kubectl("rollout", "status", "deployment/coredns", "--namespace="+system, "--timeout=180s")
 	w.eventually("a probe to be ready on each node", w.probesReady)
 	for _, p := range w.pods("app=probe") {
 		if !pools[p.node].Contains(p.addresses[0]) {
