@@ -48,7 +48,8 @@ func TestIptables(t *testing.T) {
 	w.step("pods go while no agent runs", world.podsGoWithoutAgents)
 	w.step("a node is drained", world.nodeIsDrained)
 	w.step("a node reboots", world.nodeReboots)
-	w.step("a node is a new machine under its old name", world.nodeIsNew)
+	w.step("a node's machine is replaced", world.nodeIsReplaced)
+	w.step("a node is made anew under its old name", world.nodeIsNew)
 	w.step("the books balance", world.booksBalance)
 }
 

@@ -161,7 +161,7 @@ func (w world) apply(objects string) {
 // eventually tries until it works, as patient as a machine with other work needs.
 func (w world) eventually(what string, try func() error) {
 	w.Helper()
-	if err := waitFor(w.Context(), 3*time.Minute, what, try); err != nil {
+	if err := waitFor(w.Context(), 5*time.Minute, what, try); err != nil {
 		w.Fatal(err)
 	}
 }
