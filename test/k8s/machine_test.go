@@ -43,8 +43,11 @@ func (w world) certificatesServe() {
 	w.eventually("the module's certificate to be the new one on each node", func() error {
 		for _, n := range w.nodes() {
 			cert, err := os.ReadFile(filepath.Join(w.nodeDir(n.Name), "cni-conf", "calico-tls", authority.CertFile))
-			if err != nil || !slices.Equal(cert, renewed.Cert) {
-				return fmt.Errorf("%s has not (%v)", n.Name, err)
+			if err != nil {
+				return err
+			}
+			if !slices.Equal(cert, renewed.Cert) {
+				return errors.New(n.Name + " has the old one")
 			}
 		}
 		return nil
