@@ -163,9 +163,12 @@ keep_services() {
 service containerd containerd
 keep_services
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
-for image in /images/*.tar /node/images/*.tar; do
-	[ ! -e "$image" ] || ctr -n k8s.io images import --snapshotter overlayfs "$image"
-done
+if [ ! -e /var/lib/containerd/imported ]; then # a new disk
+	for image in /images/*.tar /node/images/*.tar; do
+		[ ! -e "$image" ] || ctr -n k8s.io images import --snapshotter overlayfs "$image"
+	done
+	touch /var/lib/containerd/imported
+fi
 service kubelet kubelet --config=/etc/kubelet.yaml --kubeconfig=/node/kubelet.conf "--hostname-override=$NODE" "--node-ip=$IP,$IP6" --v=2
 service kube-proxy kube-proxy --config=/etc/kube-proxy.yaml "--hostname-override=$NODE" --v=2
 set +e
