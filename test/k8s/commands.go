@@ -13,11 +13,11 @@ import (
 // newCommand is the whole command line.
 func newCommand() *cobra.Command {
 	var name string
-	root := &cobra.Command{Use: "k8s", Short: "Muslin under a real Kubernetes on this machine", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "k8s", Short: "Muslin under a real Kubernetes on this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&name, "cluster", "default", "name of the cluster, of several")
 	root.AddCommand(
-		buildCommand(), upCommand(&name), installCommand(&name), e2eCommand(&name),
+		buildCommand(), upCommand(&name), installCommand(&name), e2eCommand(&name), powerCommand(&name),
 		&cobra.Command{Use: "down", Short: "End the cluster and remove every trace of it", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), name) }},
 		within(&name, "kubectl ARGS…", "Run kubectl", func(ctx context.Context, c *cluster, args []string) (*exec.Cmd, error) {
@@ -50,8 +50,7 @@ func newCommand() *cobra.Command {
 
 // within is a command on the cluster that is up, which leaves as the program that it runs. Its flags are that program's.
 func within(name *string, use, short string, program func(context.Context, *cluster, []string) (*exec.Cmd, error)) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short}
-	cmd.Flags().SetInterspersed(false) // from the first argument on, flags are the program's
+	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := open(*name)
 		if err != nil {
@@ -105,6 +104,25 @@ func installCommand(name *string) *cobra.Command {
 		}}
 	m.flags(cmd)
 	return cmd
+}
+
+func powerCommand(name *string) *cobra.Command {
+	return &cobra.Command{Use: "power NODE off|wipe|on", Short: "Take a node's power away, make its disk a new machine's, or let it boot again", Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := open(*name)
+			if err != nil {
+				return err
+			}
+			switch args[1] {
+			case "off":
+				return c.powerOff(cmd.Context(), args[0])
+			case "wipe":
+				return c.wipe(args[0])
+			case "on":
+				return c.powerOn(args[0])
+			}
+			return fmt.Errorf("power is not %q: off, wipe or on", args[1])
+		}}
 }
 
 func e2eCommand(name *string) *cobra.Command {

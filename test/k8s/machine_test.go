@@ -43,8 +43,11 @@ func (w world) certificatesServe() {
 	w.eventually("the module's certificate to be the new one on each node", func() error {
 		for _, n := range w.nodes() {
 			cert, err := os.ReadFile(filepath.Join(w.nodeDir(n.Name), "cni-conf", "calico-tls", authority.CertFile))
-			if err != nil || !slices.Equal(cert, renewed.Cert) {
-				return errors.Join(fmt.Errorf("%s has not", n.Name), err)
+			if err != nil {
+				return err
+			}
+			if !slices.Equal(cert, renewed.Cert) {
+				return errors.New(n.Name + " has the old one")
 			}
 		}
 		return nil
@@ -146,22 +149,61 @@ func (w world) nodeReboots() {
 	w.settled(others)
 }
 
-// nodeIsNew gives a node's name to a machine that knows nothing of the old one, after the operator has taken the old one out of Kubernetes.
+// nodeIsReplaced gives a node's name to a machine that knows nothing of the old one, which nobody has declared dead. Its agent touches nothing until the
+// operator says so.
+func (w world) nodeIsReplaced() {
+	others, identity := w.besides("node3"), w.identity("node3")
+	if err := errors.Join(w.powerOff(w.Context(), "node3"), w.wipe("node3"), w.powerOn("node3")); err != nil {
+		w.Fatal(err)
+	}
+	w.eventually("the new machine's agent to be refused", func() error {
+		logs, err := filepath.Glob(filepath.Join(w.nodeDir("node3"), "var/log/pods", system+"_muslin-node*/*/*.log"))
+		if err != nil {
+			return err
+		}
+		for _, file := range logs {
+			if log, err := os.ReadFile(file); err == nil && strings.Contains(string(log), "the node name node3 belongs to machine") {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %v says so", logs)
+	})
+	if got := w.identity("node3"); got != identity {
+		w.Errorf("the name is held by %s, and was by %s", got, identity)
+	}
+	id, err := os.ReadFile(filepath.Join(w.nodeDir("node3"), "machine-id"))
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.operator(string(id), "node", "adopt", "node3", "--machine-id-file=/dev/stdin")
+	w.kubectl("delete", "pods", "--namespace="+system, "-l", "k8s-app=muslin-node", "--field-selector=spec.nodeName=node3", "--wait") // sooner than the kubelet tries again
+	w.eventually("the node to be there again", func() error { return w.readyIs("node3", "True") })
+	w.settled(others)
+}
+
+// nodeIsNew is what an operator does who makes a machine anew: the node goes out of Kubernetes, and with it everything of it out of Muslin, before the name comes back.
 func (w world) nodeIsNew() {
 	w.drain("node3")
-	others := w.besides("node3")
-	identity := w.identity("node3")
+	others, identity := w.besides("node3"), w.identity("node3")
 	if err := w.powerOff(w.Context(), "node3"); err != nil {
 		w.Fatal(err)
 	}
 	w.kubectl("delete", "node", "node3")
+	w.eventually("the controllers to delete the Node", func() error {
+		if nodes := w.muslinctl("get", "nodes", "-o", "name"); strings.Contains(nodes, "node3") {
+			return errors.New(nodes)
+		}
+		return nil
+	})
+	w.booksBalance()
 	if err := errors.Join(w.wipe("node3"), w.powerOn("node3")); err != nil {
 		w.Fatal(err)
 	}
 	w.eventually("the node to be there again", func() error { return w.readyIs("node3", "True") })
+	w.kubectl("label", "nodes", "node3", "dc=east")
 	w.settled(others)
 	if again := w.identity("node3"); again == identity {
-		w.Errorf("the name is held by %q, and was by %q", again, identity)
+		w.Errorf("the name is held by %s, as before", again)
 	}
 }
 

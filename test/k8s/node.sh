@@ -24,6 +24,9 @@ network() {
 	ip route add default via "$GATEWAY"
 	ip -6 route add default via "$GATEWAY6"
 	sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+	# The API server's way to pods leads over the first node. Answers must come back that way, or that node would take the connections for broken ones.
+	iptables -t nat -A POSTROUTING -s "$GATEWAY" -o vxlan+ -j MASQUERADE
+	ip6tables -t nat -A POSTROUTING -s "$GATEWAY6" -o vxlan+ -j MASQUERADE
 }
 
 # root makes a root file system in memory: the machine's /usr, read-only, and everything else its own. What containers write lies on disk.
@@ -160,9 +163,12 @@ keep_services() {
 service containerd containerd
 keep_services
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
-for image in /images/*.tar /node/images/*.tar; do
-	[ ! -e "$image" ] || ctr -n k8s.io images import --snapshotter overlayfs "$image"
-done
+if [ ! -e /var/lib/containerd/imported ]; then # a new disk
+	for image in /images/*.tar /node/images/*.tar; do
+		[ ! -e "$image" ] || ctr -n k8s.io images import --snapshotter overlayfs "$image"
+	done
+	touch /var/lib/containerd/imported
+fi
 service kubelet kubelet --config=/etc/kubelet.yaml --kubeconfig=/node/kubelet.conf "--hostname-override=$NODE" "--node-ip=$IP,$IP6" --v=2
 service kube-proxy kube-proxy --config=/etc/kube-proxy.yaml "--hostname-override=$NODE" --v=2
 set +e

@@ -36,6 +36,9 @@ func (c *cluster) powerOn(node string) error { return os.Remove(c.offFile(node))
 
 // wipe makes the disk of a node without power that of a new machine, to which its owner has brought a kubelet's identity and images.
 func (c *cluster) wipe(node string) error {
+	if _, err := c.nodePID(node); err == nil {
+		return fmt.Errorf("%s runs", node)
+	}
 	errs := []error{os.Remove(filepath.Join(c.nodeDir(node), "machine-id"))}
 	for _, dir := range nodeDisk() {
 		path := filepath.Join(c.nodeDir(node), dir)

@@ -26,6 +26,7 @@ func (c *cluster) circumstances(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	node, _, _ = strings.Cut(node, "-") // what follows is the distribution's own number
 	return fmt.Sprintf("Muslin %s, %s: Kubernetes %s, %d nodes, kube-proxy with %s, %s.", version, time.Now().UTC().Format(time.DateOnly),
 		c.Programs.Version, c.Options.Nodes, c.Options.ProxyMode, strings.ReplaceAll(node, "://", " ")), nil
 }

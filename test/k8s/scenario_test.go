@@ -48,7 +48,8 @@ func TestIptables(t *testing.T) {
 	w.step("pods go while no agent runs", world.podsGoWithoutAgents)
 	w.step("a node is drained", world.nodeIsDrained)
 	w.step("a node reboots", world.nodeReboots)
-	w.step("a node is a new machine under its old name", world.nodeIsNew)
+	w.step("a node's machine is replaced", world.nodeIsReplaced)
+	w.step("a node is made anew under its old name", world.nodeIsNew)
 	w.step("the books balance", world.booksBalance)
 }
 
@@ -347,6 +348,8 @@ func (w world) datacentresGetPools() {
 	w.muslinctl("patch", "ippool", "default-ipv4-ippool", "--patch", `{"spec":{"disabled":true}}`)
 	w.podsReachEachOther() // old ones, while tunnels' addresses move
 	w.kubectl("delete", "pods", "-l", "app=probe", "--wait")
+	w.kubectl("rollout", "restart", "deployment/coredns", "--namespace="+system)
+	w.kubectl("rollout", "status", "deployment/coredns", "--namespace="+system, "--timeout=180s")
 	w.eventually("a probe to be ready on each node", w.probesReady)
 	for _, p := range w.pods("app=probe") {
 		if !pools[p.node].Contains(p.addresses[0]) {

@@ -139,13 +139,14 @@ func (w world) kubectl(args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// muslinctl is the same for muslinctl.
+// muslinctl is the same for muslinctl. The pod that has it may be on a node that is just coming back, hence the patience.
 func (w world) muslinctl(args ...string) string {
 	w.Helper()
-	out, err := output(w.cluster.muslinctl(w.Context(), args...))
-	if err != nil {
-		w.Fatalf("%v\n%s", err, out)
-	}
+	var out string
+	w.eventually("muslinctl "+strings.Join(args, " "), func() (err error) {
+		out, err = output(w.cluster.muslinctl(w.Context(), args...))
+		return err
+	})
 	return strings.TrimSpace(out)
 }
 
@@ -160,7 +161,7 @@ func (w world) apply(objects string) {
 // eventually tries until it works, as patient as a machine with other work needs.
 func (w world) eventually(what string, try func() error) {
 	w.Helper()
-	if err := waitFor(w.Context(), 3*time.Minute, what, try); err != nil {
+	if err := waitFor(w.Context(), 5*time.Minute, what, try); err != nil {
 		w.Fatal(err)
 	}
 }
