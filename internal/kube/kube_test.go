@@ -269,3 +269,18 @@ func TestNetworkIsSaidWithoutTouchingOtherConditions(t *testing.T) {
 		}
 	}
 }
+
+func TestFoundedTellsWhetherTheFirstAnswersHaveCome(t *testing.T) {
+	w := newWorld(t)
+	w.api.away.Store(true)
+	n := w.start()
+	if k := n.Founded(); k != kube.Known {
+		t.Errorf("nothing is asked for, and what is known is founded as %d", k)
+	}
+	_, known := n.Secret("bgp", "tor")
+	if k := n.Founded(); known || k != kube.Coming {
+		t.Errorf("the API server is away, a secret is known: %t, and that is founded as %d", known, k)
+	}
+	w.api.away.Store(false)
+	w.until("the answers are founded", func() bool { return n.Founded() == kube.Known })
+}

@@ -13,10 +13,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -193,6 +195,9 @@ func (c clientset) Lists(r kube.Resource, o kube.Only) cache.ListerWatcher {
 			return list, errors.Join(err, meta.SetList(list, kept))
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			if opts.SendInitialEvents != nil { // the fake one would pass over it, and say nothing of what there is
+				return nil, apierrors.NewInvalid(schema.GroupKind{}, "", nil)
+			}
 			all, err := c.watch(ctx, r, o.Namespace, opts)
 			if err != nil {
 				return nil, err
