@@ -75,7 +75,7 @@ func (r Rules) route(dst netip.Prefix, paths []Path) (KernelRoute, bool) {
 	}
 	out := KernelRoute{Dst: dst}
 	for _, p := range paths {
-		if !p.NextHop.IsValid() || p.NextHop.IsUnspecified() || p.NextHop.IsMulticast() || p.NextHop.IsLoopback() || r.isOurs(p.NextHop) {
+		if !p.NextHop.IsValid() || p.NextHop.IsUnspecified() || p.NextHop.IsMulticast() || r.isOurs(p.NextHop) {
 			continue
 		}
 		out.Gateways = append(out.Gateways, p.NextHop)
