@@ -23,7 +23,8 @@ var drifts = []struct{ damage, object string }{
 	{"delete element inet muslin SET { ADDR }", "set SET"},
 	{"add element inet muslin SET { 198.51.100.7 }", "set SET"},
 	{"add chain inet muslin stray { type filter hook forward priority -400; policy drop; }", "chain stray"},
-	{"add set inet muslin stray { type mark; }", "set stray"},
+	{"add set inet muslin stray { type ipv4_addr; }", "set stray"},
+	{"add set inet muslin stray { type mark; }", "table inet muslin"}, // of which we cannot tell what it is: all is made anew
 }
 
 // drifting is a lab with a policy by which client alone reaches web.

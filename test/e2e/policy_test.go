@@ -362,30 +362,53 @@ func TestHostsEndpointKeepsItsFailsafePorts(t *testing.T) {
 }
 
 func TestPodsSendNeitherFromOthersAddressesNorThroughTunnels(t *testing.T) {
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 1, lab.VXLAN })
-	to := pod(t, l, "b1").Addr.String()
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.DualStack = 1, lab.VXLAN, true })
+	target := pod(t, l, "b1")
 	try := func(args ...string) { _ = l.PodExec(t.Context(), "a1", lab.Command{Args: args}) }
 	try("ip", "addr", "add", "10.99.0.9/32", "dev", "eth0")
-	nettest.Eventually(t, func() error {
-		try("ping", "-c1", "-W1", to) // to know the gateway, which answers nobody who asks by that address
-		try("ping", "-c1", "-W1", "-I", "10.99.0.9", to)
-		return atLeast(counted(t, l, "r-spoof"), 1)
-	})
-	nettest.Eventually(t, func() error {
-		try("bash", "-c", "echo packet >/dev/udp/"+to+"/4789")
-		return atLeast(counted(t, l, "r-tunnel"), 1)
-	})
-	setFelix(t, l, toHost+`, "allowVXLANPacketsFromWorkloads": true`)
-	var in net.PacketConn
-	if err := l.WithinPod("b1", func() (err error) { in, err = net.ListenPacket("udp", to+":4789"); return err }); err != nil {
-		t.Fatal(err)
+	try("ip", "addr", "add", "fd00:99::9/128", "dev", "eth0", "nodad")
+	for own, to := range map[string]string{"10.99.0.9": target.Addr.String(), "fd00:99::9": target.Addr6.String()} {
+		before := counted(t, l, "r-spoof")
+		nettest.Eventually(t, func() error {
+			try("ping", "-c1", "-W1", to) // to know the gateway, which answers nobody who asks by that address
+			try("ping", "-c1", "-W1", "-I", own, to)
+			return atLeast(counted(t, l, "r-spoof")-before, 1)
+		})
 	}
-	defer func() { _ = in.Close() }()
-	nettest.Eventually(t, func() error {
-		try("bash", "-c", "echo packet >/dev/udp/"+to+"/4789")
-		_, _, err := in.ReadFrom(make([]byte, 16))
-		return errors.Join(in.SetReadDeadline(time.Now().Add(200*time.Millisecond)), err)
-	})
+	vxlan := netip.AddrPortFrom(target.Addr, 4789).String()
+	send := func(network, to string) error {
+		return l.WithinPod("a1", func() error {
+			c, err := net.Dial(network, to)
+			if err != nil {
+				return err
+			}
+			_, err = c.Write(make([]byte, 64))
+			return errors.Join(err, c.Close())
+		})
+	}
+	for _, way := range []struct{ network, to string }{
+		{"udp", vxlan}, {"udp", netip.AddrPortFrom(target.Addr6, 4789).String()}, {"ip4:4", target.Addr.String()}, // protocol 4 is IP in IP
+	} {
+		before := counted(t, l, "r-tunnel")
+		nettest.Eventually(t, func() error {
+			return errors.Join(send(way.network, way.to), atLeast(counted(t, l, "r-tunnel")-before, 1))
+		})
+	}
+	setFelix(t, l, toHost+`, "allowVXLANPacketsFromWorkloads": true, "allowIPIPPacketsFromWorkloads": true`)
+	for _, way := range []struct{ network, at, to string }{{"udp", vxlan, vxlan}, {"ip4:4", target.Addr.String(), target.Addr.String()}} {
+		var in net.PacketConn
+		if err := l.WithinPod("b1", func() (err error) { in, err = net.ListenPacket(way.network, way.at); return err }); err != nil {
+			t.Fatal(err)
+		}
+		nettest.Eventually(t, func() error {
+			err := errors.Join(send(way.network, way.to), in.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+			if err == nil {
+				_, _, err = in.ReadFrom(make([]byte, 128))
+			}
+			return err
+		})
+		_ = in.Close()
+	}
 }
 
 // TestConnectionsOfAPodThatIsGoneAreForgotten looks at what node-1 tracks: the next pod of that address must not inherit what was allowed.
