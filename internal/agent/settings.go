@@ -31,6 +31,8 @@ type heeded struct {
 	problems     []string
 	known        bool // they were made at all
 
+	prefixes prefixes
+
 	ours   kernel.Ownership
 	owned  bool // the doorways were told
 	append bool // our rules stand last
@@ -46,7 +48,7 @@ func (a *Agent) heed(snap feed.Snapshot) {
 		a.serve(s.Dataplane)
 	}
 	a.looks.set(s.Refresh, time.Now())
-	a.own()
+	a.own(s.prefixes.heed(s.InterfacePrefixes, snap.Node(a.node).Value, a.monitor.Host()))
 	if last := s.ChainInsertMode == "append"; last != s.append {
 		s.append = last
 		for _, c := range a.chains {
@@ -82,12 +84,8 @@ func address(on bool, host string, port int) string {
 
 // own tells the kernel's doorways what is ours. A protocol that our routes had before stays ours until none of them has it: it is
 // written down, because settings change over a restart more often than not.
-func (a *Agent) own() {
+func (a *Agent) own(prefixes []string) {
 	s := &a.settled
-	prefixes := s.InterfacePrefixes
-	if !slices.Contains(prefixes, kernel.WorkloadPrefix) {
-		prefixes = append(slices.Clone(prefixes), kernel.WorkloadPrefix) // which the plugin's devices have in any case
-	}
 	now := kernel.Ownership{Protocol: s.RouteProtocol, Prefixes: prefixes, External: s.RemoveExternalRoutes}
 	for _, p := range append(slices.Clone(s.ours.Former), s.ours.Protocol) {
 		if p != 0 && !now.HasProtocol(p) {
@@ -152,7 +150,7 @@ func readProtocols() ([]int, error) {
 // settings are what the plan is computed by, and what is wrong with them.
 func (a *Agent) settings() (plan.Settings, []string) {
 	d := a.settled.Dataplane
-	problems := slices.Concat(a.settled.problems, a.logs.set(d))
+	problems := slices.Concat(a.settled.problems, a.settled.prefixes.problems(), a.logs.set(d))
 	if d.IptablesBackend != a.backend {
 		problems = append(problems, fmt.Sprintf("iptablesBackend is now %s; restart the agent to change it from %s", d.IptablesBackend, a.backend))
 	}

@@ -181,7 +181,7 @@ func (l *Lab) create(ctx context.Context, bin string, o Options) error {
 
 // startHolders starts the process of every namespace, several at a time, and records them in s.
 func (l *Lab) startHolders(ctx context.Context, s *state) error {
-	ctx, cancel := context.WithTimeout(ctx, holderTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patient(holderTimeout))
 	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(holdersAtOnce)

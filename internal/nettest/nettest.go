@@ -162,12 +162,14 @@ func Pair(a *NS, nameA string, b *NS, nameB string) {
 	b.Exec("ip", "link", "set", nameB, "up")
 }
 
-// Eventually calls f until it returns nil, and ends the test with its last error when ten seconds have passed (see Patience).
+// Eventually calls f until it returns nil, and ends the test with its last error when ten seconds have passed (see Patience). Between two calls it pauses
+// as long as the last one took, or a moment: what is waited for needs the processor too, above all where that is emulated.
 func Eventually(t testing.TB, f func() error) {
 	t.Helper()
 	wait := Patience(waitTimeout)
 	deadline := time.Now().Add(wait)
 	for {
+		began := time.Now()
 		err := f()
 		if err == nil {
 			return
@@ -175,6 +177,6 @@ func Eventually(t testing.TB, f func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still after %v: %v", wait, err)
 		}
-		<-time.After(pollPause)
+		<-time.After(max(pollPause, time.Since(began)))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -19,6 +20,7 @@ type family struct {
 	vxlan  tunnel          // of the family
 	ipip   tunnel          // IPv4 only
 	vteps  map[string]bool // nodes whose VXLAN device we reach through ours
+	hosts  []nodeAddr      // of all nodes, by address
 }
 
 // leastMTU6 is what every link with IPv6 carries (RFC 8200, section 5). The kernel takes IPv6 off a device with less.
@@ -46,7 +48,18 @@ func (c *computation) family(v6 bool) *family {
 		f.ipip.when(c.pooled.IPIP, c.asked.IPIP, c.Keep.IPIP)
 	}
 	f.locate()
+	for _, n := range c.Nodes {
+		if a, ok := n.Address(v6); ok {
+			f.hosts = append(f.hosts, nodeAddr{a.Addr(), n.Metadata.Name})
+		}
+	}
+	slices.SortStableFunc(f.hosts, func(a, b nodeAddr) int { return a.addr.Compare(b.addr) })
 	return f
+}
+
+type nodeAddr struct {
+	addr netip.Addr
+	node string
 }
 
 // when says who wants the tunnel: pools, pools or a setting, and nodes that may send through it still.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -12,12 +13,26 @@ func (r *routing) block(b *api.Block) {
 	owner, affine := b.Host()
 	switch {
 	case !affine:
+	case r.coversNode(b.CIDR):
 	case owner != r.Node:
 		r.remote(b.CIDR, owner)
 	case !b.CIDR.IsSingleIP():
 		r.route(b.CIDR, kernel.Route{Type: kernel.Blackhole})
 	}
 	r.borrowed(b, owner)
+}
+
+// coversNode tells whether a node has its address in a range, and says so: a route to the range would cut the node off, and with it perhaps etcd, which is
+// needed to put the pool right.
+func (r *routing) coversNode(dst netip.Prefix) bool {
+	first := dst.Masked().Addr()
+	at, _ := slices.BinarySearchFunc(r.hosts, first, func(h nodeAddr, a netip.Addr) int { return h.addr.Compare(a) })
+	if at == len(r.hosts) || !dst.Contains(r.hosts[at].addr) {
+		return false
+	}
+	r.problem("Node("+r.hosts[at].node+")", "has its address %v in %v, which pods' addresses are from: no route to that; "+
+		"take its pool out of use and make one beside the nodes' network", r.hosts[at].addr, dst)
+	return true
 }
 
 // borrowed adds routes to the addresses of a block that are used on another node than its owner.
@@ -38,6 +53,9 @@ func (r *routing) borrowed(b *api.Block, owner string) {
 // remote adds the route to a range that is used on another node. The address of a pod of ours is not, whatever its block says.
 func (r *routing) remote(dst netip.Prefix, owner string) {
 	if _, here := r.local[dst.Addr()]; here && dst.IsSingleIP() {
+		return
+	}
+	if dst.IsSingleIP() && r.coversNode(dst) {
 		return
 	}
 	object := "Node(" + owner + ")"

@@ -91,6 +91,37 @@ func TestRouteSettingsTakeEffectWithoutARestart(t *testing.T) {
 	}
 }
 
+// TestNonsenseIsNamedAndCostsNoPacket has settings and pools that no node can go by, and one that would cut the node off: a prefix of workloads'
+// devices that fits the device to the other nodes, a pool over the nodes' own addresses.
+func TestNonsenseIsNamedAndCostsNoPacket(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	allWell(t, l)
+	c := startChat(t, l, "a1", "a2", pod(t, l, "a2").Addr, 10*time.Millisecond)
+	for _, n := range []struct{ spec, named string }{
+		{`"interfacePrefix": "eth"`, `"eth\" does not count, for eth0 begins with it too`},
+		{`"vxlanPort": 70000, "vxlanVNI": -5, "vxlanMTU": 7`, `spec.vxlanVNI: \"-5\"`},
+		{`"mtuIfacePattern": "("`, "spec.mtuIfacePattern"},
+		{`"deviceRouteProtocol": 2, "iptablesMarkMask": 1`, "spec.iptablesMarkMask"},
+		{`"vxlanMTU": 9000`, "an MTU of 9000 for vxlan.calico does not fit"},
+		{`"routeRefreshInterval": "-3s"`, "spec.routeRefreshInterval"},
+	} {
+		setFelix(t, l, toHost+", "+n.spec)
+		nettest.Eventually(t, func() error { return has(n.named)(agentLog(t, l, "node-1")) })
+	}
+	put(t, l, api.ResourcesRoot+"ippools/over-nodes", `{"kind":"IPPool","apiVersion":"projectcalico.org/v3","metadata":{"name":"over-nodes"},"spec":{"cidr":"172.30.1.0/25","blockSize":26,"vxlanMode":"Always"}}`)
+	free := strings.TrimSuffix(strings.Repeat("null,", 64), ",")
+	put(t, l, api.BlocksRoot+"ipv4/block/172.30.1.0-26", `{"cidr":"172.30.1.0/26","affinity":"host:node-2","allocations":[`+free+`],"unallocated":[],"attributes":[]}`)
+	nettest.Eventually(t, func() error {
+		return has("Node(node-1): has its address 172.30.1.1 in 172.30.1.0/26")(agentLog(t, l, "node-1"))
+	})
+	setFelix(t, l, toHost)
+	nettest.Eventually(t, func() error { return has("problem gone\" what=\"FelixConfiguration")(agentLog(t, l, "node-1")) })
+	if cost := c.goesOn(t); cost.lost > 0 {
+		t.Errorf("%d datagrams are lost", cost.lost)
+	}
+	allWell(t, l)
+}
+
 // hostSideOnNode1 is the host's side of a pod of node-1.
 func hostSideOnNode1(t *testing.T, l *lab.Lab) string {
 	t.Helper()
