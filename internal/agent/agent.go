@@ -322,6 +322,9 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
 	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, took: a.metrics.Stage, log: a.log}
+	if a.cluster != nil {
+		s.ranges = a.cluster.PodRanges
+	}
 	if a.bgp != nil {
 		s.sessions = a.bgp.status
 	}

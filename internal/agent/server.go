@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -48,6 +49,7 @@ type server struct {
 	programmed *programmed
 	told       func(verb string, took time.Duration, err error) // nil, or who counts what was answered
 	took       func(stage string, took time.Duration)           // nil, or who measures the stages of ADDs; see register.Config
+	ranges     func(context.Context) ([]netip.Prefix, error)    // of the node's pods in Kubernetes; nil: it is in no Kubernetes
 	sessions   func() ([]bgp.Status, error)                     // of BGP; nil: the node speaks none
 	log        *slog.Logger
 	turns      turns
@@ -141,6 +143,9 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 		return respond(conn, attach.Reply{}, s.handler.Serves(ctx))
 	case attach.Free:
 		return respond(conn, attach.Reply{}, s.handler.Free(ctx, req))
+	case attach.Ranges:
+		ranges, err := s.podRanges(ctx)
+		return respond(conn, attach.Reply{Ranges: ranges}, err)
 	case attach.BGP:
 		peers, err := s.peers()
 		return respond(conn, attach.Reply{Peers: peers}, err)
@@ -151,7 +156,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 // verbName names a verb in numbers. What a stranger may ask for has one name.
 func verbName(v attach.Verb) string {
 	switch v {
-	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.BGP:
+	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.Ranges, attach.BGP:
 		return string(v)
 	}
 	return "other"
@@ -257,6 +262,19 @@ func (s *server) linked(c net.Conn, conn *attach.Conn, req attach.Request, reply
 		return linked, fmt.Errorf("wait for the plugin's word of %s: %w", req.HostIf, err)
 	}
 	return linked, nil
+}
+
+// podRanges are the ranges that Kubernetes has given to the node.
+func (s *server) podRanges(ctx context.Context) ([]netip.Prefix, error) {
+	if s.ranges == nil {
+		return nil, &attach.Error{Code: attach.CodeBadConfig, Msg: "read the node's pod CIDR: this node has no access to Kubernetes",
+			Details: "give its agent a kubeconfig, or write the subnet itself in the place of usePodCidr"}
+	}
+	got, err := s.ranges(ctx)
+	if err != nil {
+		return nil, &attach.Error{Code: attach.CodeTryAgain, Msg: fmt.Sprintf("read the node's pod CIDR: %v", err), Details: "try again"}
+	}
+	return got, nil
 }
 
 // peers lists the node's BGP sessions as the operator sees them.

@@ -3,7 +3,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, STATUS, BGP:   plugin → Request      agent → Reply
+//	DEL, STATUS, BGP, RANGES:   plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -47,6 +47,7 @@ const (
 	Free  Verb = "free"  // free Request.Stale, as GC has listed it
 
 	Status Verb = "status" // may this node be given pods
+	Ranges Verb = "ranges" // which ranges Kubernetes has given to the node's pods
 	BGP    Verb = "bgp"    // how the BGP sessions are doing: the operator's command asks that
 )
 
@@ -129,6 +130,8 @@ type Reply struct {
 	MAC   string       `json:"mac,omitempty"`   // the pod's MAC as the endpoint holds it: the proposed one, or an earlier ADD's
 	Stale []Stale      `json:"stale,omitempty"` // after GC
 	Peers []Peer       `json:"peers,omitempty"` // after BGP: sorted by address
+
+	Ranges []netip.Prefix `json:"ranges,omitempty"` // after Ranges: one of each family at most
 }
 
 // Peer is a BGP session of the node.

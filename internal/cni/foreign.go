@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -20,6 +21,7 @@ type foreignIPAM struct {
 	name    string
 	program string
 	args    *skel.CmdArgs
+	podCIDR bool // the configuration leaves it to Kubernetes which range the node has
 	asked   bool // ADD was sent: it may hold addresses for the container
 }
 
@@ -32,7 +34,7 @@ func newForeignIPAM(conf *netconf.Conf, args *skel.CmdArgs) (*foreignIPAM, error
 	if err != nil {
 		return nil, noModule(err)
 	}
-	return &foreignIPAM{name: conf.IPAM.Type, program: program, args: args}, nil
+	return &foreignIPAM{name: conf.IPAM.Type, program: program, args: args, podCIDR: conf.WantsPodCIDR()}, nil
 }
 
 // lease is what a foreign IPAM module gave.
@@ -68,11 +70,45 @@ func (f *foreignIPAM) run(ctx context.Context, command string) ([]byte, error) {
 	if f.args.Args != "" {
 		args += ";" + f.args.Args
 	}
+	stdin, err := f.stdin(ctx, command)
+	if err != nil {
+		return nil, err
+	}
 	return moduleRun{
-		program: f.program, command: command, stdin: f.args.StdinData,
+		program: f.program, command: command, stdin: stdin,
 		env:    []string{args},
 		remedy: "see why the IPAM module " + f.name + " does not answer",
 	}.do(ctx)
+}
+
+// stdin is the module's configuration: ours, with the node's own ranges where it leaves them to Kubernetes. Only an ADD depends on which those are, and
+// a DEL must not depend on anybody who might not answer.
+func (f *foreignIPAM) stdin(ctx context.Context, command string) ([]byte, error) {
+	if !f.podCIDR {
+		return f.args.StdinData, nil
+	}
+	ranges := netconf.AnyRange()
+	if command == "ADD" {
+		var err error
+		if ranges, err = podRanges(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return netconf.WithPodCIDR(f.args.StdinData, ranges)
+}
+
+// rangesTurn is for the agent to ask the API server.
+const rangesTurn = 10 * time.Second
+
+// podRanges asks the agent, on a connection of its own.
+func podRanges(ctx context.Context) ([]netip.Prefix, error) {
+	d, err := dialAgent(ctx, rangesTurn)
+	if err != nil {
+		return nil, failure(attach.CodeTryAgain, fmt.Errorf("read the node's pod CIDR: %w", err), "start the agent on this node: it knows which range Kubernetes has given to the node")
+	}
+	defer d.close()
+	reply, err := d.ask(ctx, rangesTurn, "read the node's pod CIDR", attach.Request{Version: attach.Version, Verb: attach.Ranges})
+	return reply.Ranges, err
 }
 
 // delegate runs a command of the configuration's IPAM module where that is a foreign one, and does nothing where it is ours.

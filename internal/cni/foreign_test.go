@@ -82,6 +82,30 @@ func TestAddressesComeFromAForeignIPAM(t *testing.T) {
 	}
 }
 
+// What a container has is taken back also where nobody can say any more which range the node has.
+func TestForeignIPAMGivesOutOfTheNodesRangeInKubernetes(t *testing.T) {
+	n, p := newNode(t), newPod(t, "c1", "nginx")
+	a := taking()
+	a.ranges = []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24"), netip.MustParsePrefix("fd08::/64")}
+	a.start(n)
+	c := conf{members: `"nodename_file_optional":true,"nodename":"node-1","ipam":{"type":"host-local","dataDir":"/run/leases","ranges":[[{"subnet":"usePodCidr"}],[{"subnet":"usePodCidrIPv6"}]]}`}
+	n.mustAdd(c, p)
+	if req := a.lastRequest(); fmt.Sprint(req.Addrs) != "[10.8.0.2 fd08::2]" {
+		t.Errorf("the agent is told %+v", req)
+	}
+	a.mu.Lock()
+	a.ranges = nil
+	a.mu.Unlock()
+	other := newPod(t, "c2", "late")
+	if _, err := n.add(c, other); err == nil || !strings.Contains(err.Error(), "has given this node no range of that family") {
+		t.Errorf("ADD without a range: %v", err)
+	}
+	n.mustDel(c, p)
+	if got := n.leases(); len(got)+len(n.links())+a.registered() > 0 {
+		t.Errorf("after DEL: leases %v, links %v, %d pods", got, n.links(), a.registered())
+	}
+}
+
 func TestRoutesOfAForeignIPAMStandInForTheDefaultRoutes(t *testing.T) {
 	const some = `,"routes":[{"dst":"10.0.0.0/8","gw":"10.9.0.1"},{"dst":"fd00::/8"}]`
 	for _, c := range []struct{ inIPAM, more, want, want6 string }{

@@ -240,6 +240,7 @@ type fakeAgent struct {
 	hangLinks bool // never answer an ADD's second line
 	stale     []attach.Stale
 	status    *attach.Error
+	ranges    []netip.Prefix // of the node, as Kubernetes has it
 
 	mu       sync.Mutex
 	next     netip.Addr
@@ -330,6 +331,8 @@ func (a *fakeAgent) handle(req attach.Request) attach.Reply {
 		return a.pods[req.ContainerID]
 	case attach.Status:
 		return attach.Reply{Error: a.status}
+	case attach.Ranges:
+		return attach.Reply{Ranges: a.ranges}
 	case attach.GC:
 		return attach.Reply{Stale: a.stale}
 	case attach.Free:

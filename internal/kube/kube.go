@@ -314,11 +314,39 @@ func (n *Node) followServices() (services, endpoints, node *follower) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.services == nil {
-		tell := func(any) { signal(n.advertise) }
-		n.services = n.demand(Services, Only{}, tell)
-		n.node = n.demand(Nodes, Only{Fields: "metadata.name=" + n.cfg.Name}, tell)
+		n.services = n.demand(Services, Only{}, func(any) { signal(n.advertise) })
 	}
-	return n.services, n.followSlices(), n.node
+	return n.services, n.followSlices(), n.followNode()
+}
+
+// followNode is called with mu held.
+func (n *Node) followNode() *follower {
+	if n.node == nil {
+		n.node = n.demand(Nodes, Only{Fields: "metadata.name=" + n.cfg.Name}, func(any) {
+			if n.advertises() {
+				signal(n.advertise)
+			}
+		})
+	}
+	return n.node
+}
+
+// PodRanges are the ranges that Kubernetes has given to this node's pods, at most one of each family. It asks the API server the first time, and waits
+// for ctx and five seconds at most.
+func (n *Node) PodRanges(ctx context.Context) ([]netip.Prefix, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	n.mu.Lock()
+	f := n.followNode()
+	n.mu.Unlock()
+	node, ok := held[*corev1.Node](f, n.cfg.Name)
+	if !ok {
+		var err error
+		if node, err = ask[*corev1.Node](ctx, n.cfg.API, Nodes, "", n.cfg.Name); err != nil {
+			return nil, fmt.Errorf("read Node %s from Kubernetes: %w", n.cfg.Name, err)
+		}
+	}
+	return kubeconv.PodRanges(node), nil
 }
 
 // SayNetwork tells Kubernetes whether pods on this node have a network: the scheduler sends none to a Node whose condition NetworkUnavailable is

@@ -284,3 +284,25 @@ func TestFoundedTellsWhetherTheFirstAnswersHaveCome(t *testing.T) {
 	w.api.away.Store(false)
 	w.until("the answers are founded", func() bool { return n.Founded() == kube.Known })
 }
+
+func TestRangesOfTheNodesPodsAreThoseOfItsNode(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	if got, err := n.PodRanges(w.ctx()); !apierrors.IsNotFound(err) {
+		t.Errorf("without a Node: %v, %v", got, err)
+	}
+	_, err := w.cs.CoreV1().Nodes().Create(w.ctx(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: w.node}, Spec: corev1.NodeSpec{PodCIDR: "10.8.0.0/24", PodCIDRs: []string{"10.8.0.0/24", "fd08::/64"}},
+	}, metav1.CreateOptions{})
+	w.must(err)
+	t.Cleanup(func() { _ = w.cs.CoreV1().Nodes().Delete(context.Background(), w.node, metav1.DeleteOptions{}) })
+	const want = "[10.8.0.0/24 fd08::/64]"
+	if got, err := n.PodRanges(w.ctx()); err != nil || fmt.Sprint(got) != want {
+		t.Errorf("read from the API server: %v, %v", got, err)
+	}
+	w.until("it is answered from memory", func() bool {
+		before := w.api.gets.Load()
+		got, err := n.PodRanges(w.ctx())
+		return err == nil && fmt.Sprint(got) == want && w.api.gets.Load() == before
+	})
+}

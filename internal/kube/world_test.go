@@ -158,7 +158,7 @@ func (a *watched) Get(ctx context.Context, r kube.Resource, namespace, name stri
 
 func (a *watched) Lists(r kube.Resource, o kube.Only) cache.ListerWatcher {
 	inner := cache.ToListerWatcherWithContext(a.API.Lists(r, o))
-	return &cache.ListWatch{
+	return listed{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			if a.away.Load() {
 				return nil, errAway
@@ -171,8 +171,14 @@ func (a *watched) Lists(r kube.Resource, o kube.Only) cache.ListerWatcher {
 			}
 			return inner.WatchWithContext(ctx, opts)
 		},
-	}
+	}}
 }
+
+// listed is read by a list and then a watch: client-go's fake clients do not begin a watch with what there is.
+type listed struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is what client-go asks.
+func (listed) IsWatchListSemanticsUnSupported() bool { return true }
 
 // clientset is a kube.API by client-go's fake clients, with the field selectors that those pass over.
 type clientset struct{ cs kubernetes.Interface }
@@ -254,8 +260,11 @@ func (c clientset) watch(ctx context.Context, r kube.Resource, ns string, opts m
 }
 
 func (c clientset) Get(ctx context.Context, r kube.Resource, namespace, name string) (runtime.Object, error) {
-	if r == kube.Pods {
+	switch r {
+	case kube.Pods:
 		return c.cs.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	case kube.Nodes:
+		return c.cs.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	}
 	return c.cs.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 }

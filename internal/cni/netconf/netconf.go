@@ -228,7 +228,7 @@ func (m *Module) ForeignIPAM() bool {
 	return m.IPAM.Type != "muslin-ipam" && m.IPAM.Type != "calico-ipam"
 }
 
-// checkForeignIPAM refuses what is no program's name, and the two words by which Calico's plugin fills in a section for host-local.
+// checkForeignIPAM refuses what is no program's name.
 func (c *Conf) checkForeignIPAM() error {
 	if !c.ForeignIPAM() {
 		return nil
@@ -236,29 +236,7 @@ func (c *Conf) checkForeignIPAM() error {
 	if c.IPAM.Type == "" || strings.Contains(c.IPAM.Type, "/") {
 		return badKey("ipam.type", "is %q, want \"muslin-ipam\", \"calico-ipam\" or the name of another IPAM module", c.IPAM.Type)
 	}
-	for key, v := range map[string]any{"ipam.subnet": c.IPAM.Subnet, "ipam.ranges": c.IPAM.Ranges} {
-		if word, ok := podCIDRWord(v); ok {
-			return badKey(key, "is %q: this version does not read the node's pod CIDR from Kubernetes; write the subnet itself, or use muslin-ipam", word)
-		}
-	}
 	return nil
-}
-
-// podCIDRWord finds a word that stands for the node's pod CIDR, at any depth.
-func podCIDRWord(v any) (string, bool) {
-	switch v := v.(type) {
-	case string:
-		return v, strings.EqualFold(v, "usePodCidr") || strings.EqualFold(v, "usePodCidrIPv6")
-	case []any:
-		for _, e := range v {
-			if word, ok := podCIDRWord(e); ok {
-				return word, true
-			}
-		}
-	case map[string]any:
-		return podCIDRWord(v["subnet"])
-	}
-	return "", false
 }
 
 func (m *Module) check() error {

@@ -132,8 +132,6 @@ func TestParseNamesTheKeyThatIsWrong(t *testing.T) {
 		{`"nodename_file_optional":"true"`, `key "nodename_file_optional" has the type string, want bool`},
 		{`"ipam":"muslin-ipam"`, `key "ipam" has the type string, want object`},
 		{`"ipam":{"type":"../host-local"}`, `key "ipam.type" is "../host-local"`},
-		{`"ipam":{"type":"host-local","subnet":"usePodCidr"}`, `key "ipam.subnet" is "usePodCidr": this version does not read`},
-		{`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.0.0/8"}],[{"subnet":"usePodCidrIPv6"}]]}`, `key "ipam.ranges" is "usePodCidrIPv6"`},
 		{`"policy_setup_timeout_seconds":-1`, `key "policy_setup_timeout_seconds" is -1`},
 		{`"readiness_gates":"http://a"`, `key "readiness_gates" has the type string, want array`},
 		{`"log_file_max_size":"100"`, `key "log_file_max_size" has the type string, want whole number`},
