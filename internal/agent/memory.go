@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
@@ -53,31 +52,45 @@ func allocated() uint64 {
 
 // unmapProgram gives up the pages of the program that nobody writes: code and constants. The start of all that is linked in touches most of them, and
 // what goes on afterwards a third. These come back one by one as they are used, out of the page cache (madvise(2), MADV_DONTNEED on the mapping of
-// a file). Without MADV_NOHUGEPAGE a kernel that keeps files in huge pages would bring back 2 MiB for each.
+// a file). Without MADV_NOHUGEPAGE a kernel that keeps files in huge pages would bring back 2 MiB for each. A mapping with a page that is not the
+// file's any more (a loader's relocations, a debugger's breakpoints) stays as it is: that page would not come back.
 func unmapProgram() error {
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return fmt.Errorf("find the program: %w", err)
 	}
-	maps, err := os.Open("/proc/self/maps")
+	text, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("find the program's memory: %w", err)
 	}
-	defer func() { _ = maps.Close() }()
-	lines := bufio.NewScanner(maps)
-	for lines.Scan() {
-		var from, to uintptr
-		var rights string
-		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); err != nil {
-			return fmt.Errorf("read %q: %w", lines.Text(), err)
-		}
-		if strings.Contains(rights, "w") || !strings.HasSuffix(lines.Text(), " "+program) {
-			continue
-		}
-		_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_NOHUGEPAGE) // a kernel without them refuses
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
-			return fmt.Errorf("give up %q: %w", lines.Text(), errno)
+	for _, m := range unwritten(string(text), program) {
+		size := m.to - m.from
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, size, unix.MADV_NOHUGEPAGE) // a kernel without them refuses
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.from, size, unix.MADV_DONTNEED); errno != 0 {
+			return fmt.Errorf("give up memory from %#x to %#x: %w", m.from, m.to, errno)
 		}
 	}
-	return lines.Err()
+	return nil
+}
+
+// mapping is a range of this process's memory.
+type mapping struct{ from, to uintptr }
+
+// unwritten finds in what /proc/self/smaps says the mappings of a file that nobody can write, and of which nothing has been written (proc(5)).
+func unwritten(smaps, file string) (out []mapping) {
+	var m mapping
+	ours := false
+	for line := range strings.Lines(smaps) {
+		line = strings.TrimSuffix(line, "\n")
+		var at mapping
+		var rights string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s", &at.from, &at.to, &rights); n == 3 {
+			m, ours = at, !strings.Contains(rights, "w") && strings.HasSuffix(line, " "+file)
+			continue
+		}
+		if kind, size, _ := strings.Cut(line, ":"); ours && kind == "Anonymous" && strings.TrimSpace(size) == "0 kB" {
+			out = append(out, m)
+		}
+	}
+	return out
 }

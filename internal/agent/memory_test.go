@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -29,4 +30,24 @@ func residentOfFiles(t *testing.T) (kib int) {
 		t.Fatal(err)
 	}
 	return kib
+}
+
+func TestMappingsThatWereWrittenStay(t *testing.T) {
+	const smaps = `00400000-00500000 r-xp 00000000 fe:00 11 /bin/agent
+Size:               1024 kB
+Anonymous:             0 kB
+00500000-00600000 r--p 00100000 fe:00 11 /bin/agent
+Anonymous:             4 kB
+AnonHugePages:         0 kB
+00600000-00700000 rw-p 00200000 fe:00 11 /bin/agent
+Anonymous:             0 kB
+00700000-00800000 r--p 00000000 fe:00 12 /bin/other
+Anonymous:             0 kB
+00800000-00900000 r--p 00300000 fe:00 11 /bin/agent
+Anonymous:             0 kB
+`
+	want := []mapping{{0x400000, 0x500000}, {0x800000, 0x900000}}
+	if got := unwritten(smaps, "/bin/agent"); !slices.Equal(got, want) {
+		t.Errorf("got %x, want %x", got, want)
+	}
 }
