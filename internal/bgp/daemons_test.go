@@ -83,6 +83,19 @@ func (b *bird) show(args ...string) string {
 	return b.ns.Exec(append([]string{"birdc", "-s", b.socket, "show"}, args...)...)
 }
 
+// resumed waits until BIRD has been told everything by a neighbor that was away. One that goes away again before that loses what BIRD kept for it (RFC
+// 4724 section 4.2).
+func (b *bird) resumed(protocol string) {
+	b.t.Helper()
+	within(b.t, waitLong, func() error {
+		out := b.show("protocols", "all", protocol)
+		if !strings.Contains(out, "Established") || strings.Contains(out, "Neighbor graceful restart active") {
+			return fmt.Errorf("not everything has been told again: %s", out)
+		}
+		return nil
+	})
+}
+
 // has waits until BIRD's table entry for a prefix contains all of the texts.
 func (b *bird) has(prefix string, texts ...string) {
 	b.t.Helper()

@@ -51,6 +51,7 @@ func TestMeshWithBIRDOfACalicoNode(t *testing.T) {
 	configured(ours, "a", meshModel())
 	ours.eventually(learns("172.20.2.0/26 via 10.0.0.2"))
 	theirs.has("172.20.1.0/26", "via 10.0.0.1")
+	theirs.resumed("Mesh_10_0_0_1")
 	watch("172.20.1.0/26")
 
 	t.Log("a closed speaker's routes stay until it is back")
@@ -60,6 +61,7 @@ func TestMeshWithBIRDOfACalicoNode(t *testing.T) {
 	ours = startSpeaker(t, a, "restarting")
 	configured(ours, "a", meshModel())
 	ours.eventually(learns("172.20.2.0/26 via 10.0.0.2"))
+	theirs.resumed("Mesh_10_0_0_1")
 	watch("172.20.1.0/26")
 
 	t.Log("a route that is no longer announced is gone")
