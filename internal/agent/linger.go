@@ -28,6 +28,8 @@ type linger struct {
 	now   func() time.Time // with a monotonic clock
 	modes [3]lingering     // as in plan.Modes
 	begun time.Time        // until when other nodes may not know that IP-in-IP is asked for
+	kept  plan.Modes       // as keep said last
+	early bool             // as ipipBegun said last
 	timer *time.Timer      // fires when a time is over; nil: none runs
 }
 
@@ -66,7 +68,8 @@ func lingerFrom(env config.Env) (time.Duration, error) {
 func (l *linger) keep() plan.Modes {
 	now := l.now()
 	stays := func(m lingering) bool { return m.asked || now.Before(m.until) }
-	return plan.Modes{IPIP: stays(l.modes[0]), VXLAN: stays(l.modes[1]), VXLAN6: stays(l.modes[2])}
+	l.kept = plan.Modes{IPIP: stays(l.modes[0]), VXLAN: stays(l.modes[1]), VXLAN6: stays(l.modes[2])}
+	return l.kept
 }
 
 // left says which encapsulations go on receiving though nobody asks for them.
@@ -79,18 +82,24 @@ func (l *linger) left() plan.Modes {
 // ipipBegun tells whether other nodes may not know yet that pools ask for IP-in-IP: for as long as after the end of an encapsulation nodes are let
 // in by it. The round in which a pool asks for it first is part of that.
 func (l *linger) ipipBegun() bool {
-	return l.time > 0 && (!l.modes[0].asked || l.now().Before(l.begun))
+	l.early = l.time > 0 && (!l.modes[0].asked || l.now().Before(l.begun))
+	return l.early
 }
 
-// saw takes note of what pools ask for now.
+// saw takes note of what pools ask for now. What this round has gone by wakes the loop when its time is over, also where that has been while the round went on.
 func (l *linger) saw(m plan.Modes) {
 	now := l.now()
 	var next time.Duration
-	soon := func(left time.Duration) {
+	soon := func(at time.Time, goneBy bool) {
+		left := at.Sub(now)
+		if goneBy {
+			left = max(left, time.Nanosecond)
+		}
 		if left > 0 && (next == 0 || left < next) {
 			next = left
 		}
 	}
+	kept := [len(l.modes)]bool{l.kept.IPIP, l.kept.VXLAN, l.kept.VXLAN6}
 	if m.IPIP && !l.modes[0].asked {
 		l.begun = now.Add(l.time)
 	}
@@ -100,11 +109,11 @@ func (l *linger) saw(m plan.Modes) {
 			x.until = now.Add(l.time)
 		}
 		if x.asked = asked; !asked {
-			soon(x.until.Sub(now))
+			soon(x.until, kept[i])
 		}
 	}
 	if m.IPIP {
-		soon(l.begun.Sub(now))
+		soon(l.begun, l.early)
 	}
 	l.wake(next)
 }

@@ -41,6 +41,56 @@ func TestEncapsulationReceivesOnForAWhileAfterTheLastPool(t *testing.T) {
 	})
 }
 
+func TestTimeThatEndsWithinARoundWakesTheNextOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, length := range []time.Duration{lingerTime, 0} {
+			l := newLinger(length, time.Now, kernel.Host{})
+			l.saw(plan.Modes{VXLAN: true})
+			l.keep()
+			l.saw(plan.Modes{})
+			time.Sleep(max(length-time.Second, 0))
+			if length > 0 && !l.keep().VXLAN {
+				t.Error("the encapsulation goes before its time is over")
+			}
+			time.Sleep(2 * time.Second) // the round takes as long
+			l.saw(plan.Modes{})
+			if l.over() == nil {
+				t.Fatalf("%v: nothing wakes the round that is to take the encapsulation away", length)
+			}
+			<-l.over()
+			if l.keep() != (plan.Modes{}) {
+				t.Errorf("%v: keeps %+v when the timer has fired", length, l.keep())
+			}
+			if l.saw(plan.Modes{}); l.over() != nil {
+				t.Errorf("%v: a timer runs though nothing is left", length)
+			}
+		}
+	})
+}
+
+func TestBeginningThatEndsWithinARoundWakesTheNextOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLinger(lingerTime, time.Now, kernel.Host{})
+		l.ipipBegun()
+		l.saw(plan.Modes{IPIP: true})
+		time.Sleep(lingerTime - time.Second)
+		if !l.ipipBegun() {
+			t.Error("the beginning is over before its time")
+		}
+		time.Sleep(2 * time.Second)
+		if l.saw(plan.Modes{IPIP: true}); l.over() == nil {
+			t.Fatal("nothing wakes the round that is to go by the end of the beginning")
+		}
+		<-l.over()
+		if l.ipipBegun() {
+			t.Error("it is the beginning still")
+		}
+		if l.saw(plan.Modes{IPIP: true}); l.over() != nil {
+			t.Error("a timer runs though nothing is awaited")
+		}
+	})
+}
+
 func TestIPIPHasBegunUntilEveryNodeMustKnow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, c := range []struct {
