@@ -65,12 +65,23 @@ func readStat(pid int) (procStat, error) {
 	return procStat{start, fields[0], threads}, err
 }
 
-// alive reports whether the process still runs. A zombie does not, once the last of its threads is gone: until then its files are open, and their locks
-// held.
+// alive reports whether the process still runs. A zombie does not.
 func (p process) alive() bool {
+	s, ok := p.stat()
+	return ok && s.state != "Z" && s.state != "X"
+}
+
+// gone reports whether nothing of the process is left but perhaps a zombie. One that was killed is not while a thread of it ends: until then its files are
+// open, and their locks held.
+func (p process) gone() bool {
+	s, ok := p.stat()
+	return !ok || s.state == "X" || s.state == "Z" && s.threads <= 1
+}
+
+// stat is what the kernel says of the process; ok is false if it knows no such process.
+func (p process) stat() (s procStat, ok bool) {
 	s, err := readStat(p.PID)
-	over := s.state == "X" || s.state == "Z" && s.threads <= 1
-	return p.PID != 0 && err == nil && s.start == p.Start && !over
+	return s, p.PID != 0 && err == nil && s.start == p.Start
 }
 
 // signal reaches the process or nobody. One that is gone is no error.
@@ -100,7 +111,7 @@ func (p process) end(ctx context.Context, sig unix.Signal) error {
 	if err := p.signal(sig); err != nil {
 		return err
 	}
-	return poll(ctx, func() bool { return !p.alive() })
+	return poll(ctx, p.gone)
 }
 
 // endWithin is end with a limit, after which the process is killed; late says that it had to be. The process is gone unless err is set.

@@ -298,7 +298,7 @@ func (l *Lab) clear(ctx context.Context) error {
 func endAll(ctx context.Context, s *state) error {
 	ending := map[process]struct{}{}
 	return poll(ctx, func() bool {
-		maps.DeleteFunc(ending, func(p process, _ struct{}) bool { return !p.alive() })
+		maps.DeleteFunc(ending, func(p process, _ struct{}) bool { return p.gone() })
 		holders, others := marked(s.ID, s.Since)
 		victims := others
 		if len(others)+len(ending) == 0 {
