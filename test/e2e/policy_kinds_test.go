@@ -25,16 +25,7 @@ func openAt(t *testing.T, l *lab.Lab, node string, port int) {
 	if err := l.Within(node, func() (err error) { ln, err = net.Listen("tcp", ":"+strconv.Itoa(port)); return err }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	accept(t, ln)
 }
 
 // opener calls a function within a pod, a node or outside.

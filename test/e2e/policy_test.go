@@ -57,6 +57,12 @@ func listenTCP(t *testing.T, l *lab.Lab, name string, port int) {
 	if err := l.WithinPod(name, func() (err error) { ln, err = net.Listen("tcp", ":"+strconv.Itoa(port)); return err }); err != nil {
 		t.Fatal(err)
 	}
+	accept(t, ln)
+}
+
+// accept takes connections and ends them, until the test does.
+func accept(t *testing.T, ln net.Listener) {
+	t.Helper()
 	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
 		for {
