@@ -26,8 +26,9 @@ const usage = `muslin-node is the agent of a node: it programs routes, tunnels a
   muslin-node config      print every setting as it would take effect here, and what made it so
   muslin-node install     put CNI programs, etcd's certificates and the network configuration on this host, the last once
                           the agent serves pods; then stay and renew them (SLEEP=false: end), as CNI_… variables say
-  muslin-node uninstall [--force]
-                          take everything of ours off this host: routes, devices, rules, sets, files; --force: pods too
+  muslin-node uninstall [--force | --stay]
+                          take everything of ours off this host: routes, devices, rules, sets, files, the plugin's log;
+                          --force: pods too; --stay: then stay until SIGTERM or SIGINT, as a pod of a DaemonSet has to
   muslin-node -shutdown   write down that the node is going down, as a preStop hook does
   muslin-node --version
   muslin-node --help
@@ -51,6 +52,8 @@ func Main(ctx context.Context, p Process) int {
 		err = installHost(ctx, p)
 	case "uninstall", "uninstall --force":
 		err = uninstall(ctx, p, strings.HasSuffix(verb, "--force"))
+	case "uninstall --stay":
+		err = uninstallAndStay(ctx, p)
 	case "shutdown":
 		err = shutdown(ctx, p.Environ)
 	default:

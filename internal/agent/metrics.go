@@ -39,6 +39,10 @@ func (a *Agent) facts() health.Facts {
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
 	f.BGP = a.bgp.numbers()
+	if a.cluster != nil {
+		known, asked := a.cluster.Looked()
+		f.Pods = &health.Pods{Known: known, Asked: asked}
+	}
 	n := a.guard.numbers()
 	f.ActivePolicies, f.ActiveSelectors, f.ActiveStaged = n.policies, n.selectors, n.staged
 	f.Matched = a.guard.tally.matched()

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/cni/cnilog"
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/install"
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -56,14 +57,32 @@ func uninstall(ctx context.Context, p Process, force bool) error {
 		return err
 	}
 	removed, confErr := s.RemoveConfiguration()
-	for _, file := range removed {
+	for _, file := range removed.Files {
 		log.Info("network configuration removed", "file", file)
 	}
-	err = errors.Join(confErr, c.kernel(ctx), c.podDevices(ctx), s.RemoveFiles(), removeOwnFiles(p.Environ))
+	err = errors.Join(confErr, c.kernel(ctx), c.podDevices(ctx), s.RemoveFiles(), removeOwnFiles(p.Environ), removeLogs(removed.Logs))
 	if err == nil {
 		log.Info("nothing of Muslin is left on this host, but for kernel settings such as net.ipv4.ip_forward, which stay as they are")
 	}
 	return err
+}
+
+// uninstallAndStay does the same and then stays until ctx ends, as a pod of a DaemonSet has to.
+func uninstallAndStay(ctx context.Context, p Process) error {
+	if err := uninstall(ctx, p, false); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// removeLogs removes the logs of our plugins, last: they might be wanted if anything before failed.
+func removeLogs(paths []string) error {
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, cnilog.Remove(path))
+	}
+	return errors.Join(errs...)
 }
 
 // clearance takes the kernel's objects away.

@@ -24,7 +24,8 @@ type Facts struct {
 	Problems, LogErrors, LogsDropped                  int
 	Addresses                                         Addresses
 	Planned                                           Planned
-	BGP                                               *BGP // nil: the node has no BGP
+	BGP                                               *BGP  // nil: the node has no BGP
+	Pods                                              *Pods // nil: there is no Kubernetes
 }
 
 // Addresses counts what the node has of the pools.
@@ -35,6 +36,9 @@ type BGP struct {
 	Sessions                       map[string]int // by state, as RFC 4271 names it
 	Received, Accepted, Advertised uint64         // routes, of all sessions together
 }
+
+// Pods counts whose facts were asked for, by pods' ADDs: those that were known already, and those that the API server had to be asked for.
+type Pods struct{ Known, Asked uint64 }
 
 // Matched says of which rules packets are counted: by what the rules do, and whether it is really done.
 type Matched struct {
@@ -187,6 +191,17 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 			"mostly the first alone. Reason says why packets were dropped that no rule denies.", float64(n), "action", m.Action, "staged", strconv.FormatBool(m.Staged), "reason", m.Reason)
 	}
 	f.BGP.collect(out)
+	f.Pods.collect(out)
+}
+
+func (p *Pods) collect(out chan<- prometheus.Metric) {
+	if p == nil {
+		return
+	}
+	for from, n := range map[string]uint64{"memory": p.Known, "api-server": p.Asked} {
+		out <- constant(prometheus.CounterValue, "muslin_pod_facts_total", "Pods whose labels and annotations an ADD wanted, by where they came from: memory, or a question to the API server "+
+			"for a pod that was not followed yet.", float64(n), "from", from)
+	}
 }
 
 func (b *BGP) collect(out chan<- prometheus.Metric) {

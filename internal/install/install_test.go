@@ -274,8 +274,10 @@ func TestRemovalTakesEveryConfigurationThatCallsUs(t *testing.T) {
 	h.write(nets+"/30-ipam.conf", `{"name":"o","type":"bridge","ipam":{"type":"muslin-ipam"}}`)
 	h.write(nets+"/notes.txt", `{"name":"o","type":"muslin"}`)
 	removed, err := h.settings().RemoveConfiguration()
-	if err != nil || len(removed) != 2 {
-		t.Errorf("removed %q, %v", removed, err)
+	want := Removed{Files: []string{filepath.Join(h.settings().NetDir, "05-mine.conflist"), filepath.Join(h.settings().NetDir, "30-ipam.conf")},
+		Logs: []string{"/var/log/calico/cni/cni.log"}}
+	if diff := cmp.Diff(want, removed); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 	if err := h.settings().RemoveFiles(); err != nil {
 		t.Fatal(err)

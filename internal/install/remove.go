@@ -10,53 +10,69 @@ import (
 	"strings"
 )
 
+// Removed is what RemoveConfiguration has taken away.
+type Removed struct {
+	Files []string // network configurations
+	Logs  []string // the logs of our plugins that these named; the files are still there
+}
+
 // RemoveConfiguration takes the network configurations of ours away, whatever their names, so that the runtime calls our plugin no more. Those that
 // cannot be read are left.
-func (s Settings) RemoveConfiguration() (removed []string, err error) {
+func (s Settings) RemoveConfiguration() (removed Removed, err error) {
 	entries, err := os.ReadDir(s.NetDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("look for network configurations: %w", err)
+		return removed, fmt.Errorf("look for network configurations: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(s.NetDir, e.Name())
-		if ext := filepath.Ext(path); ext != ".conf" && ext != ".conflist" && ext != ".json" || !callsUs(path) {
+		ours, logs := callsUs(path)
+		if ext := filepath.Ext(path); ext != ".conf" && ext != ".conflist" && ext != ".json" || !ours {
 			continue
 		}
 		if err := removeFile(path); err != nil {
 			errs = append(errs, fmt.Errorf("remove a network configuration: %w", err))
 			continue
 		}
-		removed = append(removed, path)
+		removed.Files, removed.Logs = append(removed.Files, path), append(removed.Logs, logs...)
 	}
 	return removed, errors.Join(errs...)
 }
 
-// callsUs tells whether a network configuration names a program of ours: under its own name, or as Calico's where that name is a link to ours.
-func callsUs(path string) bool {
+// callsUs tells whether a network configuration names a program of ours, under its own name or as Calico's where that name is a link to ours, and
+// which logs such programs have.
+func callsUs(path string) (ours bool, logs []string) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return false
+		return false, nil
 	}
 	type plugin struct {
 		Type string
 		IPAM struct{ Type string }
+		Log  string `json:"log_file_path"`
 	}
 	var conf struct {
 		plugin
 		Plugins []plugin
 	}
 	if json.Unmarshal(text, &conf) != nil {
-		return false
+		return false, nil
 	}
 	for _, p := range append(conf.Plugins, conf.plugin) {
-		for _, name := range []string{p.Type, p.IPAM.Type} {
-			if _, alias := aliases[name]; alias || strings.HasPrefix(name, "muslin") {
-				return true
-			}
+		if !isOurs(p.Type) && !isOurs(p.IPAM.Type) {
+			continue
+		}
+		ours = true
+		if p.Log != "" {
+			logs = append(logs, p.Log)
 		}
 	}
-	return false
+	return ours, logs
+}
+
+func isOurs(program string) bool {
+	_, alias := aliases[program]
+	return alias || strings.HasPrefix(program, "muslin")
 }
 
 // RemoveFiles takes away what else was put on the host: certificates, kubeconfig, and the programs that are still as they were put there.

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -64,6 +65,8 @@ type Node struct {
 	node     *follower
 	secrets  map[string]*follower
 	asked    map[string]struct{} // services whose members somebody wants
+
+	known, unknown atomic.Uint64 // pods that Pod had in memory, and those that it had to ask for
 }
 
 // New prepares a Node. Nothing is asked before Run.
@@ -126,7 +129,10 @@ func (n *Node) Pod(ctx context.Context, ref attach.Pod) (*corev1.Pod, *corev1.Na
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	pod, ok := held[*corev1.Pod](n.pods, ref.Namespace+"/"+ref.Name)
-	if !ok || !kubeconv.IsPod(pod, ref.UID) || ref.UID == "" {
+	if ok && kubeconv.IsPod(pod, ref.UID) && ref.UID != "" {
+		n.known.Add(1)
+	} else {
+		n.unknown.Add(1)
 		var err error
 		if pod, err = ask[*corev1.Pod](ctx, n.cfg.API, Pods, ref.Namespace, ref.Name); err != nil {
 			return nil, nil, err
@@ -144,6 +150,9 @@ func (n *Node) Pod(ctx context.Context, ref attach.Pod) (*corev1.Pod, *corev1.Na
 	}
 	return pod, ns, nil
 }
+
+// Looked counts how often Pod had what it was asked for in memory, and how often it had to ask the API server.
+func (n *Node) Looked() (known, unknown uint64) { return n.known.Load(), n.unknown.Load() }
 
 // held is an object that a follower has.
 func held[T any](f *follower, key string) (out T, ok bool) {

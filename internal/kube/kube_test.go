@@ -58,6 +58,12 @@ func TestPodIsReadOnceAndThenAnsweredFromMemory(t *testing.T) {
 	if got.ManagedFields != nil || got.Spec.Containers[0].Image != "" {
 		t.Errorf("kept what nobody uses: %+v", got)
 	}
+	if known, unknown := idle.Looked(); known != 0 || unknown != 1 {
+		t.Errorf("counted %d answers from memory and %d questions of a node that follows nothing, want one question", known, unknown)
+	}
+	if known, _ := n.Looked(); known == 0 {
+		t.Error("no answer from memory is counted")
+	}
 }
 
 func TestOnlyThePodOfTheRuntimesUIDIsAnswered(t *testing.T) {

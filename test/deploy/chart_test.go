@@ -31,6 +31,7 @@ func plain(text string) string {
 func TestGoldenManifestsAreTheChart(t *testing.T) {
 	for name, args := range map[string][]string{
 		"muslin.yaml":    {"-f", "deploy/helm/manifest-values.yaml"},
+		"uninstall.yaml": {"-f", "deploy/helm/manifest-values.yaml", "--set", "uninstall.enabled=true", "--show-only", "templates/uninstall.yaml"},
 		"muslinctl.yaml": {"-f", "deploy/helm/manifest-values.yaml", "--set", "ctl.enabled=true", "--show-only", "templates/muslinctl.yaml"},
 	} {
 		text, err := rendered(args...)

@@ -41,6 +41,7 @@ func manifest(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	all := documents(t, file(t, "kubernetes/muslin.yaml"))
 	maps.Copy(all, documents(t, file(t, "kubernetes/muslinctl.yaml")))
+	maps.Copy(all, documents(t, file(t, "kubernetes/uninstall.yaml")))
 	return all
 }
 
@@ -74,7 +75,7 @@ func TestManifestHoldsNoFieldThatKubernetesDoesNotKnow(t *testing.T) {
 			t.Errorf("%s of %v: nobody expects it", name, apiVersion)
 		}
 	}
-	if seen["DaemonSet"] != 1 || seen["Deployment"] != 2 || seen["PodDisruptionBudget"] != 1 || seen["Secret"] != 1 {
+	if seen["DaemonSet"] != 2 || seen["Deployment"] != 2 || seen["PodDisruptionBudget"] != 1 || seen["Secret"] != 1 {
 		t.Errorf("kinds: %v", seen)
 	}
 }

@@ -13,9 +13,9 @@ import (
 // ownHost gives a node folders of its own where the host's would be the machine's, and returns how to run a shell line there.
 func ownHost(t *testing.T, l *lab.Lab, node string) func(line string) (string, error) {
 	t.Helper()
-	run(t, l, node, "sh", "-c", "for d in /opt /etc/cni; do mkdir -p $d; mount -t tmpfs tmpfs $d; done; mkdir -p /opt/cni/bin /etc/cni/net.d /etc/cni/secret; echo CA > /etc/cni/secret/etcd-ca")
+	run(t, l, node, "sh", "-c", "for d in /opt /etc/cni; do mkdir -p $d; mount -t tmpfs tmpfs $d; done; mkdir -p /opt/cni/bin /etc/cni/net.d /etc/cni/secret /etc/cni/log; echo CA > /etc/cni/secret/etcd-ca")
 	return func(line string) (string, error) {
-		return try(t, l, node, "env", "TLS_ASSETS_DIR=/etc/cni/secret", "SLEEP=false", "CNI_CONF_NAME=10-muslin.conflist", "sh", "-c", line)
+		return try(t, l, node, "env", "TLS_ASSETS_DIR=/etc/cni/secret", "SLEEP=false", "CNI_CONF_NAME=10-muslin.conflist", "LOG_FILE_PATH=/etc/cni/log/cni.log", "sh", "-c", line)
 	}
 }
 
@@ -31,6 +31,9 @@ func TestUninstallLeavesNothingOfOurs(t *testing.T) {
 	}
 	if got, _ := sh("cd /etc/cni/net.d; ls"); strings.Join(strings.Fields(got), " ") != "10-muslin.conflist calico-tls" {
 		t.Errorf("installed: %q", got)
+	}
+	if _, err := sh("cd /etc/cni/log; touch cni.log cni-2026-11-21T05-46-19.123.log others.log"); err != nil {
+		t.Fatal(err)
 	}
 	run(t, l, "node-1", "iptables-legacy", "-N", "cali-of-before") // by an agent that was set to the other backend
 	run(t, l, "node-1", "iptables-nft", "-N", "ANOTHERS")
@@ -57,6 +60,7 @@ func TestUninstallLeavesNothingOfOurs(t *testing.T) {
 		"files":          "ls -A /run/muslin /opt/cni/bin /etc/cni/net.d | grep -v ':$' || true",
 		"node's files":   "ls /var/lib/calico | grep -E 'nodename|mtu' || true",
 		"programs alone": "find /opt/cni -type f",
+		"logs":           "ls /etc/cni/log | grep -v others.log || true",
 	} {
 		if got, err := sh(line); err != nil || strings.TrimSpace(got) != "" {
 			t.Errorf("%s are left: %s (%v)", what, got, err)
@@ -64,6 +68,9 @@ func TestUninstallLeavesNothingOfOurs(t *testing.T) {
 	}
 	if _, err := sh("iptables-nft -L ANOTHERS"); err != nil {
 		t.Errorf("another's chain: %v", err)
+	}
+	if _, err := sh("ls /etc/cni/log/others.log"); err != nil {
+		t.Errorf("another's log: %v", err)
 	}
 	if _, err := sh("muslin-node uninstall"); err != nil {
 		t.Errorf("once more: %v", err)

@@ -39,6 +39,7 @@ func TestIptables(t *testing.T) {
 	w.step("services answer", world.servicesAnswer)
 	w.step("host ports answer", world.hostPortsAnswer)
 	w.step("sixty pods come and go", world.sixtyPodsComeAndGo)
+	w.step("agents know their pods", world.agentsKnowTheirPods)
 	w.step("kubelets and containerds are restarted", world.runtimesRestart)
 	w.step("agents are killed under traffic", world.agentsKilledUnderTraffic)
 	w.step("agents are upgraded and put back under traffic", world.agentsUpgradedUnderTraffic)
@@ -51,6 +52,7 @@ func TestIptables(t *testing.T) {
 	w.step("a node's machine is replaced", world.nodeIsReplaced)
 	w.step("a node is made anew under its old name", world.nodeIsNew)
 	w.step("the books balance", world.booksBalance)
+	w.step("Muslin is taken off the hosts", world.takenOff)
 }
 
 // TestNftables does the same for what kube-proxy's mode may change.

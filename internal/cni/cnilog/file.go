@@ -128,30 +128,56 @@ func (f *file) stem() (stem, ext string) {
 	return strings.TrimSuffix(filepath.Base(f.path), ext) + "-", ext
 }
 
-// prune removes files that were moved aside too long ago, or are too many.
-func (f *file) prune() error {
-	entries, err := os.ReadDir(filepath.Dir(f.path))
-	if err != nil {
+// Remove takes a log file away, and those that were moved aside from it. One that is not there is no error.
+func Remove(path string) error {
+	f := newFile(Config{Path: path})
+	olds, err := f.olds()
+	errs := []error{err}
+	for _, o := range olds {
+		errs = append(errs, f.remove(o.name))
+	}
+	if err := errors.Join(append(errs, f.remove(filepath.Base(path)))...); err != nil {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	return nil
+}
+
+// remove takes away a file beside the log, or the log itself. That it is gone is no error.
+func (f *file) remove(name string) error {
+	if err := os.Remove(filepath.Join(filepath.Dir(f.path), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	type old struct {
-		name string
-		at   time.Time
+	return nil
+}
+
+// old is a file that was moved aside.
+type old struct {
+	name string
+	at   time.Time
+}
+
+// olds lists them, the youngest first.
+func (f *file) olds() (olds []old, err error) {
+	entries, err := os.ReadDir(filepath.Dir(f.path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	var olds []old
 	for _, e := range entries {
 		if at, ok := f.movedAt(e.Name()); ok {
 			olds = append(olds, old{e.Name(), at})
 		}
 	}
-	slices.SortFunc(olds, func(a, b old) int { return cmp.Or(b.at.Compare(a.at), cmp.Compare(a.name, b.name)) }) // the youngest first
-	var errs []error
+	slices.SortFunc(olds, func(a, b old) int { return cmp.Or(b.at.Compare(a.at), cmp.Compare(a.name, b.name)) })
+	return olds, nil
+}
+
+// prune removes files that were moved aside too long ago, or are too many.
+func (f *file) prune() error {
+	olds, err := f.olds()
+	errs := []error{err}
 	for i, o := range olds {
-		if i < f.count && f.now().Sub(o.at) <= f.age {
-			continue
-		}
-		if err := os.Remove(filepath.Join(filepath.Dir(f.path), o.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+		if i >= f.count || f.now().Sub(o.at) > f.age {
+			errs = append(errs, f.remove(o.name))
 		}
 	}
 	return errors.Join(errs...)

@@ -31,3 +31,15 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* what both containers of the uninstaller have */}}
+{{- define "muslin.uninstall" }}
+securityContext: {privileged: true, readOnlyRootFilesystem: true}
+volumeMounts:
+- {name: cni-bin-dir, mountPath: /host/opt/cni/bin}
+- {name: cni-net-dir, mountPath: /host/etc/cni/net.d}
+- {name: run-muslin, mountPath: /run/muslin}
+- {name: var-lib-calico, mountPath: /var/lib/calico}
+- {name: var-log-calico, mountPath: /var/log/calico}
+- {name: xtables-lock, mountPath: /run/xtables.lock}
+{{- end }}
