@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/muslin-cni/muslin/internal/bgptest"
 	"github.com/muslin-cni/muslin/internal/peering"
 )
 
@@ -40,17 +41,17 @@ func TestNewASNumberEndsSessionsAndKeepsRoutes(t *testing.T) {
 	f.cfg.AS, p.LocalAS = 64513, 64513
 	f.apply(p)
 	for { // updates, then the end
-		if _, err := w.receive(); err != nil {
+		if _, err := w.Receive(); err != nil {
 			break
 		}
 	}
 	w = f.connect(f.good)
 	for {
-		kind, err := w.receive()
+		kind, err := w.Receive()
 		if err != nil {
 			t.Fatalf("no route was sent: %v", err)
 		}
-		if kind == msgUpdate {
+		if kind == bgptest.Update {
 			return
 		}
 	}
@@ -64,7 +65,7 @@ func TestNothingRunsAfterClose(t *testing.T) {
 	if err := f.s.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if kind, err := w.receive(); err == nil && kind == 3 {
+	if kind, err := w.Receive(); err == nil && kind == 3 {
 		t.Error("the peer was sent a notification") // it would drop the routes
 	}
 	if err := f.s.Apply(context.Background(), f.cfg); !errors.Is(err, errClosed) {
@@ -102,7 +103,7 @@ func TestChangedSaysThatARouteCame(t *testing.T) {
 	f := newFuzzed(t)
 	f.apply(session(f.good))
 	w := f.connect(f.good)
-	if err := w.send(msgUpdate, update(f.good)); err != nil {
+	if err := w.Send(bgptest.Update, route(f.good)); err != nil {
 		t.Fatal(err)
 	}
 	for range 1000 {

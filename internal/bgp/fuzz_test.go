@@ -1,11 +1,7 @@
 package bgp
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -13,76 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/muslin-cni/muslin/internal/bgptest"
 	"github.com/muslin-cni/muslin/internal/peering"
 )
 
-// Types of BGP messages (RFC 4271 section 4.1).
-const (
-	msgOpen      = 1
-	msgUpdate    = 2
-	msgKeepalive = 4
-)
-
-// farEnd is the far end of a session, played by the test byte by byte.
-type farEnd struct{ net.Conn }
-
-func (w farEnd) send(kind byte, body []byte) error {
-	head := append(bytes.Repeat([]byte{0xff}, 16), 0, 0, kind)
-	binary.BigEndian.PutUint16(head[16:], uint16(len(head)+len(body)))
-	_, err := w.Write(append(head, body...))
-	return err
-}
-
-func (w farEnd) receive() (kind byte, err error) {
-	var head [19]byte
-	if _, err := io.ReadFull(w, head[:]); err != nil {
-		return 0, err
-	}
-	_, err = io.CopyN(io.Discard, w, int64(binary.BigEndian.Uint16(head[16:]))-int64(len(head)))
-	return head[18], err
-}
-
-// establish makes a session from the address to the server at to, as AS 65001 with the address as router id.
-func establish(from netip.Addr, to netip.AddrPort) (farEnd, error) {
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: 5 * time.Second}
-	c, err := d.Dial("tcp", to.String())
-	if err != nil {
-		return farEnd{}, err
-	}
-	w := farEnd{c}
-	if err := w.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return w, err
-	}
-	id := from.As4()
-	open := append([]byte{4, 0xfd, 0xe9, 0, 240}, id[:]...)
-	open = append(open, 16, 2, 14, 1, 4, 0, 1, 0, 1, 64, 6, 0, 120, 0, 1, 1, 0) // IPv4 unicast (RFC 4760), that may restart (RFC 4724)
-	if err := w.send(msgOpen, open); err != nil {
-		return w, err
-	}
-	for {
-		kind, err := w.receive()
-		switch {
-		case err != nil:
-			return w, fmt.Errorf("open session: %w", err)
-		case kind == msgOpen:
-			if err := w.send(msgKeepalive, nil); err != nil {
-				return w, err
-			}
-		case kind == msgKeepalive:
-			return w, nil
-		default:
-			return w, fmt.Errorf("the session was answered with message %d", kind)
-		}
-	}
-}
-
-// update is the body of a well-formed UPDATE for 203.0.113.0/24 (RFC 4271 section 4.3).
-func update(hop netip.Addr) []byte {
-	a := hop.As4()
-	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 4, 2, 1, 0xfd, 0xe9, 0x40, 3, 4, a[0], a[1], a[2], a[3]}
-	body := append([]byte{0, 0, 0, byte(len(attrs))}, attrs...)
-	return append(body, 24, 203, 0, 113)
-}
+// peerAS is the AS of every peer that these tests play.
+const peerAS = 65001
 
 // fuzzed is a server on loopback with one well-behaved peer, and as many others as are asked for.
 type fuzzed struct {
@@ -95,7 +27,7 @@ type fuzzed struct {
 
 func session(peer netip.Addr) peering.Session {
 	accept := []peering.Term{{Verdict: peering.Accept}}
-	return peering.Session{Name: "Global_" + peer.String(), Kind: peering.Global, Peer: peer, Port: 1, PeerAS: 65001, LocalAS: 64512, Passive: true, Import: accept, Export: accept}
+	return peering.Session{Name: "Global_" + peer.String(), Kind: peering.Global, Peer: peer, Port: 1, PeerAS: peerAS, LocalAS: 64512, Passive: true, Import: accept, Export: accept}
 }
 
 func newFuzzed(t testing.TB) *fuzzed {
@@ -126,16 +58,13 @@ func (f *fuzzed) apply(sessions ...peering.Session) {
 }
 
 // connect establishes a session. The server takes connections from a moment after Apply on.
-func (f *fuzzed) connect(from netip.Addr) farEnd {
+func (f *fuzzed) connect(from netip.Addr) bgptest.FarEnd {
 	f.t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		w, err := establish(from, f.at)
+		w, err := bgptest.Establish(from, peerAS, f.at)
 		if err == nil {
 			return w
-		}
-		if w.Conn != nil {
-			_ = w.Close() // it has failed already
 		}
 		if time.Now().After(deadline) {
 			f.t.Fatalf("no session from %v: %v", from, err)
@@ -168,7 +97,7 @@ func (f *fuzzed) learnsFrom(peer netip.Addr, prefix string) {
 // attacked is a server with a well-behaved peer, whose route it holds, and room for one that is not.
 type attacked struct {
 	*fuzzed
-	well  farEnd
+	well  bgptest.FarEnd
 	count uint32 // of attacks
 }
 
@@ -180,7 +109,7 @@ func newAttacked(t testing.TB) *attacked {
 	if err := a.well.SetDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.well.send(msgUpdate, update(a.good)); err != nil {
+	if err := a.well.Send(bgptest.Update, route(a.good)); err != nil {
 		t.Fatal(err)
 	}
 	a.learnsFrom(a.good, "203.0.113.0/24")
@@ -196,19 +125,19 @@ func (a *attacked) bad() netip.Addr {
 // route.
 func (a *attacked) attack(t testing.TB, body []byte) {
 	a.t = t
-	if err := a.well.send(msgKeepalive, nil); err != nil { // or the hold time of the other session runs out
+	if err := a.well.Send(bgptest.Keepalive, nil); err != nil { // or the hold time of the other session runs out
 		t.Fatal(err)
 	}
 	a.count++
 	a.apply(session(a.good), session(a.bad()))
 	far := a.connect(a.bad())
 	defer func() { _ = far.Close() }() // the server may have closed it before
-	if err := far.send(msgUpdate, body); err != nil {
+	if err := far.Send(bgptest.Update, body); err != nil {
 		t.Fatal(err)
 	}
-	_ = far.send(99, nil) // there is no such message: the server ends the session once it has read the UPDATEs, if it has not before
+	_ = far.Send(bgptest.Unknown, nil) // there is no such message: the server ends the session once it has read the UPDATEs, if it has not before
 	for {
-		if _, err := far.receive(); err != nil {
+		if _, err := far.Receive(); err != nil {
 			break
 		}
 	}
@@ -219,6 +148,8 @@ func (a *attacked) attack(t testing.TB, body []byte) {
 		t.Errorf("the other session: %+v, %v", status, err)
 	}
 }
+
+func route(hop netip.Addr) []byte { return bgptest.Route(peerAS, hop) }
 
 // rich is the body of an UPDATE with every attribute that people use, and one that nobody knows.
 func rich(hop netip.Addr) []byte {
@@ -240,7 +171,7 @@ func TestNoByteOfAnUpdateHarmsAnotherSession(t *testing.T) {
 	good := rich(peer)
 	a.apply(session(a.good), session(peer))
 	far := a.connect(peer)
-	if err := far.send(msgUpdate, good); err != nil {
+	if err := far.Send(bgptest.Update, good); err != nil {
 		t.Fatal(err)
 	}
 	a.learnsFrom(peer, "198.51.100.128/25") // unspoiled it is taken
@@ -262,7 +193,7 @@ func TestNoByteOfAnUpdateHarmsAnotherSession(t *testing.T) {
 // FuzzUpdate attacks with an UPDATE of any body.
 func FuzzUpdate(f *testing.F) {
 	bad := netip.MustParseAddr("127.2.0.0")
-	f.Add(update(bad))
+	f.Add(route(bad))
 	f.Add(rich(bad))
 	f.Add([]byte{})
 	f.Add([]byte{0, 0, 0, 0})
@@ -274,7 +205,7 @@ func FuzzUpdate(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 8, 0x80, 14, 5, 0, 1, 1, 4, 1, 2})          // MP_REACH_NLRI cut short
 	f.Add([]byte{0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1})                   // MP_UNREACH_NLRI of a family that was not agreed on
 	f.Add([]byte{0, 0, 0, 7, 0xc0, 8, 4, 0xfb, 0xf0, 0, 1, 8, 10})    // communities without the mandatory attributes
-	f.Add(append(update(bad), update(bad)...))                        // two in one
+	f.Add(append(route(bad), route(bad)...))                          // two in one
 	a := newAttacked(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if len(body) > 4096-19 {

@@ -94,6 +94,7 @@ var Layers = []Row{
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
 
 	{Level: Test, Path: "internal/ctl/clitest", Sentence: "runs scripts of operator's commands on a real etcd"},
+	{Level: Test, Path: "internal/bgptest", Sentence: "plays the far end of a BGP session byte by byte, for what no daemon would say"},
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/ipamtest", Sentence: "holds all that etcd says of addresses against itself"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},

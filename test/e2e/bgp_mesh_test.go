@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/muslin-cni/muslin/internal/bgptest"
 	"github.com/muslin-cni/muslin/internal/lab"
 )
 
@@ -114,8 +118,91 @@ func TestMixedClusterWithBIRD(t *testing.T) {
 		kernelLearns(t, l, "node-1", outer, torPeer)
 		sameSessions(t, l, "node-1", torPeer, before)
 	})
+	t.Run("nonsense from a peer harms nobody", func(t *testing.T) { talksNonsense(t, l) })
+	t.Run("sessions and routes stay while etcd is away", func(t *testing.T) { etcdIsAway(t, l, calico) })
 	t.Run("ten thousand routes get into the kernel, and out again", func(t *testing.T) { tenThousand(t, l) })
 	allWell(t, l)
+}
+
+// talksNonsense has a peer of node-1 send UPDATEs that are malformed, of which one ends the session. The agent and the other sessions stay what they were.
+func talksNonsense(t *testing.T, l *lab.Lab) {
+	if err := l.StopRouter(t.Context(), "tor-1"); err != nil {
+		t.Fatal(err)
+	}
+	unreachableNow(t, l, "node-1", outer)
+	agent, before := nodesOf(t, l)[0].Agent.PID, since(t, l, "node-1", torPeer)
+	hop := netip.MustParseAddr(torPeer)
+	good := bgptest.Route(65000, hop)
+	var far bgptest.FarEnd
+	converges(t, func() error {
+		return l.Within("tor-1", func() (err error) {
+			far, err = bgptest.Establish(hop, 65000, netip.MustParseAddrPort("172.30.1.1:179"))
+			return err
+		})
+	})
+	defer func() { _ = far.Close() }() // the agent has, if all is well
+	nonsense := [][]byte{
+		bytes.Replace(good, []byte{0x40, 1, 1, 0}, []byte{0x40, 1, 1, 9}, 1),            // an origin that there is not
+		bytes.Replace(good, []byte{0x40, 3, 4, 172, 30}, []byte{0x40, 3, 4, 224, 0}, 1), // a next hop that is a group
+		{0, 0, 0, 8, 0x80, 14, 5, 0, 1, 1, 4, 1, 2},                                     // MP_REACH_NLRI cut short
+		append(bytes.Clone(good[:len(good)-4]), 33, 203, 0, 113, 0, 1),                  // a prefix of 33 bits
+		{0xff, 0xff, 0xff, 0xff}, nil, // lengths beyond the message, and no length
+	}
+	for _, body := range nonsense {
+		if err := far.Send(bgptest.Update, body); err != nil {
+			break // the session has ended already
+		}
+	}
+	_ = far.Send(bgptest.Unknown, nil) // likewise; it ends with this at the latest
+	for {
+		if _, err := far.Receive(); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("the agent has kept the session")
+		} else if err != nil {
+			break
+		}
+	}
+	if now := nodesOf(t, l)[0].Agent.PID; now != agent || isDead(t, l, "node-1") {
+		t.Errorf("the agent was process %d, and is %d, or dead", agent, now)
+	}
+	sameSessions(t, l, "node-1", torPeer, before)
+	if err := l.StartRouter(t.Context(), "tor-1"); err != nil {
+		t.Fatal(err)
+	}
+	kernelLearns(t, l, "node-1", outer, torPeer)
+}
+
+// etcdIsAway takes etcd away: sessions stay, what peers say anew is learned, and pods go on talking, also while an agent is started anew.
+func etcdIsAway(t *testing.T, l *lab.Lab, calico lab.Router) {
+	before := since(t, l, "node-1", torPeer)
+	streams := map[string]*stream{
+		"to BIRD's node":  streamBetween(t, podEnd(t, l, "a1"), routerEnd(l, "calico-1", calico.Pods[0])),
+		"to another node": streamBetween(t, podEnd(t, l, "a1"), podEnd(t, l, "b1")),
+	}
+	if err := l.StopEtcd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StopRouter(t.Context(), "tor-1"); err != nil {
+		t.Fatal(err)
+	}
+	unreachableNow(t, l, "node-1", outer)
+	if err := l.StartRouter(t.Context(), "tor-1"); err != nil {
+		t.Fatal(err)
+	}
+	kernelLearns(t, l, "node-1", outer, torPeer)
+	sameSessions(t, l, "node-1", torPeer, before)
+	if err := l.KillAgent(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	kernelLearns(t, l, "node-1", calico.Blocks[0].String(), birdPeer) // what it knew is still there
+	if err := l.StartEtcd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartAgent(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	statusShows(t, l, "node-1", map[string]string{"172.30.1.2": inMesh, birdPeer: inMesh, torPeer: specific})
+	kernelLearns(t, l, "node-1", outer, torPeer)
+	noneLost(t, "etcd was away", streams)
 }
 
 // tenThousand has the BIRD of a router announce as many networks, and then none of them.

@@ -95,6 +95,7 @@ func TestTwoReflectorsServeThreeClientsOneOfThemBIRD(t *testing.T) {
 	peerWith(t, l, "peer-with-route-reflectors", reflectors)
 	calico := addRouter(t, l, lab.RouterSpec{Name: "calico-1", Kind: lab.BIRD, CalicoNode: true, Peers: []lab.RouterPeer{{Host: "node-1"}, {Host: "node-2"}}})
 	statusShows(t, l, "node-1", all(specific, "172.30.1.2", "172.30.1.3", "172.30.1.4", birdPeer))
+	statusShows(t, l, "node-2", all(specific, "172.30.1.1", "172.30.1.3", "172.30.1.4", birdPeer))
 	statusShows(t, l, "node-3", all(specific, "172.30.1.1", "172.30.1.2"))
 	birdLearns(t, l, "calico-1", "Node_", blockRoutes(t, l, "node-1", "node-2", "node-3", "node-4")...)
 	for _, b := range blockRoutes(t, l, "node-3") {

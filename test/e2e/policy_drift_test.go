@@ -90,7 +90,10 @@ func TestOthersCannotTouchPolicyWhileAnAgentRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		command := fill.Replace(d.damage)
-		run(t, l, "node-1", "nft", command)
+		nettest.Eventually(t, func() error { // a program that the agent had just forked may hold the table's socket until it begins
+			_, err := try(t, l, "node-1", "nft", command)
+			return err
+		})
 		if err := l.StartAgent(t.Context(), "node-1"); err != nil {
 			t.Fatal(err)
 		}

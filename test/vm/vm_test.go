@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ const (
 	markStatus = 33                   // what it ends with if all went as it should
 	markStderr = "this is standard error"
 
-	bootsWithin = 20 * time.Minute // the whole of the one boot; on an idle machine it takes a minute
+	bootsWithin = 20 * time.Minute // the whole of the one boot; on an idle machine it takes six
 )
 
 // program builds the command of this package.
@@ -75,11 +76,13 @@ func TestOneBootRunsAllThatIsForTheVM(t *testing.T) {
 	ran := 0
 	for _, p := range packages {
 		said := between(stdout.String(), header(p), "\n== ")
+		var failed []error
 		for _, name := range p.tests {
 			ran++
-			if err := didPass(name, said); err != nil {
-				t.Errorf("%s: %v", p.dir, err)
-			}
+			failed = append(failed, didPass(name, said))
+		}
+		if err := errors.Join(failed...); err != nil {
+			t.Errorf("%s said\n%s\n%v\n%s", p.dir, said, err, gist(said))
 		}
 	}
 	if ran == 0 {
@@ -119,16 +122,25 @@ func between(s, after, before string) string {
 
 // didPass says why the test of that name did not pass whole in the guest, nil if it did.
 func didPass(name, said string) error {
-	err := fmt.Errorf("%s did not pass; its package said\n%s", name, said)
+	err := fmt.Errorf("%s did not pass", name)
 	for _, v := range regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+)`).FindAllStringSubmatch(said, -1) {
 		switch {
 		case v[1] == "SKIP" && (v[2] == name || strings.HasPrefix(v[2], name+"/")):
-			return fmt.Errorf("%s was skipped in the machine that it was made for:\n%s", v[2], said)
+			return fmt.Errorf("%s was skipped in the machine that it was made for", v[2])
 		case v[1] == "PASS" && v[2] == name:
 			err = nil
 		}
 	}
 	return err
+}
+
+// gist are the last lines of what a package said by which its tests say where and why they failed. They are shown again at the end, for logs of nodes are
+// longer than what whoever shows a failure may keep of it.
+func gist(said string) string {
+	const kept = 40
+	lines := regexp.MustCompile(`(?m)^(\s+\w+_test\.go:\d+: .*|\s*--- FAIL: .*|panic: .*)$`).FindAllString(said, -1)
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, ": log of ") })
+	return strings.Join(lines[max(0, len(lines)-kept):], "\n")
 }
 
 func TestVerdictOfATestThatDidNotPassIsSeen(t *testing.T) {
@@ -141,6 +153,10 @@ func TestVerdictOfATestThatDidNotPassIsSeen(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff([]string{"TestVMA"}, got); diff != "" {
+		t.Error(diff)
+	}
+	said = "=== RUN   TestVMB\n    b_test.go:7: it is 1, want 2\n    b_test.go:9: log of node-1:\n        time=1\n--- FAIL: TestVMB (0.1s)\n"
+	if diff := cmp.Diff("    b_test.go:7: it is 1, want 2\n--- FAIL: TestVMB (0.1s)", gist(said)); diff != "" {
 		t.Error(diff)
 	}
 }
