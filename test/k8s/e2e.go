@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // suite is a part of Kubernetes' own tests.
@@ -82,6 +84,7 @@ func (c *cluster) runSuite(ctx context.Context, s suite, procs int) (outcome, er
 	}
 	defer log.Close()
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGTERM} // specs of nobody's would go on for hours
 	began := time.Now()
 	err = cmd.Run()
 	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
