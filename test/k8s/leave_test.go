@@ -34,7 +34,7 @@ func (w world) agentsKnowTheirPods() {
 
 // takenOff ends Muslin on this cluster, by its manifest: first with a pod that is still attached, for which its host waits, then without.
 func (w world) takenOff() {
-	w.kubectl("delete", "daemonset/probe", "service/probe", "--wait")
+	w.kubectl("delete", "daemonsets,deployments,pods", "--all", "--wait")
 	w.kubectl("scale", "deployment/coredns", "--namespace="+system, "--replicas=0")
 	w.apply(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: last}, spec: {nodeName: node2, terminationGracePeriodSeconds: 0, containers: [{name: web, image: %s, args: [netexec]}]}}`, ownImage))
 	w.kubectl("wait", "pod/last", "--for=condition=Ready", "--timeout=120s")
