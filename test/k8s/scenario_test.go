@@ -64,6 +64,7 @@ func TestNftables(t *testing.T) {
 	w.step("services answer", world.servicesAnswer)
 	w.step("host ports answer", world.hostPortsAnswer)
 	w.step("the books balance", world.booksBalance)
+	w.step("Muslin is taken off the hosts", world.takenOff)
 }
 
 // step runs a part of the walk as a subtest, on the same cluster, and notes how it went.
