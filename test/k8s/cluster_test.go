@@ -41,7 +41,7 @@ func bareWorld(t *testing.T) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{t, c, new(diary)}
+	w := world{T: t, cluster: c, diary: new(diary)}
 	t.Cleanup(w.end)
 	if err := waitFor(t.Context(), time.Minute, "a kubelet", func() error {
 		if len(w.processes()) == 0 {

@@ -15,7 +15,7 @@ const atOnce = 3
 func TestKubernetesSpecs(t *testing.T) {
 	w := newWorld(t, options{Nodes: 3, ProxyMode: "iptables"}, muslin{DualStack: true})
 	for _, s := range suites() {
-		w.Run(s.name, func(t *testing.T) { world{t, w.cluster, w.diary}.specsPass(s) })
+		w.Run(s.name, func(t *testing.T) { w.within(t).specsPass(s) })
 	}
 }
 

@@ -70,7 +70,7 @@ func TestNftables(t *testing.T) {
 // step runs a part of the walk as a subtest, on the same cluster, and notes how it went.
 func (w world) step(what string, do func(world)) {
 	began := time.Now()
-	passed := w.Run(what, func(t *testing.T) { do(world{t, w.cluster, w.diary}) })
+	passed := w.Run(what, func(t *testing.T) { do(w.within(t)) })
 	w.diary.note(what, passed, time.Since(began))
 }
 

@@ -23,6 +23,13 @@ type world struct {
 	*testing.T
 	*cluster
 	diary *diary
+	about string // what runs here, in words: asked for while an agent runs
+}
+
+// within is the same world for a subtest.
+func (w world) within(t *testing.T) world {
+	w.T = t
+	return w
 }
 
 // needKubernetes skips a test that `make test` is not meant to run.
@@ -51,12 +58,15 @@ func newWorld(t *testing.T, o options, m muslin) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{t, c, new(diary)}
+	w := world{T: t, cluster: c, diary: new(diary)}
 	t.Cleanup(w.end)
 	if err := c.install(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
 	w.diary.note("cluster and manifest are up", true, time.Since(began))
+	if w.about, err = c.circumstances(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
@@ -65,17 +75,11 @@ func (w world) keep(name string) {
 	if os.Getenv("MUSLIN_K8S") != "record" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	about, err := w.circumstances(ctx)
-	if err != nil {
-		w.Fatal(err)
-	}
 	file, err := resultsFile()
 	if err != nil {
 		w.Fatal(err)
 	}
-	if err := record(file, name, w.diary.section(about)); err != nil {
+	if err := record(file, name, w.diary.section(w.about)); err != nil {
 		w.Error(err)
 	}
 }
