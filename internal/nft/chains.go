@@ -17,6 +17,7 @@ type Chain struct {
 	Name   string
 	Hook   nftable.Hook // of a base chain; "": packets come here only by a jump
 	Drop   bool         // a base chain's policy: what comes to its end is dropped
+	Rules  int
 }
 
 // Chains lists the chains of all tables of all families, those of iptables-nft and of others too.
@@ -24,8 +25,7 @@ func (c *Conn) Chains(ctx context.Context) ([]Chain, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range listAttempts {
-		var out []Chain
-		err := c.everywhere(ctx, unix.NFT_MSG_GETCHAIN, func(family uint8, body []byte) { out = append(out, chainOf(family, body)) })
+		out, err := c.chains(ctx)
 		if err == nil {
 			return out, nil
 		}
@@ -34,6 +34,21 @@ func (c *Conn) Chains(ctx context.Context) ([]Chain, error) {
 		}
 	}
 	return nil, fmt.Errorf("list nftables' chains: %w", errChanged)
+}
+
+func (c *Conn) chains(ctx context.Context) (out []Chain, err error) {
+	if err := c.everywhere(ctx, unix.NFT_MSG_GETCHAIN, func(family uint8, body []byte) { out = append(out, chainOf(family, body)) }); err != nil {
+		return nil, err
+	}
+	type place struct{ family, table, chain string }
+	rules := map[place]int{}
+	err = c.everywhere(ctx, unix.NFT_MSG_GETRULE, func(family uint8, body []byte) {
+		rules[place{familyName(family), text(find(body, unix.NFTA_RULE_TABLE)), text(find(body, unix.NFTA_RULE_CHAIN))}]++
+	})
+	for i, c := range out {
+		out[i].Rules = rules[place{c.Family, c.Table, c.Name}]
+	}
+	return out, err
 }
 
 // everywhere is dump for the objects of all tables and families.
