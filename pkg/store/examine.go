@@ -75,6 +75,10 @@ func (c Config) status(ctx context.Context, m *Member) {
 	}
 	began := time.Now()
 	reply, err := pb.NewMaintenanceClient(conn.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
+	if why := client.trouble.err(); err != nil && why != nil { // what gRPC says besides is the same in its own words
+		m.Err = fmt.Errorf("%w: %w", ErrUnavailable, why)
+		return
+	}
 	if err != nil {
 		m.Err = client.readError(fmt.Errorf("ask for its status: %w", err))
 		return

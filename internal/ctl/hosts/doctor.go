@@ -70,18 +70,18 @@ func tell(w io.Writer, found []doctor.Finding, format string) error {
 	n := map[doctor.Severity]int{}
 	for _, f := range found {
 		n[f.Severity]++
-		line := fmt.Sprintf("%-7s  %s", f.Severity, f.Check)
+		line := f.Check
 		for _, part := range []string{f.Object, f.What} {
 			if part != "" {
-				line += ": " + part
+				line += ": " + oneLine(part)
 			}
 		}
 		if f.Follows != "" {
 			line += " (comes of " + f.Follows + ")"
 		}
-		b.WriteString(oneLine(line) + "\n")
+		fmt.Fprintf(&b, "%-7s  %s\n", f.Severity, line)
 		if f.Remedy != "" {
-			b.WriteString("         -> " + oneLine(f.Remedy) + "\n")
+			fmt.Fprintf(&b, "         -> %s\n", oneLine(f.Remedy))
 		}
 	}
 	fmt.Fprintf(&b, "%d wrong, %d suspicious, %d not known\n", n[doctor.Error], n[doctor.Warning], n[doctor.Unknown])
