@@ -14,7 +14,10 @@ const soon = 30 * 24 * time.Hour
 // certificates finds what cannot be used now.
 func certificates(v View) []Finding {
 	var l list
-	for _, c := range v.Certificates {
+	if v.Certificates.Err != nil {
+		l.unknown("", v.Certificates.Err)
+	}
+	for _, c := range v.Certificates.Value {
 		what := c.Owner + "'s " + c.Kind
 		switch {
 		case errors.Is(c.Err, fs.ErrNotExist):
@@ -34,7 +37,7 @@ func certificates(v View) []Finding {
 // expiry finds what will not be usable soon, and what is usable by others.
 func expiry(v View) []Finding {
 	var l list
-	for _, c := range v.Certificates {
+	for _, c := range v.Certificates.Value {
 		left := c.To.Sub(v.Now)
 		if c.Err == nil && !c.To.IsZero() && left >= 0 && left < soon {
 			l.add(Warning, c.Path, "renew it; running agents take the new one with their next connection", "%s's %s ends in %s, at %s", c.Owner, c.Kind, days(left), c.To.UTC().Format(time.RFC3339))

@@ -84,7 +84,7 @@ func healthy(t *testing.T) View {
 	}
 	return View{
 		Now: now, Node: Fact[string]{Value: "node-1"}, Machine: Fact[string]{Value: "m1"}, Settings: settings, Speaks: true,
-		Certificates: []Certificate{{Owner: "agent", Kind: "certificate", Path: "/c", From: now.AddDate(-1, 0, 0), To: now.AddDate(1, 0, 0)}, {Owner: "agent", Kind: KeyKind, Path: "/k", Mode: 0o600}},
+		Certificates: Fact[[]Certificate]{Value: []Certificate{{Owner: "agent", Kind: "certificate", Path: "/c", From: now.AddDate(-1, 0, 0), To: now.AddDate(1, 0, 0)}, {Owner: "agent", Kind: KeyKind, Path: "/k", Mode: 0o600}}},
 		Etcd:         Fact[[]store.Member]{Value: []store.Member{{Endpoint: "http://10.0.0.9:2379", Leader: true, Size: 1 << 20, Quota: 2 << 30, Took: time.Millisecond, Clock: now, Asked: now}}},
 		Data:         Fact[Data]{Value: d},
 		Host: Fact[kernel.Host]{Value: kernel.Host{
@@ -156,17 +156,18 @@ func ailments() []ailment {
 }
 
 func certificateAilments() []ailment {
-	first := func(do func(*Certificate)) func(*View) { return func(v *View) { do(&v.Certificates[0]) } }
+	first := func(do func(*Certificate)) func(*View) { return func(v *View) { do(&v.Certificates.Value[0]) } }
 	return []ailment{
 		{"expired", first(func(c *Certificate) { c.To = now.Add(-72 * time.Hour) }), []string{"error certificates: /c: agent's certificate expired 3 days ago"}},
 		{"not valid yet", first(func(c *Certificate) { c.From = now.Add(time.Hour) }), []string{"error certificates: /c: agent's certificate is valid only from"}},
 		{"missing", first(func(c *Certificate) { c.Err = fs.ErrNotExist }), []string{"error certificates: /c: agent's certificate is not there"}},
 		{"unreadable", first(func(c *Certificate) { c.Err = fs.ErrPermission }), []string{"error certificates: /c: agent's certificate cannot be used: permission denied"}},
-		{"key of another certificate", func(v *View) { v.Certificates[1].Err = errors.New("private key does not match public key") }, []string{"error certificates: /k: agent's key cannot be used: private key does not"}},
+		{"key of another certificate", func(v *View) { v.Certificates.Value[1].Err = errors.New("private key does not match public key") }, []string{"error certificates: /k: agent's key cannot be used: private key does not"}},
 		{"five days left", first(func(c *Certificate) { c.To = now.Add(5*24*time.Hour + time.Minute) }), []string{"warning expiry: /c: agent's certificate ends in 5 days"}},
-		{"key readable by others", func(v *View) { v.Certificates[1].Mode = 0o644 }, []string{"warning expiry: /k: agent's key can be read by others than its owner (mode 0644)"}},
+		{"files that hang", func(v *View) { v.Certificates.Err = errors.New("given up") }, []string{"unknown certificates: : not known: given up"}},
+		{"key readable by others", func(v *View) { v.Certificates.Value[1].Mode = 0o644 }, []string{"warning expiry: /k: agent's key can be read by others than its owner (mode 0644)"}},
 		{"expired, so that etcd is not reached", func(v *View) {
-			v.Certificates[0].To = now.Add(-time.Hour)
+			v.Certificates.Value[0].To = now.Add(-time.Hour)
 			*member(v) = store.Member{Endpoint: "https://e", Err: fmt.Errorf("%w: expired", store.ErrHandshake)}
 			v.Data.Err = ErrNoEtcd
 		}, []string{
@@ -454,7 +455,7 @@ func TestEveryErrorAndWarningHasARemedyOrSaysIt(t *testing.T) {
 
 func TestCausesComeFirst(t *testing.T) {
 	v := healthy(t)
-	v.Certificates[0].To, v.Data.Err, v.Agent.Value = now.Add(-time.Hour), ErrNoEtcd, Agent{}
+	v.Certificates.Value[0].To, v.Data.Err, v.Agent.Value = now.Add(-time.Hour), ErrNoEtcd, Agent{}
 	member(&v).Err = fmt.Errorf("%w: expired", store.ErrHandshake)
 	at := map[string]int{}
 	for i, f := range Examine(v, Checks()) {

@@ -29,7 +29,7 @@ type View struct {
 	Speaks    bool             // the node is set to speak BGP
 	WireGuard bool             // it is to be used
 
-	Certificates []Certificate
+	Certificates Fact[[]Certificate]
 	Etcd         Fact[[]store.Member]
 	Data         Fact[Data]
 

@@ -47,7 +47,7 @@ func Examine(ctx context.Context, cfg Config) ([]Member, error) {
 	var all sync.WaitGroup
 	for i, endpoint := range cfg.Endpoints {
 		one := cfg
-		one.Endpoints, one.Username, one.Password = []string{endpoint}, "", "" // to ask for the status takes no login
+		one.Endpoints = []string{endpoint}
 		out[i].Endpoint = endpoint
 		all.Go(func() {
 			var clock sync.WaitGroup

@@ -268,9 +268,9 @@ func (p patient) ofFirewalls() []illness {
 			p.sh(t, "mount -t tmpfs ufw /etc/default; echo 'DEFAULT_FORWARD_POLICY=\"DROP\"' >/etc/default/ufw; mkdir -p /etc/ufw; mount -t tmpfs ufw /etc/ufw; echo ENABLED=yes >/etc/ufw/ufw.conf")
 		}, []string{"warning interference: ufw: is enabled"}, func(t *testing.T) { p.sh(t, "umount /etc/default; umount /etc/ufw") }},
 		{"a table drops all that is forwarded", func(t *testing.T) {
-			p.sh(t, "nft add table inet fw; nft add chain inet fw fwd '{ type filter hook forward priority 0; policy drop; }'")
-		}, []string{"error interference: nftables inet fw fwd: drops all that is forwarded"}, func(t *testing.T) { p.sh(t, "nft add rule inet fw fwd accept") }},
-		{"a table drops some of it", func(*testing.T) {}, []string{"warning interference: nftables inet fw fwd: drops what its own 1 rule does not accept"}, func(t *testing.T) { p.sh(t, "nft delete table inet fw") }},
+			p.sh(t, "nft add table inet fw; nft add chain inet fw pass '{ type filter hook forward priority 0; policy drop; }'")
+		}, []string{"error interference: nftables inet fw pass: drops all that is forwarded"}, func(t *testing.T) { p.sh(t, "nft add rule inet fw pass accept") }},
+		{"a table drops some of it", func(*testing.T) {}, []string{"warning interference: nftables inet fw pass: drops what its own 1 rule does not accept"}, func(t *testing.T) { p.sh(t, "nft delete table inet fw") }},
 		{"legacy FORWARD drops", func(t *testing.T) { p.sh(t, "iptables-legacy -P FORWARD DROP") }, []string{"error interference: iptables-legacy FORWARD: its policy is DROP"}, func(t *testing.T) { p.sh(t, "iptables-legacy -P FORWARD ACCEPT") }},
 	}
 }

@@ -91,7 +91,7 @@ func (x examiner) view(ctx context.Context) doctor.View {
 	all.Go(func() { v.PodMTU = fact(ctx, x.podMTU(s.node.MTUFile)) })
 	all.Go(func() {
 		v.Conf = fact(ctx, x.configurations)
-		v.Certificates = fact(ctx, func(context.Context) ([]doctor.Certificate, error) { return x.certificates(s, v.Conf.Value), nil }).Value
+		v.Certificates = fact(ctx, func(context.Context) ([]doctor.Certificate, error) { return x.certificates(s, v.Conf.Value), nil })
 	})
 	all.Wait()
 	return v

@@ -79,47 +79,48 @@ func (x examiner) podMTU(file string) func(context.Context) (int, error) {
 func (x examiner) networkManager(context.Context) (doctor.NetworkManager, error) {
 	nm := doctor.NetworkManager{Manages: map[int]bool{}}
 	files := []string{x.at("/etc/NetworkManager/NetworkManager.conf")}
+	var errs []error
 	for _, dir := range []string{"/usr/lib/NetworkManager/conf.d", "/run/NetworkManager/conf.d", "/etc/NetworkManager/conf.d"} {
 		found, err := filepath.Glob(filepath.Join(x.at(dir), "*.conf"))
-		if err != nil {
-			return nm, err
-		}
-		files = append(files, found...)
+		files, errs = append(files, found...), append(errs, err)
 	}
 	for _, file := range files {
-		err := lines(file, func() func(string) {
-			var match []string
-			return func(line string) {
-				key, value, _ := strings.Cut(strings.ReplaceAll(line, " ", ""), "=")
-				switch {
-				case strings.HasPrefix(key, "["):
-					match = nil
-				case key == "unmanaged-devices" || key == "unmanaged-devices+":
-					nm.Unmanaged = append(nm.Unmanaged, interfaceNames(value)...)
-				case key == "match-device":
-					match = interfaceNames(value)
-				case key == "managed" && (value == "0" || value == "false" || value == "no"):
-					nm.Unmanaged = append(nm.Unmanaged, match...)
-				}
-			}
-		}())
-		if err != nil {
-			return nm, err
-		}
+		left, err := unmanaged(file)
+		nm.Unmanaged, errs = append(nm.Unmanaged, left...), append(errs, err)
 	}
 	devices, err := filepath.Glob(filepath.Join(x.at("/run/NetworkManager/devices"), "*"))
+	errs = append(errs, err)
 	for _, file := range devices {
-		index, notNumber := strconv.Atoi(filepath.Base(file))
-		if notNumber != nil {
-			continue
+		index, err := strconv.Atoi(filepath.Base(file))
+		if err != nil {
+			continue // no device's
 		}
-		err = errors.Join(err, lines(file, func(line string) {
+		errs = append(errs, lines(file, func(line string) {
 			if strings.TrimSpace(line) == "managed=true" {
 				nm.Manages[index] = true
 			}
 		}))
 	}
-	return nm, err
+	return nm, errors.Join(errs...)
+}
+
+// unmanaged are the patterns of devices that a file of its configuration keeps it from, in either of the two ways that there are.
+func unmanaged(file string) (out []string, err error) {
+	var section []string // the devices that the section is about
+	err = lines(file, func(line string) {
+		key, value, _ := strings.Cut(strings.ReplaceAll(line, " ", ""), "=")
+		switch {
+		case strings.HasPrefix(key, "["):
+			section = nil
+		case key == "unmanaged-devices" || key == "unmanaged-devices+":
+			out = append(out, interfaceNames(value)...)
+		case key == "match-device":
+			section = interfaceNames(value)
+		case key == "managed" && (value == "0" || value == "false" || value == "no"):
+			out = append(out, section...)
+		}
+	})
+	return out, err
 }
 
 // interfaceNames are the patterns of names in a list of devices.
