@@ -55,7 +55,7 @@ const othersRead fs.FileMode = 0o044
 // KeyKind is the Kind of a private key.
 const KeyKind = "key"
 
-// tlsBroken tells whether certificates are the reason that etcd is not reached, so that mending them comes first.
-func tlsBroken(v View, err error) bool {
-	return errors.Is(err, store.ErrHandshake) && len(certificates(v)) > 0
+// byCertificates tells whether certificates are the reason that etcd is not reached: by what TLS says, or because nothing was even sent.
+func byCertificates(err error) bool {
+	return errors.Is(err, store.ErrHandshake) || !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUnauthorized)
 }

@@ -34,11 +34,9 @@ func etcd(v View) []Finding {
 		reached++
 		l.member(m)
 	}
-	if reached > 0 && reached < len(v.Etcd.Value) { // the others serve
-		for i := range l {
-			if l[i].What != "" && strings.HasPrefix(l[i].What, unreachable) {
-				l[i].Severity = Warning
-			}
+	for i := range l {
+		if reached > 0 && strings.HasPrefix(l[i].What, unreachable) { // the others serve
+			l[i].Severity = Warning
 		}
 	}
 	l.clocks(v.Etcd.Value)
@@ -51,11 +49,11 @@ const unreachable = "does not answer: "
 // away says why an endpoint does not answer: what the certificates' check has told is only referred to.
 func (l *list) away(v View, m store.Member) {
 	remedy := "start etcd there, or see what is between; ETCD_ENDPOINTS says where it is looked for"
-	if errors.Is(m.Err, store.ErrHandshake) {
-		remedy = "correct the certificates that the text names"
+	if byCertificates(m.Err) {
+		remedy = "correct the certificates or settings that the text names"
 	}
 	l.add(Error, m.Endpoint, remedy, "%s%v", unreachable, m.Err)
-	if tlsBroken(v, m.Err) {
+	if byCertificates(m.Err) && Worst(certificates(v)) == Error {
 		(*l)[len(*l)-1].Follows = "certificates"
 	}
 }

@@ -41,7 +41,7 @@ type View struct {
 	Routes  Fact[map[kernel.RouteKey]kernel.Route] // ours
 
 	Rival          Fact[string]   // Calico's agent on this host: what was seen of it; "": none
-	Processes      Fact[[]string] // programs that run in this network namespace, of those that Watched names
+	Processes      Fact[[]string] // programs that run in this network namespace, of those that are named below
 	NetworkManager Fact[NetworkManager]
 	UFW            Fact[UFW]
 

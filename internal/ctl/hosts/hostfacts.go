@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -272,20 +271,4 @@ func (x examiner) agent(ctx context.Context) (a doctor.Agent, err error) {
 	r, err := ask(ctx, socket)
 	a.NoBGP, a.Sessions = r.Why, r.Peers
 	return a, err
-}
-
-// askAgent asks one question.
-func askAgent(ctx context.Context, socket string, verb attach.Verb) (attach.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return attach.Reply{}, fmt.Errorf("connect to it: %w", err)
-	}
-	defer func() { _ = c.Close() }() // asked and answered
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return attach.Reply{}, fmt.Errorf("ask it: %w", err)
-	}
-	return attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: verb})
 }
