@@ -335,6 +335,7 @@ func mtuAilments() []ailment {
 		{"configured", func(v *View) {
 			v.Conf.Value[0].Text = []byte(strings.ReplaceAll(conflist, `"nodename"`, `"mtu":1500,"nodename"`))
 		}, []string{"error mtu: 10-muslin.conflist: new pods get the MTU 1500 of this file, and 1450"}},
+		{"WireGuard", func(v *View) { v.WireGuard = true }, []string{"error mtu: cali1: pods' devices have a larger MTU than 1440", "error mtu: pods: the agent tells new pods an MTU of 1450, and 1440"}},
 		{"devices that differ", func(v *View) {
 			link(v, "eth1", kernel.HostLink{Index: 9, MTU: 9000, Up: true, Live: true})
 			v.Host.Value.Addrs = append(v.Host.Value.Addrs, kernel.HostAddr{Dev: "eth1", Addr: netip.MustParsePrefix("10.1.0.1/24")})

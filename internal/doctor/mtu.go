@@ -14,6 +14,7 @@ const (
 	ipipBytes   = 20
 	vxlanBytes  = 50
 	vxlan6Bytes = 70
+	wgBytes     = 60 // over IPv4
 )
 
 func mtu(v View) []Finding {
@@ -79,6 +80,9 @@ func (v View) below() (least int, dev string) {
 // overhead is what the encapsulations in use add at most.
 func (v View) overhead() int {
 	most := 0
+	if v.WireGuard {
+		most = wgBytes
+	}
 	for _, e := range v.Data.Value.IPAM.Pools {
 		s := e.Value.Spec
 		switch {

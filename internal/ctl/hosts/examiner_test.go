@@ -195,3 +195,35 @@ func TestFindingsAreALineEach(t *testing.T) {
 		t.Errorf("error %v, (-want +got):\n%s", err, d)
 	}
 }
+
+func TestDoctorsExitCodeSaysHowBadItIs(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want error
+		says string
+	}{
+		{[]string{"--only=etcd"}, cli.ErrReported, "error    etcd: http://127.0.0.1:1: does not answer"},
+		{[]string{"--only=etcd,expiry", "-o", "json"}, cli.ErrReported, `"check": "expiry",` + "\n    " + `"severity": "ok"`},
+		{[]string{"--only=blocks"}, nil, "unknown  blocks: not known while etcd cannot be read (comes of etcd)\n0 wrong, 0 suspicious, 1 not known\n"},
+		{[]string{"--only=blocks", "--strict"}, cli.ErrReported, "unknown  blocks"},
+		{[]string{"--only=expiry", "--strict"}, nil, "ok       expiry\n"},
+	} {
+		var out strings.Builder
+		e := env(map[string]string{"ETCD_ENDPOINTS": "http://127.0.0.1:1", "NODENAME": "node-1"})
+		e.Out = &out
+		cmd := DoctorCommand(e)
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(append(c.args, "--root", t.TempDir()))
+		if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, c.want) || !strings.Contains(out.String(), c.says) {
+			t.Errorf("%v: error %v and\n%s\nwant %v and %q", c.args, err, out.String(), c.want, c.says)
+		}
+	}
+	for _, args := range [][]string{{"--only=moon"}, {"-o", "xml"}} {
+		cmd := DoctorCommand(env(nil))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(args)
+		if err := cmd.ExecuteContext(t.Context()); err == nil || errors.Is(err, cli.ErrReported) {
+			t.Errorf("%v: error %v", args, err)
+		}
+	}
+}
