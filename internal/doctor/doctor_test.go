@@ -237,7 +237,10 @@ func kernelAilments() []ailment {
 			v.Lacking.Value = []Feature{{"ipip", ForIPIP}}
 			data(v).IPAM.Pools[0].Value.Spec.IPIPMode, data(v).IPAM.Pools[0].Value.Spec.VXLANMode = api.CrossSubnet, api.Never
 		}, []string{"error kernel: ipip: the kernel lacks it, and pool p has ipipMode CrossSubnet"}},
-		{"no WireGuard", func(v *View) { v.Lacking.Value, v.WireGuard = []Feature{{"wireguard", ForWireGuard}}, true }, []string{"error kernel: wireguard: the kernel lacks it, and wireguardEnabled asks for it"}},
+		{"no WireGuard", func(v *View) {
+			v.Lacking.Value, v.WireGuard, v.PodMTU.Value = []Feature{{"wireguard", ForWireGuard}}, true, 1440
+			link(v, "cali1", kernel.HostLink{Index: 3, MTU: 1440, Up: true, Live: true, Kind: "veth"})
+		}, []string{"error kernel: wireguard: the kernel lacks it, and wireguardEnabled asks for it"}},
 		{"features not known", func(v *View) { v.Lacking.Err = errors.New("gone") }, []string{"unknown kernel: features: not known: gone"}},
 		{"no forwarding", func(v *View) { v.Sysctls.Value["net/ipv4/ip_forward"] = "0" }, []string{"error kernel: net.ipv4.ip_forward: is 0"}},
 		{"no forwarding of a pod", func(v *View) { v.Sysctls.Value["net/ipv4/conf/cali1/forwarding"] = "0" }, []string{"error kernel: cali1: forwarding is off on a pod's device"}},
