@@ -76,7 +76,7 @@ type Agent struct {
 	healthPort  *health.Port
 	metricsPort *health.Port
 	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
-	problems    atomic.Int64                 // that are said and still there
+	problems    atomic.Pointer[[]string]     // that are said and still there, in order; nil: none was yet
 	began       time.Time
 	version     string
 
@@ -321,7 +321,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
-	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, took: a.metrics.Stage, log: a.log}
+	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, took: a.metrics.Stage, log: a.log, self: a.self}
 	if a.cluster != nil {
 		s.ranges = a.cluster.PodRanges
 	}
@@ -330,6 +330,19 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.serve(ctx, l) })
 	return g.Wait()
+}
+
+// self is how the agent is doing, for whoever asks by the socket.
+func (a *Agent) self() attach.Agent {
+	return attach.Agent{Version: a.version, Node: a.node, Problems: a.current()}
+}
+
+// current are the problems that are said and still there. Any goroutine may ask.
+func (a *Agent) current() []string {
+	if p := a.problems.Load(); p != nil {
+		return *p
+	}
+	return nil
 }
 
 func openReports() (reports.Source, error) { return nft.OpenReports(ruleset.LogGroup) }

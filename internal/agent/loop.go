@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -324,7 +325,8 @@ func (a *Agent) say(settings []string, planned []plan.Problem, bad []feed.Bad) {
 		}
 	}
 	a.said = now
-	a.problems.Store(int64(len(now)))
+	still := slices.Sorted(maps.Keys(now))
+	a.problems.Store(&still)
 }
 
 // publishMTU writes the MTU of new pods where the plugin looks for it.

@@ -29,7 +29,7 @@ func newPulse() *health.Pulse {
 
 // facts looks up what is asked for, from what the loop has left and from the feed.
 func (a *Agent) facts() health.Facts {
-	f := health.Facts{Problems: int(a.problems.Load()), LogErrors: int(a.logs.errors.Load()), LogsDropped: int(a.logs.dropped.Load())}
+	f := health.Facts{Problems: len(a.current()), LogErrors: int(a.logs.errors.Load()), LogsDropped: int(a.logs.dropped.Load())}
 	if s := a.wanted.Load(); s != nil {
 		f.Planned = census(*s)
 	}

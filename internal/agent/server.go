@@ -51,6 +51,7 @@ type server struct {
 	took       func(stage string, took time.Duration)           // nil, or who measures the stages of ADDs; see register.Config
 	ranges     func(context.Context) ([]netip.Prefix, error)    // of the node's pods in Kubernetes; nil: it is in no Kubernetes
 	sessions   func() ([]bgp.Status, error)                     // of BGP; nil: the node speaks none
+	self       func() attach.Agent                              // how the agent is doing
 	log        *slog.Logger
 	turns      turns
 }
@@ -116,7 +117,7 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	switch {
 	case err == nil:
 		log.Debug("attach done")
-	case req.Verb == attach.Status, req.Verb == attach.BGP: // asked all the time; what is wrong has been said
+	case req.Verb == attach.Status, req.Verb == attach.BGP, req.Verb == attach.Report: // asked all the time; what is wrong has been said
 		log.Debug("not available", "error", err)
 	default:
 		log.Warn("attach failed", "error", err)
@@ -149,6 +150,9 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	case attach.BGP:
 		peers, err := s.peers()
 		return respond(conn, attach.Reply{Peers: peers}, err)
+	case attach.Report:
+		self := s.self()
+		return respond(conn, attach.Reply{Agent: &self}, nil)
 	}
 	return refuse(conn, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("attach: unknown verb %q", req.Verb)})
 }
@@ -156,7 +160,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 // verbName names a verb in numbers. What a stranger may ask for has one name.
 func verbName(v attach.Verb) string {
 	switch v {
-	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.Ranges, attach.BGP:
+	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.Ranges, attach.BGP, attach.Report:
 		return string(v)
 	}
 	return "other"

@@ -73,7 +73,10 @@ type rig struct {
 	programmed *programmed
 	path       string
 	stages     chan string // of ADDs, as they are done
+	agent      Agent       // that is asked how it is doing
 }
+
+func (r *rig) self() attach.Agent { return r.agent.self() }
 
 func serveTest(t *testing.T) *rig {
 	t.Helper()
@@ -85,7 +88,7 @@ func serveTest(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: r.handler, programmed: r.programmed, took: func(stage string, _ time.Duration) { r.stages <- stage }, log: slog.New(slog.DiscardHandler)}
+	s := &server{handler: r.handler, programmed: r.programmed, took: func(stage string, _ time.Duration) { r.stages <- stage }, log: slog.New(slog.DiscardHandler), self: r.self}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.serve(ctx, l) }()
@@ -293,5 +296,25 @@ func TestPluginMayBoundTheWaitForTheKernel(t *testing.T) {
 	reply := exchange(t, c, attach.Linked{HostIf: "cali1", Index: 7, Wait: 1}) // which nobody programs
 	if reply.Error == nil || reply.Error.Code != attach.CodeTryAgain || time.Since(began) > programTimeout/2 {
 		t.Errorf("after %v: %+v, want code 11 after a second", time.Since(began), reply.Error)
+	}
+}
+
+func TestAgentSaysItsProblemsAsLongAsTheyAreThere(t *testing.T) {
+	r := serveTest(t)
+	r.agent.version, r.agent.node, r.agent.log = "v1", "node-1", slog.New(slog.DiscardHandler)
+	ask := func() attach.Agent {
+		reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Report})
+		if reply.Error != nil || reply.Agent == nil {
+			t.Fatalf("answer %+v", reply)
+		}
+		return *reply.Agent
+	}
+	for _, problems := range [][]string{nil, {"b is wrong", "a is wrong"}, {"b is wrong"}} {
+		r.agent.say(problems, nil, nil)
+		slices.Sort(problems)
+		want := attach.Agent{Version: "v1", Node: "node-1", Problems: problems}
+		if d := cmp.Diff(want, ask()); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
+		}
 	}
 }

@@ -3,7 +3,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, STATUS, BGP, RANGES:   plugin → Request      agent → Reply
+//	DEL, STATUS, BGP, RANGES, REPORT:   plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -49,6 +49,7 @@ const (
 	Status Verb = "status" // may this node be given pods
 	Ranges Verb = "ranges" // which ranges Kubernetes has given to the node's pods
 	BGP    Verb = "bgp"    // how the BGP sessions are doing: the operator's command asks that
+	Report Verb = "report" // how the agent itself is doing: the operator's command asks that too
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -130,8 +131,16 @@ type Reply struct {
 	MAC   string       `json:"mac,omitempty"`   // the pod's MAC as the endpoint holds it: the proposed one, or an earlier ADD's
 	Stale []Stale      `json:"stale,omitempty"` // after GC
 	Peers []Peer       `json:"peers,omitempty"` // after BGP: sorted by address
+	Agent *Agent       `json:"agent,omitempty"` // after Report
 
 	Ranges []netip.Prefix `json:"ranges,omitempty"` // after Ranges: one of each family at most
+}
+
+// Agent is what an agent says of itself.
+type Agent struct {
+	Version  string   `json:"version"`
+	Node     string   `json:"node"`               // its name
+	Problems []string `json:"problems,omitempty"` // that were logged and are still there, in order
 }
 
 // Peer is a BGP session of the node.

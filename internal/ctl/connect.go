@@ -17,9 +17,12 @@ import (
 // clientVersion is the version of Calico whose client this is, for the comparison with the cluster's.
 const clientVersion = startup.CalicoVersion
 
+// etcd is what options, file and environment say of etcd.
+func (s *session) etcd() (store.Config, error) { return apiconfig.Read(s.config, s.Config, s.Env) }
+
 // open prepares the connection that options, file and environment name.
 func (s *session) open(timeout time.Duration) (*store.Client, error) {
-	cfg, err := apiconfig.Read(s.config, s.Config, s.Env)
+	cfg, err := s.etcd()
 	if err != nil {
 		return nil, err
 	}

@@ -166,11 +166,11 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 
 // others are the verbs that packages of their own make.
 func others() []func(cli.Env) *cobra.Command {
-	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand, why.Command}
+	return []func(cli.Env) *cobra.Command{addresses.Command, migrate.Command, hosts.Command, hosts.ClusterCommand, hosts.DoctorCommand, why.Command}
 }
 
 func (s *session) env() cli.Env {
-	return cli.Env{Program: s.name, In: s.In, Out: s.Out, Err: s.Err, Now: s.Now, Connect: s.connect}
+	return cli.Env{Program: s.name, In: s.In, Out: s.Out, Err: s.Err, Now: s.Now, Connect: s.connect, Etcd: s.etcd, Getenv: s.Env}
 }
 
 // display is what the program is called: a plugin of kubectl's is two words.

@@ -51,6 +51,7 @@ func examplesBelow() map[string][]string {
 		"node adopt":               {"node adopt node-1"},
 		"node drops":               {"node drops", "node drops --follow", "node drops --all -o json"},
 		"policy explain":           {"policy explain --from=default/client --to=default/web --port=80", "policy explain --from=web-0 --to=10.244.0.5 --protocol=icmp"},
+		"doctor":                   {"doctor", "doctor --strict --only=etcd,certificates,expiry", "doctor -o json"},
 		"cluster diags":            {"cluster diags --output-dir=/root"},
 	}
 }

@@ -128,10 +128,16 @@ func (c *Conn) dump(ctx context.Context, typ uint16, table, set string, take fun
 func (c *Conn) ask(ctx context.Context, typ, flags uint16, body func(*buffer), take func([]byte) error) error {
 	b := buffer{seq: c.seq}
 	b.message(typ, flags, func() { body(&b) })
+	return c.exchange(ctx, &b, func(body []byte) error { return take(body[nfgenLen:]) })
+}
+
+// exchange sends the one request in b and calls take with each answer, its struct nfgenmsg included. An answer that is no dump's is the only one.
+func (c *Conn) exchange(ctx context.Context, b *buffer, take func([]byte) error) error {
 	c.seq = b.seq
 	if err := c.s.send(b.b); err != nil {
 		return fmt.Errorf("ask nftables: %w", err)
 	}
+	dump := binary.NativeEndian.Uint16(b.b[6:])&unix.NLM_F_DUMP != 0
 	interrupted := false
 	err := c.answers(ctx, func(h header, body []byte) (bool, error) {
 		if h.seq != b.seq {
@@ -144,7 +150,7 @@ func (c *Conn) ask(ctx context.Context, typ, flags uint16, body func(*buffer), t
 		if len(body) < nfgenLen {
 			return true, errTruncated
 		}
-		return flags&unix.NLM_F_DUMP == 0, take(body[nfgenLen:])
+		return !dump, take(body)
 	})
 	if err == nil && interrupted {
 		return unix.EINTR

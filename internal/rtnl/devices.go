@@ -3,7 +3,35 @@ package rtnl
 import (
 	"context"
 	"fmt"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
 )
+
+// Host reads the host facts once. Who wants them kept has a Monitor.
+func (c *Conn) Host(ctx context.Context) (kernel.Host, error) {
+	devices, err := c.devices(ctx)
+	if err != nil {
+		return kernel.Host{}, err
+	}
+	addrs, err := c.addresses(ctx)
+	if err != nil {
+		return kernel.Host{}, err
+	}
+	return hostOf(devices, addrs), nil
+}
+
+func hostOf(devices map[int]device, addrs []address) kernel.Host {
+	h := kernel.Host{Links: make(map[string]kernel.HostLink, len(devices))}
+	for _, d := range devices {
+		h.Links[d.name] = d.host
+	}
+	for _, a := range addrs {
+		if d, ok := devices[a.index]; ok {
+			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: d.name, Addr: a.addr, Temporary: a.temporary})
+		}
+	}
+	return h
+}
 
 // Names lists the names of all devices of the namespace, whoever made them.
 func (c *Conn) Names(ctx context.Context) (map[string]bool, error) {

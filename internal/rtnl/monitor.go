@@ -102,23 +102,10 @@ func (m *Monitor) Facts() (h kernel.Host, version uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.stale {
-		m.snapshot, m.stale = m.host(), false
+		m.snapshot, m.stale = hostOf(m.devices, m.addrs), false
 		m.version++
 	}
 	return m.snapshot, m.version
-}
-
-func (m *Monitor) host() kernel.Host {
-	h := kernel.Host{Links: make(map[string]kernel.HostLink, len(m.devices))}
-	for _, d := range m.devices {
-		h.Links[d.name] = d.host
-	}
-	for _, a := range m.addrs {
-		if d, ok := m.devices[a.index]; ok {
-			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: d.name, Addr: a.addr, Temporary: a.temporary})
-		}
-	}
-	return h
 }
 
 // Events returns what happened to our objects since the last call, our own writes included. Call it before Host: then the

@@ -47,6 +47,7 @@ var Layers = []Row{
 	{Level: 4, Path: "internal/ctl/addresses", Sentence: "the operator's verbs for addresses: show, check, release, configure, split"},
 	{Level: 4, Path: "internal/ctl/migrate", Sentence: "the operator's verbs for the whole datastore: lock, unlock, export, import"},
 	{Level: 4, Path: "internal/ctl/why", Sentence: "the operator's verbs that say why packets pass or not: explain, drops"},
+	{Level: 4, Path: "internal/doctor", Sentence: "says what is wrong on a node, in the order in which one would mend it"},
 	{Level: 4, Path: "internal/install", Sentence: "puts what the container runtime needs on a host, and takes it away again"},
 	{Level: 4, Path: "internal/reconcile", Sentence: "makes the kernel equal a desired state"},
 	{Level: 4, Path: "internal/register", Sentence: "the IPAM handler: pod facts, pools, one transaction"},

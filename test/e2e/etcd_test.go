@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -30,6 +31,8 @@ const (
 
 	gone      = "-"
 	compacted = "--" // of any key: forget all history
+	alarmed   = "!"  // of any key: raise the alarm that etcd raises when it is full
+	disarmed  = "!-" // of any key: take all alarms back
 	piped     = "<"  // the value is in standard input: one in the environment cannot be longer than 128 KiB
 )
 
@@ -59,6 +62,9 @@ func talkToEtcd(prefix string) error {
 			_, err = c.Compact(ctx, now.Header.Revision)
 		}
 		return err
+	}
+	if value == alarmed || value == disarmed {
+		return alarm(ctx, c, value == alarmed)
 	}
 	if value == gone {
 		_, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
@@ -94,6 +100,22 @@ func flapKey(c *clientv3.Client, key, value string, times int) error {
 		}
 	}
 	return nil
+}
+
+// alarm raises the alarm of a full etcd, or takes all alarms back.
+func alarm(ctx context.Context, c *clientv3.Client, on bool) error {
+	if !on {
+		_, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+		return err
+	}
+	now, err := c.Get(ctx, "/")
+	if err != nil {
+		return err
+	}
+	_, err = pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{
+		Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE, MemberID: now.Header.MemberId,
+	})
+	return err
 }
 
 // flap puts a value under a key and deletes it, so many times.

@@ -15,7 +15,7 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
-// Env is what a verb works with. All fields are set; verbs do not modify them.
+// Env is what a verb works with. All fields that it uses are set; verbs do not modify them.
 type Env struct {
 	Program string // how the command calls itself in messages: muslinctl, calicoctl
 	In      io.Reader
@@ -25,6 +25,9 @@ type Env struct {
 	// Connect opens the datastore that flags, configuration file and environment name, and checks the cluster's version. The caller
 	// closes the client. It must be called only while the command runs, when the flags are parsed.
 	Connect func(ctx context.Context) (*store.Client, error)
+	// Etcd is what flags, configuration file and environment say of etcd, for whoever wants to know why it cannot be reached. To be called as Connect.
+	Etcd   func() (store.Config, error)
+	Getenv func(name string) string // the environment; "" is not set
 }
 
 // ErrReported is a failure that the command's output has told already: exit with 1 and print nothing more.

@@ -54,31 +54,38 @@ type report struct {
 	Peers []attach.Peer `json:"peers,omitempty"` // sorted by address
 }
 
-// ask asks the agent that serves this host. It opens its socket once the kernel is as it should be, and holds its lock all the time.
-func ask(ctx context.Context, socket string) (r report, err error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
-	if errors.Is(err, os.ErrPermission) {
-		return r, errors.New("node status must be run as root: the agent's socket is root's alone")
+// ask asks the agent that serves this host for its sessions. It opens its socket once the kernel is as it should be, and holds its lock all the time.
+func ask(ctx context.Context, socket string) (report, error) {
+	reply, err := askAgent(ctx, socket, attach.BGP)
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		if errors.Is(err, os.ErrPermission) {
+			return report{}, errors.New("node status must be run as root: the agent's socket is root's alone")
+		}
+		return report{}, absent(socket, op)
 	}
-	if err != nil {
-		return r, absent(socket, err)
-	}
-	defer func() { _ = c.Close() }() // asked and answered
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return r, fmt.Errorf("ask the agent: %w", err)
-	}
-	reply, err := attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: attach.BGP})
 	if told, ok := errors.AsType[*attach.Error](err); ok && told.Code == attach.CodeNoBGP {
 		return report{Why: told.Error()}, nil
 	}
 	if err != nil {
-		return r, fmt.Errorf("ask the agent for its BGP sessions: %w", err)
+		return report{}, fmt.Errorf("ask the agent for its BGP sessions: %w", err)
 	}
 	return report{BGP: true, Peers: reply.Peers}, nil
+}
+
+// askAgent asks the agent one thing. The error is a *net.OpError if nobody listens, and an *attach.Error if the answer is one.
+func askAgent(ctx context.Context, socket string, verb attach.Verb) (attach.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return attach.Reply{}, err
+	}
+	defer func() { _ = c.Close() }() // asked and answered
+	deadline, _ := ctx.Deadline()
+	if err := c.SetDeadline(deadline); err != nil {
+		return attach.Reply{}, err
+	}
+	return attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: verb})
 }
 
 // absent says why nobody answers.

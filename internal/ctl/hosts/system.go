@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/doctor"
 )
 
 func checkSystemCommand(env cli.Env) *cobra.Command {
@@ -51,34 +52,34 @@ func kernelRelease() (string, error) {
 type feature struct {
 	module string // as it is called where it is no part of the kernel itself; "a|b": either will do
 	option string // of the kernel's configuration, likewise
-	only   string // what it is needed for; "": everything
+	only   doctor.Purpose
 }
 
 // features are what Muslin uses.
 func features() []feature {
-	const tunnels = "pools with VXLAN"
 	return []feature{
-		{"veth", "VETH", ""},
-		{"nf_conntrack", "NF_CONNTRACK", ""},
-		{"nf_nat", "NF_NAT", ""},
-		{"ip_set", "IP_SET", ""},
-		{"ip_set_hash_net", "IP_SET_HASH_NET", ""},
-		{"xt_set", "NETFILTER_XT_SET", ""},
-		{"xt_comment", "NETFILTER_XT_MATCH_COMMENT", ""},
-		{"xt_addrtype", "NETFILTER_XT_MATCH_ADDRTYPE", ""},
-		{"xt_MASQUERADE|ipt_MASQUERADE", "NETFILTER_XT_TARGET_MASQUERADE|IP_NF_TARGET_MASQUERADE", ""},
-		{"ip_tables|nft_compat", "IP_NF_IPTABLES|NFT_COMPAT", ""},
-		{"nf_tables", "NF_TABLES", ""},
-		{"nft_ct", "NFT_CT", ""},
-		{"nft_limit", "NFT_LIMIT", ""},
-		{"nft_log", "NFT_LOG", ""},
-		{"nft_fib_inet", "NFT_FIB_INET", ""},
-		{"nfnetlink_log", "NETFILTER_NETLINK_LOG", ""},
-		{"nft_reject_inet", "NFT_REJECT_INET", "policy that answers what it denies"},
-		{"nf_log_syslog", "NF_LOG_SYSLOG", "Log rules that write to the kernel's log"},
-		{"xt_CT", "NETFILTER_XT_TARGET_CT", tunnels},
-		{"vxlan", "VXLAN", tunnels},
-		{"ipip", "NET_IPIP", "pools with IP-in-IP"},
+		{"veth", "VETH", doctor.ForAll},
+		{"nf_conntrack", "NF_CONNTRACK", doctor.ForAll},
+		{"nf_nat", "NF_NAT", doctor.ForAll},
+		{"ip_set", "IP_SET", doctor.ForAll},
+		{"ip_set_hash_net", "IP_SET_HASH_NET", doctor.ForAll},
+		{"xt_set", "NETFILTER_XT_SET", doctor.ForAll},
+		{"xt_comment", "NETFILTER_XT_MATCH_COMMENT", doctor.ForAll},
+		{"xt_addrtype", "NETFILTER_XT_MATCH_ADDRTYPE", doctor.ForAll},
+		{"xt_MASQUERADE|ipt_MASQUERADE", "NETFILTER_XT_TARGET_MASQUERADE|IP_NF_TARGET_MASQUERADE", doctor.ForAll},
+		{"ip_tables|nft_compat", "IP_NF_IPTABLES|NFT_COMPAT", doctor.ForAll},
+		{"nf_tables", "NF_TABLES", doctor.ForAll},
+		{"nft_ct", "NFT_CT", doctor.ForAll},
+		{"nft_limit", "NFT_LIMIT", doctor.ForAll},
+		{"nft_log", "NFT_LOG", doctor.ForAll},
+		{"nft_fib_inet", "NFT_FIB_INET", doctor.ForAll},
+		{"nfnetlink_log", "NETFILTER_NETLINK_LOG", doctor.ForAll},
+		{"nft_reject_inet", "NFT_REJECT_INET", doctor.ForReject},
+		{"nf_log_syslog", "NF_LOG_SYSLOG", doctor.ForLog},
+		{"xt_CT", "NETFILTER_XT_TARGET_CT", doctor.ForVXLAN},
+		{"vxlan", "VXLAN", doctor.ForVXLAN},
+		{"wireguard", "WIREGUARD", doctor.ForWireGuard},
+		{"ipip", "NET_IPIP", doctor.ForIPIP},
 	}
 }
 
@@ -103,10 +104,10 @@ func (s system) check(w io.Writer) error {
 	for _, f := range features() {
 		said := verdict(has.feature(f))
 		if !has.feature(f) {
-			if f.only == "" {
+			if f.only == doctor.ForAll {
 				ok = false
 			} else {
-				said = "missing: needed only for " + f.only
+				said = "missing: needed only for " + string(f.only)
 			}
 		}
 		text += fmt.Sprintf("  %-30s %s\n", f.module, said)

@@ -1,0 +1,93 @@
+package hosts
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/ctl/cli"
+	"github.com/muslin-cni/muslin/internal/doctor"
+)
+
+// DoctorCommand is "doctor".
+func DoctorCommand(env cli.Env) *cobra.Command {
+	x := examiner{env: env, proc: "/proc", socket: attach.Socket}
+	var format string
+	var only []string
+	var strict bool
+	c := &cobra.Command{
+		Use:   "doctor [--only=<CHECK,...>]",
+		Short: "Say what is wrong on this node, in the order in which to mend it",
+		Long: "Say what is wrong on this node, in the order in which to mend it: what comes first is the cause of what comes later. It works as root on the node itself,\n" +
+			"and takes the settings of the agent that runs there, else those of /etc/muslin/muslin-node.env, else its own. It changes nothing.\n\n" +
+			"The exit code is 1 if there is an error, and with --strict also if there is a warning or something could not be found out.\n\nIt checks\n\n" + explained(),
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := cli.CheckFormat(format); err != nil {
+				return err
+			}
+			checks, err := doctor.Select(only)
+			if err != nil {
+				return err
+			}
+			found := doctor.Examine(x.view(c.Context()), checks)
+			if err := tell(env.Out, found, format); err != nil {
+				return err
+			}
+			if worst := doctor.Worst(found); worst == doctor.Error || strict && worst != doctor.OK {
+				return cli.ErrReported
+			}
+			return nil
+		},
+	}
+	c.Flags().StringSliceVar(&only, "only", nil, "check only these")
+	c.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
+	c.Flags().StringVarP(&format, "output", "o", "", "output format: json")
+	c.Flags().StringVar(&x.root, "root", "/", "where the host's files are: another folder in a container that the host's are mounted in")
+	c.Flags().StringVar(&x.confDir, "cni-conf-dir", "/etc/cni/net.d", "the runtime's folder of network configurations")
+	c.Flags().StringSliceVar(&x.binDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}, "the runtime's folders of CNI programs")
+	return c
+}
+
+// explained says of each check what it looks at.
+func explained() string {
+	var b strings.Builder
+	for _, c := range doctor.Checks() {
+		fmt.Fprintf(&b, "  %-13s %s\n", c.Name, c.About)
+	}
+	return strings.TrimRight(b.String(), "\n")
+}
+
+// tell prints findings: a line for each, and its remedy on the next.
+func tell(w io.Writer, found []doctor.Finding, format string) error {
+	if format == "json" {
+		return cli.PrintJSON(w, found)
+	}
+	var b strings.Builder
+	n := map[doctor.Severity]int{}
+	for _, f := range found {
+		n[f.Severity]++
+		line := f.Check
+		for _, part := range []string{f.Object, f.What} {
+			if part != "" {
+				line += ": " + oneLine(part)
+			}
+		}
+		if f.Follows != "" {
+			line += " (comes of " + f.Follows + ")"
+		}
+		fmt.Fprintf(&b, "%-7s  %s\n", f.Severity, line)
+		if f.Remedy != "" {
+			fmt.Fprintf(&b, "         -> %s\n", oneLine(f.Remedy))
+		}
+	}
+	fmt.Fprintf(&b, "%d wrong, %d suspicious, %d not known\n", n[doctor.Error], n[doctor.Warning], n[doctor.Unknown])
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// oneLine is a text, which may be an error of several lines, on one.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
