@@ -97,6 +97,7 @@ var Layers = []Row{
 	{Level: Test, Path: "internal/bgptest", Sentence: "plays the far end of a BGP session byte by byte, for what no daemon would say"},
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/ipamtest", Sentence: "holds all that etcd says of addresses against itself"},
+	{Level: Test, Path: "internal/memetcd", Sentence: "an etcd in memory, deterministic, any moment of which can be kept and gone back to"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
 	{Level: Test, Path: "test/bench/floor", Sentence: "the least that an attach can cost, as a process of its own"},
