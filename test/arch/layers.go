@@ -106,6 +106,7 @@ var Layers = []Row{
 	{Level: Test, Path: "test/calicowriter", Sentence: "replays the step sequences of Calico's own writers against ours"},
 	{Level: Test, Path: "test/deploy", Sentence: "holds chart, manifests, dashboards and alerts to each other and to the code"},
 	{Level: Test, Path: "test/e2e", Sentence: "whole paths through the lab: built programs, real kernel, real etcd"},
+	{Level: Test, Path: "test/modelcheck", Sentence: "drives address management through every order of events of a small cluster, and holds histories of a real etcd to linearizability"},
 	{Level: Test, Path: "test/policyjudge", Sentence: "judges packets by the documented semantics of policy, and holds compiler and kernel against that"},
 	{Level: Test, Path: "test/image", Sentence: "packs programs and Debian's packages into container images"},
 	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},

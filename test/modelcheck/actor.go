@@ -239,6 +239,7 @@ func CalicoReleaseAffinity(cidr string) Op {
 // ran is how far a process has come.
 type ran struct {
 	at    int // the op that is under way; len(Ops): it has ended
+	began int // how many replies there were when it began
 	fresh bool
 	told  []string // by op that has ended in this life: its addresses, "refused" or "failed"
 	next  request  // none: it has ended
@@ -251,10 +252,10 @@ func run(a *Actor, first int, replies []reply) ran {
 	p := newProcess(a, t)
 	out := ran{at: first}
 	for out.at < len(a.Ops) {
-		began := t.at
+		out.began = t.at
 		addrs, err := a.Ops[out.at].run(context.Background(), p)
 		if !t.next.none() {
-			out.next, out.fresh = t.next, t.at == began
+			out.next, out.fresh = t.next, t.at == out.began
 			return out
 		}
 		told, err := outcome(a.Ops[out.at], addrs, err)
@@ -268,7 +269,7 @@ func run(a *Actor, first int, replies []reply) ran {
 		out.told = append(out.told, told)
 		out.at++
 	}
-	out.fresh = true
+	out.began, out.fresh = t.at, true
 	return out
 }
 

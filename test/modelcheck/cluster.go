@@ -63,7 +63,10 @@ func (s Start) build(ctx context.Context) (memetcd.State, map[string]string, err
 	info := &api.ClusterInformation{Spec: api.ClusterInformationSpec{DatastoreReady: &ready}}
 	info.Metadata.Name = "default"
 	put(b, ipam.ClusterKey(), info)
-	pool := &api.IPPool{Spec: api.IPPoolSpec{CIDR: poolCIDR(), BlockSize: 30}}
+	pool := &api.IPPool{Spec: api.IPPoolSpec{
+		CIDR: poolCIDR(), BlockSize: 30, IPIPMode: api.Never, VXLANMode: api.Never, NodeSelector: "all()", AssignmentMode: api.AssignAutomatic,
+		AllowedUses: []api.Use{api.UseWorkload, api.UseTunnel},
+	}}
 	pool.Metadata.Name = "pool"
 	if s.Tunnel {
 		pool.Spec.VXLANMode = api.Always

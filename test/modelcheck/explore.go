@@ -38,6 +38,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/muslin-cni/muslin/internal/memetcd"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // Scenario is what is explored: where it begins, and who does what.
@@ -56,6 +57,15 @@ type Result struct {
 	States, Transitions, Depth int
 	Ends                       int        // states in which all actors have ended or died
 	Violation                  *Violation // the first, with the fewest steps; nil: none
+}
+
+// Plus is two explorations taken together; of violations, the first.
+func (r Result) Plus(o Result) Result {
+	r.States, r.Transitions, r.Depth, r.Ends = r.States+o.States, r.Transitions+o.Transitions, max(r.Depth, o.Depth), r.Ends+o.Ends
+	if r.Violation == nil {
+		r.Violation = o.Violation
+	}
+	return r
 }
 
 // Violation is a state that must not be, and a shortest way to it.
@@ -141,7 +151,8 @@ type explorer struct {
 	parents []parent
 	queue   []*node
 	result  Result
-	tracing bool // what was found is told: nothing is judged
+	tracing bool       // what was found is told: nothing is judged
+	done    [3][8]bool // by actor and op: it has succeeded in some order
 
 	writers map[string]uint8 // by key: the actors that write it, as bits
 	relied  map[string]uint8 // by key: those that read it at once, since no other writes it
@@ -172,10 +183,27 @@ func (s Scenario) Explore(ctx context.Context, max int) (Result, error) {
 			return Result{}, err
 		}
 		err = e.explore(ctx, max)
-		if !e.stale || err != nil && !errors.Is(err, ErrTooMany) {
-			return e.result, err
+		if e.stale && (err == nil || errors.Is(err, ErrTooMany)) {
+			continue
+		}
+		if err == nil && e.result.Violation == nil {
+			err = e.idleOps()
+		}
+		return e.result, err
+	}
+}
+
+// idleOps is an error if an op never succeeds: then the scenario shows nothing of it.
+func (e *explorer) idleOps() error {
+	var errs []error
+	for i, a := range e.Actors {
+		for k, op := range a.Ops {
+			if !e.done[i][k] {
+				errs = append(errs, fmt.Errorf("actor %d on %s, %s: it succeeds in no order of events", i+1, a.Node, op.Name))
+			}
 		}
 	}
+	return errors.Join(errs...)
 }
 
 func (s Scenario) explorer(ctx context.Context, writers map[string]uint8) (*explorer, error) {
@@ -432,10 +460,17 @@ func (e *explorer) settle(i int, l *local) *local {
 		l.told = slices.Clone(l.told)
 		copy(l.told[l.first:], l.ran.told)
 	}
+	for k, told := range l.ran.told {
+		e.done[i][l.first+k] = e.done[i][l.first+k] || told != refused && told != failed
+	}
 	if !e.Actors[i].Memory && !l.dead {
 		e.forget(i, l)
 	}
-	l.summarize()
+	var op *Op
+	if l.ran.at < len(e.Actors[i].Ops) {
+		op = &e.Actors[i].Ops[l.ran.at]
+	}
+	l.summarize(op)
 	return l
 }
 
@@ -490,16 +525,24 @@ func put64(h *maphash.Hash, n uint64) {
 	h.Write(b[:]) // never fails
 }
 
-// summarize digests the state but for revisions, of which it keeps which are equal, and the newest of each key.
-func (l *local) summarize() {
+// summarize digests the state but for revisions, of which it keeps which are equal. Of what came before the attempt that is under way, a process remembers
+// the handles that it wrote.
+func (l *local) summarize(op *Op) {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	fmt.Fprint(&h, l.first, l.lost, l.dead, l.begun, l.ran.at, strings.Join(l.told, ";"))
 	class := map[seen]int{}
 	l.known = nil
-	for _, a := range l.replies {
-		fmt.Fprint(&h, "|", a.lost, a.txn.GetSucceeded(), a.look != nil)
+	began := attempt(l, op)
+	fmt.Fprint(&h, "|", began > l.ran.began)
+	for i, a := range l.replies {
+		if i >= began {
+			fmt.Fprint(&h, "|", a.lost, a.txn.GetSucceeded(), a.look != nil)
+		}
 		for _, s := range a.seen {
+			if i < began && (!a.txn.GetSucceeded() || !strings.HasPrefix(s.key, api.HandlesRoot)) {
+				continue
+			}
 			k := seen{key: s.key, rev: s.rev}
 			n, ok := class[k]
 			if !ok {
@@ -507,11 +550,23 @@ func (l *local) summarize() {
 				class[k] = n
 				l.known = append(l.known, k)
 			}
-			fmt.Fprint(&h, s.key, n)
+			h.WriteString(s.key) // never fails
+			put64(&h, uint64(n))
 			put64(&h, s.value)
 		}
 	}
 	l.digest = h.Sum64()
+}
+
+// attempt is the first reply to the attempt that is under way: after a conflict an op begins anew from nothing, if it is of that kind.
+func attempt(l *local, op *Op) int {
+	began := l.ran.began
+	for i := began; i < len(l.replies) && op != nil && op.whole; i++ {
+		if isConflict(l.replies[i]) {
+			began = i + 1
+		}
+	}
+	return min(began, len(l.replies))
 }
 
 func newWorld(s memetcd.State) *world {
@@ -571,10 +626,10 @@ func (e *explorer) reach(n *node, by parent) error {
 	return nil
 }
 
-// hurry makes the steps of which it does not matter when they are made. The first of a command does: its container lives until then.
+// hurry makes the steps of which it does not matter when they are made. The first of a command does where it takes a lock.
 func (e *explorer) hurry(n *node) error {
-	for i := range e.Actors {
-		for l := n.actors[i]; !l.ended() && (!l.ran.fresh || l.ran.next.pinned()) && e.idle(i, l.ran.next); l = n.actors[i] {
+	for i, a := range e.Actors {
+		for l := n.actors[i]; !l.ended() && !(l.ran.fresh && e.contended(i, a.Ops[l.ran.at])) && e.idle(i, l.ran.next); l = n.actors[i] {
 			changed := *l
 			if err := e.step(n, i, &changed, steps); err != nil {
 				return err

@@ -31,6 +31,7 @@ func module(node string, ops ...Op) Actor { return Actor{Node: node, Ops: ops} }
 func Short() []Scenario {
 	empty := Start{}
 	scarce := Start{Blocks: map[string]string{Low: "a", High: "b"}, Fill: map[string]int{Low: 3, High: 3}}
+	full := Start{Blocks: map[string]string{Low: "a", High: "b"}, Fill: map[string]int{Low: 2, High: 4}}
 	idle := Start{Blocks: map[string]string{Low: "c", High: "b"}, Fill: map[string]int{High: 4}}
 	return []Scenario{
 		named("empty pool", Scenario{Start: empty, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y"), Del("y")), module("c", Add("z"), Del("z"))}}),
@@ -40,8 +41,56 @@ func Short() []Scenario {
 		named("tunnels", Scenario{Start: Start{Tunnel: true}, Lost: 1, Actors: []Actor{module("a", Tunnels(), Add("x")), module("a", Add("y"), Del("y")), module("b", Tunnels(), ReleaseNode("c"))}}),
 		named("an orphan", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("a", FreeOrphan("o"), Add("x")), module("a", Del("o"), Add("z")), module("b", Add("y"), Del("y"))}}),
 		named("a node goes", Scenario{Start: Start{Pods: map[string]string{"o": "c"}, Blocks: map[string]string{Low: "b"}}, Lost: 1, Actors: []Actor{module("a", ReleaseNode("c"), Add("x")), module("b", Add("y"), Del("y")), module("c", Del("o"), Add("z"))}}),
-		named("a pool goes", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("c", ReleasePool()), module("a", Del("o"), Add("x")), module("b", Add("y"), Del("y"))}}),
+		named("a pool goes", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("c", ReleasePool()), module("a", Del("o")), module("b", Add("y"), Del("y"))}}),
 		named("Calico claims", Scenario{Start: empty, Lost: 1, Actors: []Actor{module("b", CalicoClaim(Low), CalicoReleaseAffinity(Low)), module("a", Add("x"), Del("x")), module("b", Add("y"), Del("y"))}}),
-		named("Calico connects", Scenario{Start: scarce, Lost: 1, Actors: []Actor{module("b", CalicoAdd("k"), CalicoDel("k")), module("a", Add("x"), Del("x"))}}),
+		named("Calico connects", Scenario{Start: full, Lost: 1, Actors: []Actor{module("b", CalicoAdd("k"), CalicoDel("k")), agent("a", Add("x"), Del("x")), module("c", Add("z"), Del("z"))}}),
+	}
+}
+
+// Long is every pair of roles beside an agent that connects and disconnects a container, from each of several starts: what a small cluster can come to.
+func Long() []Scenario {
+	starts := []struct {
+		name  string
+		start Start
+	}{
+		{"empty pool", Start{Pods: map[string]string{"o": "c"}}},
+		{"one address left", Start{Blocks: map[string]string{Low: "a", High: "c"}, Fill: map[string]int{Low: 3, High: 3}, Pods: map[string]string{"o": "c"}}},
+		{"an idle block", Start{Blocks: map[string]string{Low: "b", High: "c"}, Fill: map[string]int{High: 2}, Pods: map[string]string{"o": "c"}}},
+		{"strict", Start{Strict: true, Blocks: map[string]string{Low: "b"}, Pods: map[string]string{"o": "c"}}},
+	}
+	var out []Scenario
+	for _, from := range starts {
+		all := roles()
+		for i, one := range all {
+			for _, other := range all[i:] {
+				start := from.start
+				start.Tunnel = one.tunnel || other.tunnel
+				s := Scenario{Start: start, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), one.of("y"), other.of("z")}}
+				out = append(out, named(from.name, s))
+			}
+		}
+	}
+	return out
+}
+
+// role is an actor's part, in which it connects a container of that name.
+type role struct {
+	of     func(container string) Actor
+	tunnel bool // it gives tunnels addresses
+}
+
+func roles() []role {
+	return []role{
+		{of: func(c string) Actor { return module("b", Add(c), Del(c)) }},
+		{of: func(c string) Actor { return agent("c", Add(c), Del(c)) }},
+		{of: func(c string) Actor { return module("a", Add(c), Add(c+"2")) }},
+		{of: func(c string) Actor { return module("c", Del("o"), Add(c)) }},
+		{of: func(c string) Actor { return module("c", FreeOrphan("o"), Add(c)) }},
+		{of: func(c string) Actor { return module("b", ReturnBlocks(), Add(c)) }},
+		{of: func(c string) Actor { return module("a", ReleaseNode("b"), Add(c)) }},
+		{of: func(c string) Actor { return module("b", Tunnels(), Add(c)) }, tunnel: true},
+		{of: func(string) Actor { return module("b", ReleasePool()) }},
+		{of: func(string) Actor { return module("b", CalicoClaim(Low), CalicoReleaseAffinity(Low)) }},
+		{of: func(c string) Actor { return module("b", CalicoAdd(c), CalicoDel(c)) }},
 	}
 }
