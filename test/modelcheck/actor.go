@@ -21,6 +21,9 @@ import (
 	"github.com/muslin-cni/muslin/test/calicowriter"
 )
 
+// someUUID is every object's: they do not matter, and must not tell states apart.
+func someUUID() string { return "00000000-0000-4000-8000-000000000000" }
+
 const network = "net"
 
 // noon is when everything happens. Blocks of the beginning were claimed an hour before.
@@ -65,7 +68,7 @@ func newProcess(a *Actor, t *tape) *process {
 }
 
 func handlerConfig(c *store.Client, node string) register.Config {
-	return register.Config{Client: c, Node: node, Now: noon, UUID: func() string { return "00000000-0000-4000-8000-000000000000" }}
+	return register.Config{Client: c, Node: node, Now: noon, UUID: someUUID}
 }
 
 // source is what the agent has in memory, when it is asked for.
@@ -199,7 +202,7 @@ func calico(name, container string, sequence func(calicowriter.Writer) *calicowr
 	return Op{Name: "Calico: " + name, Container: container, foreign: true, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
 		etcd := clientv3.NewCtxClient(ctx)
 		etcd.KV = clientv3.NewKVFromKVClient(kv{tape: p.tape}, nil)
-		s := sequence(calicowriter.Writer{Etcd: etcd, Node: p.actor.Node, Now: noon})
+		s := sequence(calicowriter.Writer{Etcd: etcd, Node: p.actor.Node, Now: noon, UUID: someUUID})
 		defer s.Abandon()
 		err := s.Finish(ctx)
 		return s.Addrs(), err
@@ -209,7 +212,7 @@ func calico(name, container string, sequence func(calicowriter.Writer) *calicowr
 // CalicoAdd is the ADD of Calico's plugin.
 func CalicoAdd(container string) Op {
 	op := calico("ADD "+container, container, func(w calicowriter.Writer) *calicowriter.Sequence {
-		return w.Add(calicowriter.Container{Network: network, ID: container})
+		return w.Add(calicowriter.Container{Network: network, ID: container, Pod: container})
 	})
 	op.gives = true
 	return op
@@ -218,7 +221,7 @@ func CalicoAdd(container string) Op {
 // CalicoDel is the DEL of Calico's plugin.
 func CalicoDel(container string) Op {
 	op := calico("DEL "+container, container, func(w calicowriter.Writer) *calicowriter.Sequence {
-		return w.Del(calicowriter.Container{Network: network, ID: container})
+		return w.Del(calicowriter.Container{Network: network, ID: container, Pod: container})
 	})
 	op.takes = true
 	return op
