@@ -95,6 +95,9 @@ func TestHistoryOfACarelessAllocatorIsFound(t *testing.T) {
 	for range goes {
 		etcd := realEtcd(t)
 		h, err := mc.Crowd{Etcd: store.Services{KV: careless{etcd.KV}, Watch: etcd.Watch}, Nodes: 12, For: 2 * time.Second, Seed: *seed}.Run(t.Context())
+		if h == nil {
+			t.Fatal(err)
+		}
 		t.Logf("%d uses of addresses, and then: %v", len(h.Ops), err) // it trips over its own feet, too
 		if h.Check(checkWithin) == porcupine.Illegal {
 			return

@@ -47,16 +47,14 @@ func Short() []Scenario {
 	}
 }
 
-// Long is every pair of roles beside an agent that connects and disconnects a container, from each of several starts: what a small cluster can come to.
+// Long is every pair of roles beside an agent that connects and disconnects a container, from each of two starts.
 func Long() []Scenario {
 	starts := []struct {
 		name  string
 		start Start
 	}{
-		{"empty pool", Start{Pods: map[string]string{"o": "c"}}},
 		{"one address left", Start{Blocks: map[string]string{Low: "a", High: "c"}, Fill: map[string]int{Low: 3, High: 3}, Pods: map[string]string{"o": "c"}}},
 		{"an idle block", Start{Blocks: map[string]string{Low: "b", High: "c"}, Fill: map[string]int{High: 2}, Pods: map[string]string{"o": "c"}}},
-		{"strict", Start{Strict: true, Blocks: map[string]string{Low: "b"}, Pods: map[string]string{"o": "c"}}},
 	}
 	var out []Scenario
 	for _, from := range starts {
