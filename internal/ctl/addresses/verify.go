@@ -29,8 +29,7 @@ func verifyCommand(env cli.Env) *cobra.Command {
 			"Others may break some of them for a while, and rightly so: the output names who. Two runs in a row tell what stays. --except leaves an\n" +
 			"invariant out of the exit code, no-leak for example where other main plugins (bridge, macvlan) use muslin-ipam.\n\n" +
 			"The invariants:\n" + invariantsText(),
-		Example: "  muslinctl ipam verify\n  muslinctl ipam verify -o json --except no-leak",
-		Args:    cobra.NoArgs,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
 				return err
