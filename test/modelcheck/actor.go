@@ -209,7 +209,8 @@ func calico(name, container string, sequence func(calicowriter.Writer) *calicowr
 	}}
 }
 
-// CalicoAdd is the ADD of Calico's plugin.
+// CalicoAdd is the ADD of Calico's plugin. The container is a pod's: of others, Calico's DEL frees the address before it deletes the endpoint, and in between the two
+// another endpoint may rightly get it, so that two have it.
 func CalicoAdd(container string) Op {
 	op := calico("ADD "+container, container, func(w calicowriter.Writer) *calicowriter.Sequence {
 		return w.Add(calicowriter.Container{Network: network, ID: container, Pod: container})
