@@ -23,8 +23,8 @@ import (
 // patience bounds every wait for a watch.
 const patience = 20 * time.Second
 
-// real is a real etcd's services.
-func real(t *testing.T) store.Services {
+// genuine is a real etcd's services.
+func genuine(t *testing.T) store.Services {
 	conn := etcdtest.New(t).Etcd().ActiveConnection()
 	return store.Services{KV: pb.NewKVClient(conn), Watch: pb.NewWatchClient(conn)}
 }
@@ -36,7 +36,7 @@ func mem() store.Services {
 
 // each runs a test on either.
 func each(t *testing.T, f func(t *testing.T, s store.Services)) {
-	t.Run("real", func(t *testing.T) { f(t, real(t)) })
+	t.Run("real", func(t *testing.T) { f(t, genuine(t)) })
 	t.Run("mem", func(t *testing.T) { f(t, mem()) })
 }
 
@@ -49,7 +49,7 @@ var sameAnswer = cmp.Options{
 }
 
 func TestEveryAnswerIsTheSameAsARealEtcds(t *testing.T) {
-	a, b := real(t), mem()
+	a, b := genuine(t), mem()
 	g := generator{rand.New(rand.NewPCG(1, 2)), 1}
 	refused, wrote, conflicts := 0, 0, 0
 	for i := range 4000 {

@@ -119,16 +119,16 @@ func (s span) holds(key string) bool {
 }
 
 // in lists what there is in a span, in order of the keys.
-func (x *State) in(s span) []*mvccpb.KeyValue {
-	if s.end == "" {
-		if kv, ok := x.keys.Get(s.from); ok {
+func (s *State) in(r span) []*mvccpb.KeyValue {
+	if r.end == "" {
+		if kv, ok := s.keys.Get(r.from); ok {
 			return []*mvccpb.KeyValue{kv}
 		}
 		return nil
 	}
 	var out []*mvccpb.KeyValue
-	x.keys.Ascend(s.from, func(key string, kv *mvccpb.KeyValue) bool {
-		if !s.holds(key) {
+	s.keys.Ascend(r.from, func(key string, kv *mvccpb.KeyValue) bool {
+		if !r.holds(key) {
 			return false
 		}
 		out = append(out, kv)
@@ -138,18 +138,18 @@ func (x *State) in(s span) []*mvccpb.KeyValue {
 }
 
 // inAt is what there was in a span at a revision: what there is, with every change since undone, the newest first.
-func (x *State) inAt(s span, rev int64) []*mvccpb.KeyValue {
-	now := x.in(s)
+func (s *State) inAt(r span, rev int64) []*mvccpb.KeyValue {
+	now := s.in(r)
 	was := map[string]*mvccpb.KeyValue{}
 	for _, kv := range now {
 		was[string(kv.Key)] = kv
 	}
-	for _, c := range slices.Backward(x.log) {
+	for _, c := range slices.Backward(s.log) {
 		key := string(c.kv.Key)
 		switch {
 		case c.kv.ModRevision <= rev:
 			return sorted(was)
-		case !s.holds(key):
+		case !r.holds(key):
 		case c.prev == nil:
 			delete(was, key)
 		default:

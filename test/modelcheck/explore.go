@@ -173,16 +173,16 @@ type localKey struct {
 	told               string
 }
 
-// Explore goes through every state that can be reached, at most max of them; 0: as many as there are. The error is that of a scenario that cannot be
+// Explore goes through every state that can be reached, at most bound of them; 0: as many as there are. The error is that of a scenario that cannot be
 // explored, or ErrTooMany; a violation is in the Result.
-func (s Scenario) Explore(ctx context.Context, max int) (Result, error) {
+func (s Scenario) Explore(ctx context.Context, bound int) (Result, error) {
 	writers := map[string]uint8{}
 	for {
 		e, err := s.explorer(ctx, writers)
 		if err != nil {
 			return Result{}, err
 		}
-		err = e.explore(ctx, max)
+		err = e.explore(ctx, bound)
 		if e.stale && (err == nil || errors.Is(err, ErrTooMany)) {
 			continue
 		}
@@ -228,7 +228,7 @@ func (e *explorer) root() *node {
 	return n
 }
 
-func (e *explorer) explore(ctx context.Context, max int) error {
+func (e *explorer) explore(ctx context.Context, bound int) error {
 	if err := e.reach(e.root(), parent{}); err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (e *explorer) explore(ctx context.Context, max int) error {
 		if err := errors.Join(ctx.Err(), e.expand(n)); err != nil {
 			return err
 		}
-		if max > 0 && e.result.States > max {
+		if bound > 0 && e.result.States > bound {
 			return ErrTooMany
 		}
 	}
@@ -512,7 +512,7 @@ func rawOf(replies []reply) uint64 {
 		return 0
 	}
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	for _, a := range replies {
 		put64(&h, a.raw)
 	}
@@ -529,7 +529,7 @@ func put64(h *maphash.Hash, n uint64) {
 // the handles that it wrote.
 func (l *local) summarize(op *Op) {
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	fmt.Fprint(&h, l.first, l.lost, l.dead, l.begun, l.ran.at, strings.Join(l.told, ";"))
 	class := map[seen]int{}
 	l.known = nil
@@ -571,7 +571,7 @@ func attempt(l *local, op *Op) int {
 
 func newWorld(s memetcd.State) *world {
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	for kv := range s.All() {
 		h.Write(kv.Key) // never fails
 		h.WriteByte(0)
@@ -584,7 +584,7 @@ func newWorld(s memetcd.State) *world {
 // key tells states apart, but for an accident: that one of a million states has the digest of another has a chance of one in thirty million.
 func (e *explorer) key(n *node) uint64 {
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	put64(&h, n.world.digest)
 	for _, l := range n.actors[:len(e.Actors)] {
 		put64(&h, l.digest)

@@ -114,7 +114,7 @@ func (j *judgement) agrees(live map[string]string) error {
 // end has the audits run, as if nobody else ever did any more, and says what is left that should not be.
 func (e *explorer) end(w *world, live map[string]string) error {
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	put64(&h, w.digest)
 	for _, c := range slices.Sorted(maps.Keys(live)) {
 		fmt.Fprint(&h, c, live[c])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -60,11 +61,12 @@ type seen struct {
 	value uint64
 }
 
-var seed = maphash.MakeSeed()
+// seed is every digest's, so that they can be compared.
+var seed = sync.OnceValue(maphash.MakeSeed)
 
 func seenOf(kvs []*mvccpb.KeyValue) (out []seen) {
 	for _, kv := range kvs {
-		out = append(out, seen{string(kv.Key), kv.ModRevision, maphash.Bytes(seed, kv.Value)})
+		out = append(out, seen{string(kv.Key), kv.ModRevision, maphash.Bytes(seed(), kv.Value)})
 	}
 	return out
 }
@@ -89,7 +91,7 @@ func (a reply) completed(r request) reply {
 		}
 	}
 	var h maphash.Hash
-	h.SetSeed(seed)
+	h.SetSeed(seed())
 	fmt.Fprint(&h, a.lost, a.txn.GetSucceeded(), a.seen)
 	a.raw = h.Sum64()
 	return a
@@ -106,11 +108,11 @@ type tape struct {
 func (t *tape) answer(r request) (reply, error) {
 	if t.at < len(t.replies) {
 		t.at++
-		if a := t.replies[t.at-1]; a.lost {
+		a := t.replies[t.at-1]
+		if a.lost {
 			return reply{}, errLost
-		} else {
-			return a, nil
 		}
+		return a, nil
 	}
 	if t.next.none() {
 		t.next = r
