@@ -40,6 +40,7 @@ func examplesBelow() map[string][]string {
 		"ipam check":               {"ipam check --show-problem-ips", "ipam check -o report.json"},
 		"ipam release":             {"ipam release --ip=10.244.0.5", "ipam release --from-report=monday.json --from-report=tuesday.json"},
 		"ipam configure":           {"ipam configure --strictaffinity=true --max-blocks-per-host=4"},
+		"ipam verify":              {"ipam verify", "ipam verify -o json --except no-leak"},
 		"ipam split":               {"ipam split 4 --name=default-ipv4-ippool", "ipam split 2 --cidr=10.244.0.0/16"},
 		"datastore migrate lock":   {"datastore migrate lock"},
 		"datastore migrate unlock": {"datastore migrate unlock"},

@@ -37,6 +37,11 @@ func LoadView(ctx context.Context, c *store.Client) (View, error) {
 	if err != nil {
 		return View{}, fmt.Errorf("read what holds addresses: %w", err)
 	}
+	return ViewOf(rev, kvs), nil
+}
+
+// ViewOf is the View of what etcd held at a revision. Keys that say nothing of addresses are passed over.
+func ViewOf(rev int64, kvs []store.KV) View {
 	v := View{Rev: rev}
 	for _, kv := range kvs {
 		if err := v.add(kv); err != nil {
@@ -44,7 +49,7 @@ func LoadView(ctx context.Context, c *store.Client) (View, error) {
 		}
 	}
 	slices.SortFunc(v.Unreadable, func(a, b store.UnreadableError) int { return strings.Compare(a.Key, b.Key) })
-	return v, nil
+	return v
 }
 
 // add decodes one value into its list. Keys of other kinds are passed over.

@@ -24,9 +24,9 @@ type Client struct {
 	trouble trouble
 	conns   conns
 
-	conn    atomic.Pointer[clientv3.Client] // nil until it was opened
-	opening chan struct{}                   // holds one token while somebody opens or closes
-	closed  bool                            // guarded by opening
+	link    atomic.Pointer[link] // nil until it was opened
+	opening chan struct{}        // holds one token while somebody opens or closes
+	closed  bool                 // guarded by opening
 }
 
 var errIsClosed = errors.New("the client is closed")
@@ -53,14 +53,14 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.conn.Store(conn)
+	c.link.Store(linkTo(conn))
 	return c, nil
 }
 
 // etcd is the connection. Whoever asks first waits, as long as ctx allows, until endpoints are found and the user is logged in.
-func (c *Client) etcd(ctx context.Context) (*clientv3.Client, error) {
-	if conn := c.conn.Load(); conn != nil {
-		return conn, nil
+func (c *Client) etcd(ctx context.Context) (*link, error) {
+	if l := c.link.Load(); l != nil {
+		return l, nil
 	}
 	select {
 	case <-ctx.Done():
@@ -71,15 +71,16 @@ func (c *Client) etcd(ctx context.Context) (*clientv3.Client, error) {
 	if c.closed {
 		return nil, errIsClosed
 	}
-	if conn := c.conn.Load(); conn != nil {
-		return conn, nil
+	if l := c.link.Load(); l != nil {
+		return l, nil
 	}
 	conn, err := c.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c.conn.Store(conn)
-	return conn, nil
+	l := linkTo(conn)
+	c.link.Store(l)
+	return l, nil
 }
 
 // Close ends all connections and watches. While the user is being logged in it waits for that, at most one timeout.
@@ -87,8 +88,8 @@ func (c *Client) Close() error {
 	c.opening <- struct{}{}
 	defer func() { <-c.opening }()
 	c.closed = true
-	if conn := c.conn.Load(); conn != nil {
-		return conn.Close()
+	if l := c.link.Load(); l != nil && l.conn != nil {
+		return l.conn.Close()
 	}
 	return nil
 }
@@ -96,13 +97,13 @@ func (c *Client) Close() error {
 // Connected reports whether a connection to etcd is up now. A client that was not used for half an hour, or never, has none: it is
 // then told to connect, unless that takes a login, and a later call knows.
 func (c *Client) Connected() bool {
-	conn := c.conn.Load()
-	if conn == nil {
-		return false
+	l := c.link.Load()
+	if l == nil || l.conn == nil {
+		return l != nil // services in this process need no connection
 	}
-	state := conn.ActiveConnection().GetState()
+	state := l.conn.ActiveConnection().GetState()
 	if state == connectivity.Idle {
-		conn.ActiveConnection().Connect()
+		l.conn.ActiveConnection().Connect()
 	}
 	return state == connectivity.Ready
 }

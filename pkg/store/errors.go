@@ -109,6 +109,11 @@ func (sendTracker) HandleRPC(ctx context.Context, s stats.RPCStats) {
 	if _, ok := s.(*stats.OutHeader); !ok {
 		return
 	}
+	markSent(ctx)
+}
+
+// markSent notes that a request of the context was sent, if somebody tracks that.
+func markSent(ctx context.Context) {
 	if sent, ok := ctx.Value(sentKey{}).(*atomic.Bool); ok {
 		sent.Store(true)
 	}

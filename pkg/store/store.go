@@ -114,7 +114,7 @@ func (c *Client) Read(ctx context.Context, ranges ...Range) (out [][]KV, rev int
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), c.readError(err))
 	}
-	res, err := etcd.Txn(ctx).Then(ops...).Commit() // one transaction, hence one revision
+	res, err := etcd.kv.Txn(ctx).Then(ops...).Commit() // one transaction, hence one revision
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", describe(ranges), c.readError(err))
 	}
@@ -169,7 +169,7 @@ func (c *Client) get(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse
 	if err != nil {
 		return nil, c.readError(err)
 	}
-	res, err := etcd.Do(ctx, op)
+	res, err := etcd.kv.Do(ctx, op)
 	if err != nil {
 		return nil, c.readError(err)
 	}
@@ -196,7 +196,7 @@ func (c *Client) Compact(ctx context.Context, rev int64) error {
 	if err != nil {
 		return fmt.Errorf("compact etcd: %w", c.readError(err))
 	}
-	_, err = etcd.Compact(ctx, rev)
+	_, err = etcd.kv.Compact(ctx, rev)
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return fmt.Errorf("compact etcd: %w", c.readError(err))
 	}
@@ -362,7 +362,7 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 		return nil, fmt.Errorf("commit to etcd: %w", c.readError(err))
 	}
 	ctx, sent := trackSending(ctx)
-	res, err := etcd.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
+	res, err := etcd.kv.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
 	if err != nil {
 		return nil, fmt.Errorf("commit to etcd: %w", c.writeError(err, sent.Load()))
 	}

@@ -71,7 +71,7 @@ func (w *Watcher) create(ctx context.Context, from, end string) error {
 		return w.sort(err)
 	}
 	// A member that lost its leader ends the watch rather than being silently behind.
-	w.stream, err = pb.NewWatchClient(etcd.ActiveConnection()).Watch(clientv3.WithRequireLeader(ctx),
+	w.stream, err = etcd.watch.Watch(clientv3.WithRequireLeader(ctx),
 		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
 	if err != nil {
 		return w.sort(err)

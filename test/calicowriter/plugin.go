@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/google/uuid"
-
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -54,7 +52,7 @@ func (w Writer) Add(c Container) *Sequence {
 		if was.value != nil {
 			e.Metadata = was.value.Metadata
 		}
-		api.Created(e, uuid.NewString(), r.Now())
+		api.Created(e, r.UUID(), r.Now())
 		if _, err := put(r, was, e); err != nil {
 			if errors.Is(err, errAbandoned) {
 				return err
@@ -99,7 +97,7 @@ func (r *run) profile(network string) error {
 	}
 	p := &api.Profile{}
 	p.Metadata.Name = network
-	api.Created(p, uuid.NewString(), r.Now())
+	api.Created(p, r.UUID(), r.Now())
 	_, err := create(r, key, p)
 	return ignore(err, errExists)
 }

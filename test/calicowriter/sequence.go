@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/google/uuid"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -26,6 +27,7 @@ type Writer struct {
 	Etcd *clientv3.Client
 	Node string           // of the plugin, or the one that is worked on
 	Now  func() time.Time // nil: time.Now
+	UUID func() string    // of objects that it creates; nil: random
 }
 
 // moment is where a sequence stands still.
@@ -64,6 +66,9 @@ type run struct {
 func (w Writer) sequence(what string, procedure func(*run) error) *Sequence {
 	if w.Now == nil {
 		w.Now = time.Now
+	}
+	if w.UUID == nil {
+		w.UUID = uuid.NewString
 	}
 	s := &Sequence{run: &run{Writer: w}}
 	s.resume, s.stop = iter.Pull(func(yield func(moment) bool) {

@@ -21,7 +21,7 @@ func Command(env cli.Env) *cobra.Command {
 		Short: "Show, check and change how addresses are assigned",
 		Args:  cobra.NoArgs,
 	}
-	c.AddCommand(showCommand(env), checkCommand(env), releaseCommand(env), configureCommand(env), splitCommand(env))
+	c.AddCommand(showCommand(env), checkCommand(env), verifyCommand(env), releaseCommand(env), configureCommand(env), splitCommand(env))
 	return c
 }
 

@@ -48,6 +48,10 @@ type problem struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
+func problemOf(f ipam.Finding) problem {
+	return problem{string(f.Kind), f.Text, f.Remedy, f.Keys, f.Addrs}
+}
+
 func newReport(v ipam.View, findings []ipam.Finding, cluster store.Entry[api.ClusterInformation]) report {
 	r := report{Version: reportVersion, Revision: v.Rev, Allocations: []allocation{}, Problems: []problem{}}
 	if cluster.Exists() {
@@ -56,7 +60,7 @@ func newReport(v ipam.View, findings []ipam.Finding, cluster store.Entry[api.Clu
 	}
 	leaked := map[netip.Addr]bool{}
 	for _, f := range findings {
-		r.Problems = append(r.Problems, problem{string(f.Kind), f.Text, f.Remedy, f.Keys, f.Addrs})
+		r.Problems = append(r.Problems, problemOf(f))
 		for _, a := range f.Addrs {
 			leaked[a] = leaked[a] || f.Kind == ipam.NoEndpoint
 		}
