@@ -68,13 +68,13 @@ func (c Config) status(ctx context.Context, m *Member) {
 		return
 	}
 	defer func() { m.Err = errors.Join(m.Err, client.Close()) }()
-	conn, err := client.etcd(ctx)
+	link, err := client.etcd(ctx)
 	if err != nil {
 		m.Err = client.readError(err)
 		return
 	}
 	began := time.Now()
-	reply, err := pb.NewMaintenanceClient(conn.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
+	reply, err := pb.NewMaintenanceClient(link.conn.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
 	if why := client.trouble.err(); err != nil && why != nil { // what gRPC says besides is the same in its own words
 		m.Err = fmt.Errorf("%w: %w", ErrUnavailable, why)
 		return
