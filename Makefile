@@ -26,7 +26,7 @@ TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
 
-.PHONY: help build image lab test test-vm vm test-k8s k8s check policycheck modelcheck fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
+.PHONY: help build image lab test test-vm vm test-k8s k8s check policycheck modelcheck sim fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,11 @@ policycheck: need-root need-go ## Judge policy by its documented semantics: CASE
 # Of the same, `make test` explores the short list and makes histories of four seconds. SEED repeats a history; what is explored does not depend on it.
 modelcheck: need-go ## Explore address management in every order of events, for LONG (8m) at most, then hold histories of a real etcd to linearizability
 	$(GO) test -count=1 -timeout 60m -v ./test/modelcheck -long=$(or $(LONG),8m) -seed=$(or $(SEED),$$RANDOM)
+
+# A run is its seed: it is printed in front of each, and whatever breaks is shown again by it.
+sim: need-go ## Simulate a cluster whatever goes wrong in it: SEED (random), NODES (2000), OPS (100000)
+	@seed=$(or $(SEED),$$((1 + RANDOM * 32768 + RANDOM))); echo "SEED=$$seed NODES=$(or $(NODES),2000) OPS=$(or $(OPS),100000)"; \
+	$(GO) test -count=1 -timeout 120m -v ./test/sim -run '^TestSeed$$' -seed=$$seed -nodes=$(or $(NODES),2000) -ops=$(or $(OPS),100000)
 
 # One target at a time, each for FUZZTIME; what breaks one is written below its package's testdata/fuzz, to be committed as a regression test.
 fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the other

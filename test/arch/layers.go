@@ -99,6 +99,7 @@ var Layers = []Row{
 	{Level: Test, Path: "internal/etcdtest", Sentence: "an etcd for one test, which it may take away and bring back"},
 	{Level: Test, Path: "internal/ipamtest", Sentence: "holds all that etcd says of addresses against itself"},
 	{Level: Test, Path: "internal/memetcd", Sentence: "an etcd in memory, deterministic, any moment of which can be kept and gone back to"},
+	{Level: Test, Path: "internal/memkernel", Sentence: "a host's kernel in memory, for tests that need thousands of them"},
 	{Level: Test, Path: "internal/nettest", Sentence: "network namespaces and topologies for tests"},
 	{Level: Test, Path: "test/arch", Sentence: "holds the source tree to its rules: layers, purity, comments, links"},
 	{Level: Test, Path: "test/bench/floor", Sentence: "the least that an attach can cost, as a process of its own"},
@@ -112,6 +113,7 @@ var Layers = []Row{
 	{Level: Test, Path: "test/image", Sentence: "packs programs and Debian's packages into container images"},
 	{Level: Test, Path: "test/k8s", Sentence: "runs under a real Kubernetes control plane"},
 	{Level: Test, Path: "test/k8s/pause", Sentence: "the first process of each pod there: it holds the pod's namespaces"},
+	{Level: Test, Path: "test/sim", Sentence: "a cluster of thousands of nodes in one process, in an order that a seed decides"},
 	{Level: Test, Path: "test/vm", Sentence: "runs a program under a stock kernel, in a virtual machine"},
 }
 

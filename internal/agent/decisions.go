@@ -1,0 +1,70 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/plan"
+	"github.com/muslin-cni/muslin/internal/register"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+)
+
+// Frozen says why a node's kernel is to be left as it is, given what etcd says; "" if it is not.
+func Frozen(snap feed.Snapshot, node, machine string) string { return frozen(snap, node, machine) }
+
+// Model is the part of a snapshot that the plan of a node is computed from.
+func Model(snap feed.Snapshot, node string) plan.Model { return model(snap, node, nil) }
+
+// Lingering decides how long a node receives by an encapsulation that no pool asks for any more, for whoever runs rounds without an Agent. It is for one
+// goroutine.
+type Lingering struct{ l *linger }
+
+// NewLingering begins with the devices that the host has.
+func NewLingering(now func() time.Time, h kernel.Host) Lingering {
+	return Lingering{newLinger(lingerTime, now, h)}
+}
+
+// Settings are a round's, given all other settings.
+func (x Lingering) Settings(s plan.Settings) plan.Settings {
+	s.Keep, s.IPIPBegun = x.l.keep(), x.l.ipipBegun()
+	return s
+}
+
+// Saw takes note of what pools ask for in this round.
+func (x Lingering) Saw(m plan.Modes) { x.l.saw(m) }
+
+// Kept names the tunnels that keep their addresses though nobody asks for them, as ipam.EnsureTunnels wants it.
+func (x Lingering) Kept() []string { return kinds(x.l.left()) }
+
+// Stop ends the timer that would wake the next round.
+func (x Lingering) Stop() { x.l.wake(0) }
+
+// Audit finds what pods of a node left in etcd, see audit. Look does so once.
+type Audit struct{ a *audit }
+
+// AuditDeps are what an Audit works with; all are needed.
+type AuditDeps struct {
+	Node    string
+	Locks   string                                             // folder of the attach locks
+	Links   func(context.Context) (map[string]bool, error)     // names of the host's devices
+	Linked  func(name string) (bool, error)                    // whether one exists, now
+	Picture func(context.Context) (feed.Snapshot, bool, error) // caught up with etcd; false: not to be acted on
+	Free    func(context.Context, register.Orphan) ([]netip.Prefix, error)
+	GiveUp  func(context.Context, ipam.Unused) error // of an empty block
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// NewAudit makes an audit that has not looked yet.
+func NewAudit(d AuditDeps) Audit {
+	return Audit{&audit{
+		node: d.Node, locks: d.Locks, links: d.Links, linked: d.Linked, picture: d.Picture, free: d.Free, giveUp: d.GiveUp, now: d.Now, log: d.Log,
+	}}
+}
+
+// Look judges once, and reports whether all was judged. One caller at a time.
+func (x Audit) Look(ctx context.Context) bool { return x.a.look(ctx) }

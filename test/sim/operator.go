@@ -1,0 +1,147 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/muslin-cni/muslin/internal/ctl/objects"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// edit changes an object as an operator does.
+func edit[T api.Value](w *World, key string, change func(*T)) {
+	c := w.admin.client()
+	w.spawn(func() func() {
+		ctx, cancel := context.WithTimeout(w.life, commandTime)
+		defer cancel()
+		_, _ = store.Mutate(ctx, c, key, func(v *T, exists bool) (bool, error) {
+			change(v)
+			return exists, nil
+		})
+		return nil
+	})
+}
+
+func (w *World) setReady(ready bool) {
+	w.locked = !ready
+	edit(w, ipam.ClusterKey(), func(c *api.ClusterInformation) { c.Spec.DatastoreReady = &ready })
+}
+
+func (w *World) lock(*node) bool {
+	if w.locked || w.isDown() {
+		return false
+	}
+	w.setReady(false)
+	return true
+}
+
+func (w *World) unlock(*node) bool {
+	if !w.locked {
+		return false
+	}
+	w.setReady(true)
+	return true
+}
+
+// changePool has a pool's packets go another way, or takes it out of use, or back in.
+func (w *World) changePool(*node) bool {
+	w.pool++
+	mode := []api.EncapMode{api.Always, api.Never, api.CrossSubnet}[w.rnd.IntN(3)]
+	disabled := w.chance(300)
+	if len(w.nodes) > keepPlans {
+		mode = api.Never
+	}
+	key := (*api.IPPool)(nil).KindOf().Key("", poolName(w.rnd.IntN(2)))
+	edit(w, key, func(p *api.IPPool) { p.Spec.VXLANMode, p.Spec.Disabled = mode, disabled })
+	return true
+}
+
+// deletePool deletes the second pool as an operator does: its blocks are taken from the nodes, and pods keep their addresses.
+func (w *World) deletePool(*node) bool {
+	w.pool++
+	c := &objects.Client{Store: w.admin.client(), UUID: w.uuids("operator"), Now: w.now}
+	w.spawn(func() func() {
+		ctx, cancel := context.WithTimeout(w.life, 4*time.Minute+tick/4)
+		defer cancel()
+		target := &api.IPPool{}
+		target.Metadata.Name = poolName(1)
+		_ = c.Delete(ctx, target) // an operator who fails tries again, when it is drawn
+		return nil
+	})
+	return true
+}
+
+// makePool makes the pools that there are not.
+func (w *World) makePool(*node) bool {
+	w.pool++
+	c := w.admin.client()
+	for i := range w.ranges() {
+		p := w.newPool(i)
+		w.spawn(func() func() {
+			ctx, cancel := context.WithTimeout(w.life, commandTime)
+			defer cancel()
+			_, _ = store.Create(ctx, c, api.KeyOf(p), p) // it may exist
+			return nil
+		})
+		w.settle()
+	}
+	return true
+}
+
+// deleteNode takes a host's power for good, and deletes its Node as an operator does. Another host comes under its name.
+func (w *World) deleteNode(n *node) bool {
+	if n.off || len(w.nodes) > keepPlans && w.chance(900) {
+		return false
+	}
+	w.powerOff(n)
+	n.off = true
+	w.deletion(n)
+	return true
+}
+
+// resumeDeletion is the operator, who has seen that a deletion failed.
+func (w *World) resumeDeletion(n *node) bool {
+	if !n.off || n.deletes {
+		return false
+	}
+	w.deletion(n)
+	return true
+}
+
+// deletion tries once to delete the Node of a host that is off.
+func (w *World) deletion(n *node) {
+	if n.deletes {
+		return
+	}
+	n.deletes = true
+	c := &objects.Client{Store: w.admin.client(), UUID: w.uuids("operator"), Now: w.now}
+	w.spawn(func() func() {
+		ctx, cancel := context.WithTimeout(w.life, 4*time.Minute+tick/4)
+		defer cancel()
+		target := &api.Node{}
+		target.Metadata.Name = n.name
+		err := c.Delete(ctx, target)
+		var none *objects.NotFoundError
+		return func() {
+			n.deletes = false
+			if err == nil || errors.As(err, &none) {
+				w.replace(n)
+			}
+		}
+	})
+}
+
+// replace puts another host in the place of one whose Node was deleted.
+func (w *World) replace(n *node) {
+	w.note("%s: another machine takes its place", n.name)
+	w.made++
+	n.machine, n.off = fmt.Sprintf("machine-%s-%d", n.name, w.made), false
+	for _, p := range n.pods {
+		p.state, p.gen, p.container, p.former = absent, p.gen+1, "", ""
+	}
+	n.boot()
+}

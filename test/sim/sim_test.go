@@ -1,0 +1,205 @@
+package sim
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/pkg/api"
+)
+
+var (
+	seedFlag  = flag.Uint64("seed", 0, "of the one run of TestSeed; 0: it is skipped")
+	nodesFlag = flag.Int("nodes", 40, "of that run")
+	opsFlag   = flag.Int("ops", 20000, "of that run")
+	logFlag   = flag.String("log", "", "file for all that happens in that run")
+)
+
+// run is a run as every test here and `make sim` make it, so that seed, nodes and operations are all that there is to say of it.
+func run(seed uint64, nodes, ops int) Config {
+	c := Config{Seed: seed, Nodes: nodes, Ops: ops, Feeds: 3, Rests: 4}
+	if nodes > keepPlans {
+		c.Rests = 2
+	}
+	return c
+}
+
+func (c Config) String() string {
+	return fmt.Sprintf("SEED=%d NODES=%d OPS=%d", c.Seed, c.Nodes, c.Ops)
+}
+
+// play makes a run.
+func play(t *testing.T, c Config) (out Outcome) {
+	t.Helper()
+	c.Dir = t.TempDir()
+	synctest.Test(t, func(*testing.T) { out = Run(c) })
+	return out
+}
+
+// holds fails the test unless all held, and says how to see it again.
+func holds(t *testing.T, c Config, out Outcome) {
+	t.Helper()
+	if out.Err != nil {
+		t.Fatalf("%v\n`make sim %v` shows it again. Before it (step, time, what happened):\n%s", out.Err, c, strings.Join(out.Trace, "\n"))
+	}
+	t.Logf("%v: %d operations in %d steps, %d commits (and %d conflicts), %v of the world's time, hash %x", c, out.Ops, out.Steps, out.Commits, out.Lost, out.Time, out.Hash)
+}
+
+// TestSeed makes the run that the flags name, for `make sim`.
+func TestSeed(t *testing.T) {
+	if *seedFlag == 0 {
+		t.Skip("no -seed: this is for `make sim`")
+	}
+	c := run(*seedFlag, *nodesFlag, *opsFlag)
+	if *logFlag != "" {
+		f, err := os.Create(*logFlag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := bufio.NewWriter(f)
+		defer func() {
+			if err := w.Flush(); err != nil {
+				t.Error(err)
+			}
+			_ = f.Close()
+		}()
+		c.Log = func(line string) { _, _ = w.WriteString(line + "\n") }
+	}
+	t.Logf("%v", c)
+	out := play(t, c)
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	t.Logf("%v, with %d MiB of memory", out.Seen, mem.Sys>>20)
+	holds(t, c, out)
+}
+
+func TestNothingBreaksWhateverGoesWrong(t *testing.T) {
+	seen := map[string]int{}
+	for _, c := range []Config{run(101, 6, 4000), run(102, 40, 4000), run(103, 120, 2000)} {
+		out := play(t, c)
+		holds(t, c, out)
+		for name, n := range out.Seen {
+			seen[name] += n
+		}
+	}
+	for _, o := range operations() {
+		if seen[o.name] == 0 {
+			t.Errorf("nothing was drawn of: %s", o.name)
+		}
+	}
+}
+
+func TestAThousandNodesComeToRest(t *testing.T) {
+	c := run(104, 1000, 300)
+	holds(t, c, play(t, c))
+}
+
+func TestSameSeedIsTheSameRun(t *testing.T) {
+	c := run(105, 15, 600)
+	var logs [2][]string
+	var hashes [2]uint64
+	for i := range logs {
+		c.Log = func(line string) { logs[i] = append(logs[i], line) }
+		hashes[i] = play(t, c).Hash
+	}
+	for i := range min(len(logs[0]), len(logs[1])) {
+		if logs[0][i] != logs[1][i] {
+			t.Fatalf("line %d is once %q and once %q, after\n%s", i, logs[0][i], logs[1][i], strings.Join(logs[0][max(0, i-10):i], "\n"))
+		}
+	}
+	if hashes[0] != hashes[1] {
+		t.Errorf("hashes %x and %x", hashes[0], hashes[1])
+	}
+	other := play(t, run(106, 15, 600))
+	if other.Hash == hashes[0] {
+		t.Error("another seed is the same run")
+	}
+}
+
+// finds fails the test unless a spoilt world is found out, by what is said, and by the same words when its seed is run again.
+func finds(t *testing.T, c Config, spoil func() Spoil, what ...string) {
+	t.Helper()
+	c.Spoil = spoil()
+	out := play(t, c)
+	if out.Err == nil {
+		t.Fatalf("%v: nobody has noticed in %d operations", c, out.Ops)
+	}
+	if !slices.ContainsFunc(what, func(s string) bool { return strings.Contains(out.Err.Error(), s) }) {
+		t.Errorf("%v: found otherwise than by %q: %v", c, what, out.Err)
+	}
+	c.Spoil = spoil()
+	if again := play(t, c); again.Err == nil || again.Err.Error() != out.Err.Error() || again.Hash != out.Hash {
+		t.Errorf("%v: the seed does not show it again: %v, after %v", c, again.Err, out.Err)
+	}
+	t.Logf("%v, after %d operations: %v\n%s", c, out.Ops, out.Err, strings.Join(out.Trace[max(0, len(out.Trace)-8):], "\n"))
+}
+
+func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
+	finds(t, run(107, 6, 4000), func() Spoil {
+		return Spoil{Txn: func(r *pb.TxnRequest) {
+			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return strings.HasPrefix(string(c.Key), api.BlocksRoot) })
+		}}
+	}, "is given to", "handle")
+}
+
+// forgetful loses a route now and then, and says that it was written.
+type forgetful struct {
+	reconcile.Table[kernel.RouteKey, kernel.Route]
+	count *int
+}
+
+func (f forgetful) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteKey, kernel.Route]) error {
+	kept := slices.DeleteFunc(slices.Clone(changes), func(c kernel.Change[kernel.RouteKey, kernel.Route]) bool {
+		*f.count++
+		return c.New != nil && *f.count%20 == 0
+	})
+	return f.Table.Apply(ctx, kept)
+}
+
+func TestTableThatLosesARouteIsFound(t *testing.T) {
+	finds(t, run(108, 6, 2000), func() Spoil {
+		return Spoil{Routes: func(real reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
+			return forgetful{real, new(int)}
+		}}
+	}, "does not have in its kernel", "has taken its route", "without memory")
+}
+
+func TestRouteTakenFromALivingPodIsFound(t *testing.T) {
+	finds(t, run(109, 6, 4000), func() Spoil {
+		return Spoil{Routes: func(real reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
+			return greedy{real, new(int)}
+		}}
+	}, "has taken its route")
+}
+
+// greedy takes away more than it is told to.
+type greedy struct {
+	reconcile.Table[kernel.RouteKey, kernel.Route]
+	count *int
+}
+
+func (g greedy) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteKey, kernel.Route]) error {
+	if *g.count++; *g.count%10 == 0 {
+		have, err := g.Table.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, key := range sortedRoutes(have) {
+			if old := have[key]; old.Scope == kernel.LinkScope {
+				changes = append(slices.Clone(changes), kernel.Change[kernel.RouteKey, kernel.Route]{Key: key, Old: &old})
+			}
+		}
+	}
+	return g.Table.Apply(ctx, changes)
+}

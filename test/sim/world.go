@@ -1,0 +1,376 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/fnv"
+	"math/rand/v2"
+	"net/netip"
+	"regexp"
+	"slices"
+	"sync"
+	"testing/synctest"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/memetcd"
+	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
+	"github.com/muslin-cni/muslin/pkg/store"
+)
+
+// Config is a run. The same Config is the same run.
+type Config struct {
+	Seed  uint64
+	Nodes int
+	Ops   int          // operations: commands, rounds, looks, and what goes wrong; not what etcd is asked
+	Pods  int          // that a node may have; 0: 4
+	Feeds int          // nodes that have a real feed; at most Nodes
+	Rests int          // how often the world comes to rest, the end included; 0: 1
+	Dir   string       // for the attach locks
+	Log   func(string) // told all that happens; nil: nobody is
+	Spoil Spoil
+}
+
+// Spoil makes the world wrong on purpose, to see that it is found.
+type Spoil struct {
+	Txn    func(*pb.TxnRequest) // sees each transaction before etcd does
+	Routes func(reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route]
+}
+
+// Outcome is what came of a run.
+type Outcome struct {
+	Hash    uint64 // of all that has happened, in its order
+	Ops     int    // that were begun
+	Steps   int    // all that was drawn
+	Commits int
+	Lost    int            // transactions that were refused, since somebody was quicker
+	Seen    map[string]int // how often each kind of operation was begun
+	Err     error          // what did not hold; nil: all did
+	Trace   []string       // what happened last
+	Time    time.Duration  // that passed in the world
+}
+
+// World is a cluster. One goroutine owns it; what others may touch is guarded by mu.
+type World struct {
+	cfg     Config
+	dir     string
+	rnd     *rand.Rand
+	etcd    *memetcd.Server
+	history history
+	books   *books
+	rules   *rules
+	nodes   []*node
+	users   map[netip.Addr]*pod // of addresses, from the ADD that gave them until the interface goes
+	running map[string]*pod     // likewise, by container
+	pool    int                 // changes of the pools so far
+	vxlan   api.EncapMode
+	locked  bool // the datastore
+	busy    int  // tasks under way
+	tasks   int
+	made    int // containers and machines
+	life    context.Context
+	end     context.CancelFunc
+	all     sync.WaitGroup
+	admin   *wire
+	uplinks *regexp.Regexp // the devices whose MTU counts
+	began   time.Time
+
+	sum   hash.Hash64
+	trace []string
+	out   Outcome
+
+	mu       sync.Mutex
+	down     bool // etcd
+	arrived  []*call
+	finished []task
+	waiting  []*call // the world's own
+}
+
+// task is what a goroutine has done, with what the world makes of it.
+type task struct {
+	id   int
+	then func()
+}
+
+const (
+	tick        = 2 * time.Second // by which time moves: longer than any pause that the code under test draws by itself
+	catchUpTime = 5500 * time.Millisecond
+	commandTime = 29500 * time.Millisecond // deadlines that are no whole ticks fall together with nothing else
+	undoTime    = 13500 * time.Millisecond
+	traceLength = 60
+	maxHistory  = 6000 // revisions, until etcd is compacted
+)
+
+// now is the world's clock.
+func (w *World) now() time.Time { return time.Now().Truncate(tick) }
+
+// note writes down what happens, until something does not hold.
+func (w *World) note(format string, args ...any) {
+	if w.out.Err != nil {
+		return
+	}
+	line := fmt.Sprintf(format, args...)
+	_, _ = w.sum.Write([]byte(line))
+	if w.cfg.Log != nil {
+		w.cfg.Log(line)
+	}
+	if len(w.trace) == 2*traceLength {
+		w.trace = slices.Clone(w.trace[traceLength:])
+	}
+	w.trace = append(w.trace, fmt.Sprintf("%d %v  %s", w.out.Steps, time.Since(w.began).Truncate(time.Second), line))
+}
+
+// broke notes what does not hold. The first is the run's.
+func (w *World) broke(format string, args ...any) {
+	if w.out.Err == nil {
+		err := fmt.Errorf(format, args...)
+		w.note("BROKEN: %v", err)
+		w.out.Err = err
+	}
+}
+
+// chance is true so many times in a thousand.
+func (w *World) chance(perMille int) bool { return w.rnd.IntN(1000) < perMille }
+
+// wire is a new process's way to etcd.
+func (n *node) wire(life context.Context, name string) *wire {
+	return &wire{w: n.w, name: name, node: n, machine: n.machine, life: life}
+}
+
+// uuids makes UUIDs that nobody else makes, in the same order each time.
+func (w *World) uuids(of string) func() string {
+	w.made++
+	prefix, n := fmt.Sprintf("%s-%d", of, w.made), 0
+	return func() string { n++; return fmt.Sprintf("%s-%d", prefix, n) }
+}
+
+// newWorld is a cluster whose nodes are all up and have nothing to do yet. It is called in the bubble.
+func newWorld(cfg Config) *World {
+	w := &World{
+		cfg: cfg, dir: cfg.Dir, rnd: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), etcd: memetcd.New(), books: newBooks(), rules: newRules(), users: map[netip.Addr]*pod{}, running: map[string]*pod{},
+		uplinks: regexp.MustCompile("^eth"), vxlan: api.Always, sum: fnv.New64a(), began: time.Now(),
+	}
+	if cfg.Nodes > keepPlans {
+		w.vxlan = api.Never // what every node would have for every other takes the square of them
+	}
+	w.out.Seen = map[string]int{}
+	w.life, w.end = context.WithCancel(context.Background())
+	w.admin = &wire{w: w, name: "operator", life: w.life}
+	w.found()
+	for i := range cfg.Nodes {
+		w.nodes = append(w.nodes, w.newNode(i))
+	}
+	for _, n := range w.nodes {
+		n.agent = n.start()
+	}
+	return w
+}
+
+// found writes what a cluster begins with, past the wires.
+func (w *World) found() {
+	c := w.etcd.Client()
+	ready := true
+	info := &api.ClusterInformation{Spec: api.ClusterInformationSpec{DatastoreReady: &ready}}
+	info.Metadata.Name = "default"
+	var t store.Txn
+	store.Put(&t, store.Entry[api.ClusterInformation]{Key: ipam.ClusterKey()}, info)
+	for i := range w.ranges() {
+		p := w.newPool(i)
+		store.Put(&t, store.Entry[api.IPPool]{Key: api.KeyOf(p)}, p)
+	}
+	changes, err := c.Commit(context.Background(), &t)
+	if err != nil {
+		w.broke("found the cluster: %v", err)
+		return
+	}
+	if err := w.rules.enter(changes); err != nil {
+		w.broke("found the cluster: %v", err)
+	}
+	w.history = history{first: changes[0].Rev}
+	w.history.snaps = append(w.history.snaps, listed(changes))
+}
+
+func (w *World) newPool(i int) *api.IPPool {
+	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: w.ranges()[i], BlockSize: 29, VXLANMode: w.vxlan, NATOutgoing: i == 0}}
+	p.Metadata.Name = poolName(i)
+	p.Default()
+	return p
+}
+
+func poolName(i int) string { return fmt.Sprintf("pool-%d", i) }
+
+// ranges are the pools': so small that nodes contend for them, where there are few nodes.
+func (w *World) ranges() []netip.Prefix {
+	bits := 20
+	for 1<<(29-bits) < w.cfg.Nodes+w.cfg.Nodes/4 {
+		bits--
+	}
+	for bits < 29 && 1<<(28-bits) >= w.cfg.Nodes+w.cfg.Nodes/4 {
+		bits++
+	}
+	return []netip.Prefix{
+		netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), bits), netip.PrefixFrom(netip.MustParseAddr("10.128.0.0"), bits+1),
+	}
+}
+
+// spawn has something done beside the world, which goes on with what comes back.
+func (w *World) spawn(do func() (then func())) {
+	id := w.tasks
+	w.tasks++
+	w.busy++
+	w.all.Go(func() {
+		then := do()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.finished = append(w.finished, task{id, then})
+	})
+}
+
+// settle waits until nobody can go on without the world, and takes in what was done.
+func (w *World) settle() {
+	for {
+		synctest.Wait()
+		w.queue()
+		w.mu.Lock()
+		done := w.finished
+		w.finished = nil
+		w.mu.Unlock()
+		if len(done) == 0 {
+			return
+		}
+		slices.SortFunc(done, func(a, b task) int { return cmp.Compare(a.id, b.id) })
+		for _, t := range done {
+			w.busy--
+			if t.then != nil {
+				t.then()
+			}
+		}
+	}
+}
+
+// pass lets time pass, tick by tick. Whoever has given up waiting is forgotten: his request is carried out now, or never. Feeds are answered at once: they have
+// pauses of their own, and what they ask when they have come to nothing would be decided by these.
+func (w *World) pass(ticks int) {
+	w.note("%d ticks pass", ticks)
+	for range ticks {
+		time.Sleep(tick)
+		w.settle()
+		w.waiting = slices.DeleteFunc(w.waiting, w.gaveUp)
+		w.settle()
+		w.feedAll()
+	}
+}
+
+// gaveUp reports whether nobody waits for a call any more. A transaction may be carried out all the same.
+func (w *World) gaveUp(c *call) bool {
+	if c.ctx.Err() == nil {
+		return false
+	}
+	if c.writes {
+		f := swallowed
+		if w.chance(500) {
+			f = silent
+		}
+		w.serve(c, f)
+	}
+	return true
+}
+
+// feedAll answers what feeds have asked.
+func (w *World) feedAll() {
+	for some := true; some; w.settle() {
+		some = false
+		for i := 0; i < len(w.waiting); {
+			if !w.waiting[i].from.feeds {
+				i++
+				continue
+			}
+			some = true
+			w.serve(w.take(i), answered)
+		}
+	}
+}
+
+// committed takes in what etcd was made to hold.
+func (w *World) committed(x *wire, rev int64, changes []store.KV) {
+	w.out.Commits++
+	for _, kv := range changes {
+		verb := "put"
+		if kv.Value == nil {
+			verb = "delete"
+		}
+		w.note("  %d: %s %s", kv.Rev, verb, short([]byte(kv.Key)))
+	}
+	if head := w.history.head(); rev != head+1 {
+		w.broke("etcd is at revision %d after %d", rev, head)
+		return
+	}
+	w.history.add(rev, changes)
+	touched := w.books.containers(changes)
+	given, err := w.books.enter(changes)
+	if err = errors.Join(err, w.rules.judge(x, changes, given), w.rules.enter(changes)); err != nil {
+		w.broke("revision %d, of %s: %w", rev, x.name, err)
+	}
+	for _, container := range touched {
+		if p := w.running[container]; p != nil && !slices.Equal(w.books.addrsOf(container), p.addrs) {
+			w.broke("revision %d, of %s: pod %s (container %s) lives with %v, and its endpoint has %v", rev, x.name, p.name(), container, p.addrs, w.books.addrsOf(container))
+		}
+	}
+}
+
+// Run runs a world until its operations are done or something does not hold. It must be called in a bubble of testing/synctest.
+func Run(cfg Config) Outcome {
+	if cfg.Pods == 0 && cfg.Nodes <= keepPlans {
+		cfg.Pods = 13
+	}
+	cfg.Pods, cfg.Rests, cfg.Feeds = cmp.Or(cfg.Pods, 3), cmp.Or(cfg.Rests, 1), min(cfg.Feeds, cfg.Nodes)
+	w := newWorld(cfg)
+	w.rest() // everybody arrives
+	for part := range cfg.Rests {
+		for until := cfg.Ops * (part + 1) / cfg.Rests; w.out.Ops < until && w.out.Err == nil; {
+			w.step()
+		}
+		if w.out.Err == nil {
+			w.rest()
+		}
+	}
+	w.close()
+	w.out.Hash, w.out.Trace, w.out.Time = w.sum.Sum64(), w.trace[max(0, len(w.trace)-traceLength):], time.Since(w.began)
+	return w.out
+}
+
+// close ends everybody.
+func (w *World) close() {
+	w.end()
+	for _, n := range w.nodes {
+		n.halt()
+		if n.agent != nil {
+			n.stop()
+		}
+	}
+	w.mu.Lock()
+	w.down = true
+	waiting := append(w.waiting, w.arrived...)
+	w.waiting, w.arrived = nil, nil
+	w.mu.Unlock()
+	for _, c := range waiting {
+		c.answer(nil, errBroken)
+	}
+	w.all.Wait()
+}
+
+// tables are a host's, spoilt where the run says so.
+func (w *World) tables(n *node) reconcile.Tables {
+	t := n.kernel.Tables()
+	if w.cfg.Spoil.Routes != nil {
+		t.Routes = w.cfg.Spoil.Routes(t.Routes)
+	}
+	return t
+}
