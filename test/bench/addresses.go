@@ -25,10 +25,11 @@ import (
 
 // Sizes of the runs for addresses alone.
 const (
-	addresses   = 1000
-	manyNodes   = 10
-	manyCallers = 16
-	addrNetwork = "bench"
+	addresses    = 1000
+	manyNodes    = 10
+	manyCallers  = 16
+	fleetCallers = 64
+	addrNetwork  = "bench"
 )
 
 // addressBench measures what handing out addresses costs against an etcd that does nothing else.
@@ -41,6 +42,7 @@ const (
 // not: with several callers the ratio may be below 1. The agents of several nodes, each of which decodes what all of them write, share
 // this machine's processors with etcd and each other, as they would not in a cluster.
 type addressBench struct {
+	bench
 	server   *embedetcd.Server
 	etcd     *clientv3.Client
 	nodes    []*register.Handler
@@ -51,32 +53,59 @@ type addressBench struct {
 }
 
 // runAddresses measures one node and ten, on an etcd of its own without fsync, as the lab's.
-func runAddresses(ctx context.Context) (cs []comparison, err error) {
+func runAddresses(ctx context.Context, at bench) (out []row, err error) {
+	err = withAddresses(ctx, at, func(b *addressBench) error {
+		for _, r := range []struct {
+			name           string
+			nodes, callers int
+		}{
+			{"1,000 addresses, one node, one by one", 1, 1},
+			{fmt.Sprintf("1,000 addresses, one node, %d in parallel", manyCallers), 1, manyCallers},
+			{fmt.Sprintf("1,000 addresses, %d nodes at once, each one by one", manyNodes), manyNodes, manyNodes},
+		} {
+			do, undo, err := b.compare(ctx, r.name, r.nodes, r.callers)
+			if err != nil {
+				return err
+			}
+			out = append(out, do.row(""), undo.row(""))
+		}
+		return nil
+	})
+	return out, err
+}
+
+// runFleet measures how many addresses ten nodes give out in a second, with as many callers as the floor has transactions in flight.
+func runFleet(ctx context.Context, at bench) (out []row, err error) {
+	err = withAddresses(ctx, at, func(b *addressBench) error {
+		do, undo, err := b.compare(ctx, fmt.Sprintf("%d nodes on one etcd, %d in parallel", manyNodes, fleetCallers), manyNodes, fleetCallers)
+		if err != nil {
+			return err
+		}
+		rate := func(c comparison, aim string) row {
+			per := func(ds []time.Duration) string {
+				return fmt.Sprintf("%.0f/s", float64(time.Second)/float64(median(ds)))
+			}
+			return row{What: "rate of " + c.name, Floor: per(c.floor), Subject: per(c.subject), Ratio: fmt.Sprintf("%.2f", 1/c.ratio()), Aim: aim}
+		}
+		out = []row{rate(do, "≥ 1"), rate(undo, "")}
+		return nil
+	})
+	return out, err
+}
+
+// withAddresses measures on an etcd of its own.
+func withAddresses(ctx context.Context, at bench, measure func(*addressBench) error) (err error) {
 	dir, err := os.MkdirTemp("", "muslin-bench-etcd-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b, err := newAddressBench(ctx, dir)
+	b, err := newAddressBench(ctx, at, dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, r := range []struct {
-		name           string
-		nodes, callers int
-	}{
-		{"1,000 addresses, one node, one by one", 1, 1},
-		{fmt.Sprintf("1,000 addresses, one node, %d in parallel", manyCallers), 1, manyCallers},
-		{fmt.Sprintf("1,000 addresses, %d nodes at once, each one by one", manyNodes), manyNodes, manyNodes},
-	} {
-		do, undo, err := b.compare(ctx, r.name, r.nodes, r.callers)
-		if err != nil {
-			return nil, err
-		}
-		cs = append(cs, do, undo)
-	}
-	return cs, nil
+	return measure(b)
 }
 
 // compare measures with the agents of so many nodes, which share this machine, and no others.
@@ -88,15 +117,15 @@ func (b *addressBench) compare(ctx context.Context, name string, nodes, callers 
 	if err := b.values(ctx); err != nil {
 		return do, undo, err
 	}
-	return alternate(attachTrial(name, addresses, callers), b.floor(nodes), b.subject(ctx))
+	return alternate(b.attachTrial(name, addresses, callers), b.floor(nodes), b.subject(ctx))
 }
 
-func newAddressBench(ctx context.Context, dir string) (*addressBench, error) {
+func newAddressBench(ctx context.Context, at bench, dir string) (*addressBench, error) {
 	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, UnsafeNoFsync: true})
 	if err != nil {
 		return nil, err
 	}
-	b := &addressBench{server: server}
+	b := &addressBench{bench: at, server: server}
 	for _, step := range []func(context.Context) error{b.connect, b.cluster} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, b.close())
@@ -174,7 +203,7 @@ func (b *addressBench) agents(ctx context.Context, nodes int) error {
 		if err := f.WaitFor(ctx, rev); err != nil {
 			return err
 		}
-		b.nodes = append(b.nodes, register.New(register.Config{Client: c, Node: nodeName(n), Source: register.FromFeed(f), Committed: f.Commit}))
+		b.nodes = append(b.nodes, register.New(register.Config{Client: c, Node: nodeName(n), Source: register.FromFeed(f), Committed: f.Commit, Refused: f.Commit}))
 	}
 	return nil
 }
