@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -64,6 +65,28 @@ func TestLinesOfTheLogAreRead(t *testing.T) {
 	}
 	if _, _, err := entry("nonsense"); err == nil {
 		t.Error("a line that is no log is read")
+	}
+}
+
+// TestStagesAddUpToTheWholeLife has the plugin's log of two ADDs and of a DEL.
+func TestStagesAddUpToTheWholeLife(t *testing.T) {
+	start := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
+	ms := func(n int) time.Time { return start.Add(time.Duration(n) * time.Millisecond) }
+	line := func(n int, msg, command string) string {
+		return fmt.Sprintf("time=%s level=DEBUG msg=%q program=muslin command=%s\n", ms(n).Format("2006-01-02T15:04:05.000Z07:00"), msg, command)
+	}
+	log := line(2, "begin", "ADD") + line(5, "done it", "ADD") + line(6, "done", "ADD") + line(7, "begin", "DEL") + line(12, "begin", "ADD") + line(15, "done it", "ADD") + line(18, "done", "ADD")
+	got, err := sumStages(log, []time.Time{ms(0), ms(10)}, []time.Time{ms(7), ms(20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const half = time.Millisecond / 2 // that the log's times are short of, on average
+	want := map[string]time.Duration{"begin": 4*time.Millisecond + 2*half, "done it": 6 * time.Millisecond, "done": 4 * time.Millisecond, processEnd: 3*time.Millisecond - 2*half}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if _, err := sumStages(log, []time.Time{ms(0), ms(10), ms(20)}, []time.Time{ms(7), ms(20), ms(30)}); err == nil {
+		t.Error("an ADD is missing in the log, and nothing is said")
 	}
 }
 

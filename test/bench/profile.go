@@ -52,6 +52,13 @@ func stages() [][2]string {
 	}
 }
 
+// observed is what was seen of ADDs from outside.
+type observed struct {
+	pids         map[string]int           // of the processes that go on, by role
+	spent        map[string]time.Duration // by role; the plugin's, which are many processes, under "plugin"
+	begun, ended []time.Time
+}
+
 // profile looks at ADDs.
 func (b *inner) profile(ctx context.Context) ([]row, error) {
 	dir, err := os.MkdirTemp("", "muslin-bench-profile-")
@@ -61,9 +68,9 @@ func (b *inner) profile(ctx context.Context) ([]row, error) {
 	defer func() { _ = os.RemoveAll(dir) }()
 	log := filepath.Join(dir, "plugin.log")
 	b.conf = netconf(fmt.Sprintf(`"log_level":"debug","log_file_path":%q,`, log))
-	pids := map[string]int{}
+	o := observed{pids: map[string]int{}, spent: map[string]time.Duration{}}
 	for _, role := range []string{"agent", "etcd"} {
-		if pids[role], err = processOf(role); err != nil {
+		if o.pids[role], err = processOf(role); err != nil {
 			return nil, err
 		}
 	}
@@ -71,30 +78,8 @@ func (b *inner) profile(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	spent := map[string]time.Duration{}
-	var begun, ended []time.Time
 	for i := range profiled {
-		used := map[string]time.Duration{}
-		for role, pid := range pids {
-			if used[role], err = processorTime(pid); err != nil {
-				return nil, err
-			}
-		}
-		begun = append(begun, time.Now())
-		plugin, err := b.execute(b.cniEnv("ADD", i/parallelOps, i%parallelOps), b.conf, "muslin")
-		if err != nil {
-			return nil, err
-		}
-		ended = append(ended, time.Now())
-		spent["plugin"] += plugin
-		for role, pid := range pids {
-			now, err := processorTime(pid)
-			if err != nil {
-				return nil, err
-			}
-			spent[role] += now - used[role]
-		}
-		if err := b.muslinDel(i/parallelOps, i%parallelOps); err != nil {
+		if err := b.observe(&o, i/parallelOps, i%parallelOps); err != nil {
 			return nil, err
 		}
 	}
@@ -102,11 +87,41 @@ func (b *inner) profile(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := stagesOfPlugin(log, begun, ended)
+	out, err := stagesOfPlugin(log, o.begun, o.ended)
 	if err != nil {
 		return nil, err
 	}
-	return append(out, sharesOf(before, after, spent)...), nil
+	return append(out, sharesOf(before, after, o.spent)...), nil
+}
+
+// observe attaches a pod, and detaches it again unobserved.
+func (b *inner) observe(o *observed, round, i int) error {
+	if err := o.charge(-1); err != nil {
+		return err
+	}
+	o.begun = append(o.begun, time.Now())
+	plugin, err := b.execute(b.cniEnv("ADD", round, i), b.conf, "muslin")
+	if err != nil {
+		return err
+	}
+	o.ended = append(o.ended, time.Now())
+	o.spent["plugin"] += plugin
+	if err := o.charge(1); err != nil {
+		return err
+	}
+	return b.muslinDel(round, i)
+}
+
+// charge adds what the processes that go on have used since their start, with a sign: before, and after.
+func (o *observed) charge(sign time.Duration) error {
+	for role, pid := range o.pids {
+		used, err := processorTime(pid)
+		if err != nil {
+			return err
+		}
+		o.spent[role] += sign * used
+	}
+	return nil
 }
 
 // sharesOf are the agent's stages, and each process's time on the processors.
@@ -139,10 +154,30 @@ func stagesOfPlugin(log string, begun, ended []time.Time) (out []row, err error)
 	if err != nil {
 		return nil, err
 	}
+	sums, err := sumStages(string(text), begun, ended)
+	if err != nil {
+		return nil, err
+	}
+	var total time.Duration
+	for _, t := range sums {
+		total += t
+	}
+	n := time.Duration(len(begun))
+	for _, s := range append(stages(), [2]string{processEnd, "process: its end"}) {
+		out = append(out, share(s[1], sums[s[0]]/n, total/n))
+	}
+	return append(out, share("an ADD, one by one", total/n, total/n)), nil
+}
+
+// processEnd is the stage that no line of the log ends.
+const processEnd = "end"
+
+// sumStages adds up the stages of the log, by the lines that end them.
+func sumStages(log string, begun, ended []time.Time) (map[string]time.Duration, error) {
+	const cutOff = time.Millisecond / 2 // on average
 	sums := map[string]time.Duration{}
 	last, n := time.Time{}, 0
-	const cutOff = time.Millisecond / 2 // on average
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(log) {
 		if !strings.Contains(line, "command=ADD") {
 			continue
 		}
@@ -150,27 +185,21 @@ func stagesOfPlugin(log string, begun, ended []time.Time) (out []row, err error)
 		if err != nil {
 			return nil, err
 		}
-		if msg == "begin" {
+		if msg == "begin" && n < len(begun) {
 			last = begun[n]
 			n++
 		}
-		sums[msg] += at.Add(cutOff).Sub(last)
-		last = at.Add(cutOff)
-		if msg == "done" {
-			sums["end"] += ended[n-1].Sub(last)
+		at = at.Add(cutOff)
+		sums[msg] += at.Sub(last)
+		last = at
+		if msg == "done" && n > 0 {
+			sums[processEnd] += ended[n-1].Sub(last)
 		}
 	}
 	if n != len(begun) {
 		return nil, fmt.Errorf("the plugin's log has %d ADDs, want %d", n, len(begun))
 	}
-	var total time.Duration
-	for _, t := range sums {
-		total += t
-	}
-	for _, s := range append(stages(), [2]string{"end", "process: its end"}) {
-		out = append(out, share(s[1], sums[s[0]]/profiled, total/profiled))
-	}
-	return append(out, share("an ADD, one by one", total/profiled, total/profiled)), nil
+	return sums, nil
 }
 
 // entry is time and message of a line of slog's text.
