@@ -152,6 +152,9 @@ func runInside(ctx context.Context, b bench, what string) error {
 	if _, err := fmt.Sscanf(what, "speak %d", &peers); err == nil {
 		return runSpeaker(ctx, peers)
 	}
+	if what == "etcd" {
+		return runEtcd(ctx, b.bin)
+	}
 	rows, err := measureInside(ctx, b, what)
 	if err != nil {
 		return err

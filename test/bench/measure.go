@@ -19,6 +19,14 @@ func (c comparison) row(aim string) row {
 	return row{What: c.name, Floor: ms(median(c.floor)), Subject: ms(median(c.subject)), Ratio: fmt.Sprintf("%.2f", c.ratio()), Aim: aim}
 }
 
+// rate is the comparison as operations in a second.
+func (c comparison) rate(aim string) row {
+	per := func(ds []time.Duration) string {
+		return fmt.Sprintf("%.0f/s", float64(time.Second)/float64(median(ds)))
+	}
+	return row{What: "rate of " + c.name, Floor: per(c.floor), Subject: per(c.subject), Ratio: fmt.Sprintf("%.2f", 1/c.ratio()), Aim: aim}
+}
+
 // rows are comparisons without an aim.
 func rows(cs []comparison) (out []row) {
 	for _, c := range cs {
@@ -51,7 +59,24 @@ type side func(round, i int) error
 type trial struct {
 	do, undo    string
 	rounds      int
-	n, parallel int // in a round, and at the same time
+	n, parallel int                           // in a round, and at the same time
+	meter       func() (time.Duration, error) // what is compared grows by what it says; nil: the time of day
+}
+
+// measure does one side of a round and returns what an operation took, by the clock or the meter.
+func (t trial) measure(round int, f side) (time.Duration, error) {
+	if t.meter == nil {
+		return timed(round, t.n, t.parallel, f)
+	}
+	before, err := t.meter()
+	if err != nil {
+		return 0, err
+	}
+	if _, err := timed(round, t.n, t.parallel, f); err != nil {
+		return 0, err
+	}
+	after, err := t.meter()
+	return (after - before) / time.Duration(t.n), err
 }
 
 // attachTrial is ADD and DEL under some circumstance.
@@ -72,11 +97,11 @@ func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
 			slices.Reverse(sides)
 		}
 		for _, s := range sides {
-			d, err := timed(r, t.n, t.parallel, s.pair.do)
+			d, err := t.measure(r, s.pair.do)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", do.name, r, err)
 			}
-			u, err := timed(r, t.n, t.parallel, s.pair.undo)
+			u, err := t.measure(r, s.pair.undo)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", undo.name, r, err)
 			}
