@@ -98,8 +98,10 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the ot
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
 
-bench: need-root need-go deps build bench-policy ## Measure ADD, DEL, addresses, muslinctl, routes, traffic and memory against floors, and policy (root)
-	$(GO) run -buildvcs=false ./test/bench
+# RECORD=1 keeps the page in test/bench/RESULTS.md, with commit, date and machine. BENCH chooses parts, e.g. BENCH='-serial -memory': see BENCH=-h. BENCH=-profile
+# says where the time of an ADD goes.
+bench: need-root need-go deps deps-bgp build ## Measure everything that has a figure to reach, against floors: a quarter of an hour on a quiet machine (RECORD=1 keeps it, BENCH chooses; root)
+	$(GO) run -buildvcs=false ./test/bench $(if $(RECORD),-record) $(BENCH)
 
 # Compiling policy, one change of it, its way into the kernel, and what it costs a packet: see the benchmarks of these names.
 bench-policy: need-root need-go

@@ -257,7 +257,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
-		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit, PodFacts: a.openCluster(),
+		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit, Refused: a.feed.Commit, PodFacts: a.openCluster(),
 		Took: a.metrics.Stage,
 	})
 	return nil

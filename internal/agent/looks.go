@@ -30,27 +30,32 @@ func (l *looks) set(every config.Refresh, now time.Time) {
 	}
 	old := l.every
 	l.every = every
-	for name := range classes() {
+	for _, name := range looked() {
 		if interval(old, name) != interval(every, name) {
 			l.next[name] = now.Add(spread(interval(every, name)))
 		}
 	}
 }
 
-// classes says by which interval a table goes.
-func classes() map[reconcile.Name]func(config.Refresh) time.Duration {
-	routes := func(r config.Refresh) time.Duration { return r.Routes }
-	interfaces := func(r config.Refresh) time.Duration { return r.Interfaces }
-	chains := func(r config.Refresh) time.Duration { return r.Chains }
-	return map[reconcile.Name]func(config.Refresh) time.Duration{
-		reconcile.Routes: routes, reconcile.Neighs: routes, reconcile.FDB: routes,
-		reconcile.Links: interfaces, reconcile.Addrs: interfaces, reconcile.Sysctls: interfaces,
-		reconcile.Sets:   func(r config.Refresh) time.Duration { return r.Sets },
-		reconcile.Chains: chains, reconcile.Chains6: chains, policyTable: chains,
+// looked are the tables that are listed at intervals.
+func looked() []reconcile.Name {
+	return []reconcile.Name{
+		reconcile.Routes, reconcile.Neighs, reconcile.FDB, reconcile.Links, reconcile.Addrs, reconcile.Sysctls, reconcile.Sets, reconcile.Chains, reconcile.Chains6, policyTable,
 	}
 }
 
-func interval(every config.Refresh, name reconcile.Name) time.Duration { return classes()[name](every) }
+// interval is the one by which a table goes. It is asked for several times in every round.
+func interval(every config.Refresh, name reconcile.Name) time.Duration {
+	switch name {
+	case reconcile.Routes, reconcile.Neighs, reconcile.FDB:
+		return every.Routes
+	case reconcile.Links, reconcile.Addrs, reconcile.Sysctls:
+		return every.Interfaces
+	case reconcile.Sets:
+		return every.Sets
+	}
+	return every.Chains
+}
 
 // spread lengthens an interval by up to a tenth, so that the nodes of a cluster do not look all at once.
 func spread(d time.Duration) time.Duration {

@@ -19,8 +19,8 @@ const (
 )
 
 // tidy gives the system back what work has left over, until ctx ends. Reading a large cluster leaves as much garbage again as it leaves data, and the
-// runtime by itself collects only when as much is allocated anew, or after two minutes: on a quiet node the peak would stay. The first time,
-// when the start is over, that is also so of the program itself.
+// runtime by itself collects only when as much is allocated anew, or after two minutes: on a quiet node the peak would stay. So it is with the
+// program itself: the start, and each kind of work that is not done all the time, leave its pages behind.
 func tidy(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
@@ -31,13 +31,11 @@ func tidy(ctx context.Context, log *slog.Logger) error {
 			return nil
 		case <-tick.C:
 		}
-		if tidied == 0 {
-			if err := unmapProgram(); err != nil {
-				log.Debug("give back what of the program only the start needed", "error", err)
-			}
-		}
 		if now := allocated(); now-tidied > tidyAfter {
 			debug.FreeOSMemory()
+			if err := unmapProgram(); err != nil {
+				log.Debug("give back what of the program only past work needed", "error", err)
+			}
 			tidied = now
 		}
 	}

@@ -29,6 +29,9 @@ const Socket = "/run/muslin/agent.sock"
 // AgentLock is the name of the lock, in Socket's folder, that an agent holds as long as it runs.
 const AgentLock = "agent.lock"
 
+// QueueLock is the file on whose flock plugins wait for their turn at the kernel's lock of network devices.
+const QueueLock = "/run/muslin/rtnl.lock"
+
 // LockDir holds a lock file for each host interface name; whoever makes or removes that interface holds its flock.
 const LockDir = "/run/muslin/attach"
 

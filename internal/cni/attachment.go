@@ -23,6 +23,7 @@ type attachment struct {
 	req   attach.Request
 	wish  pairWish
 	netns *netns
+	queue kernelQueue
 	door  door // nil until it is open
 	log   *slog.Logger
 	prev  *types100.Result // of the plugins before this one; nil if there were none
@@ -129,7 +130,9 @@ func (a *attachment) configure() error {
 			return err
 		}
 	}
-	return a.pair.configure(a.addrs, a.mac, podRoutes(a.addrs, a.dsts))
+	var err error
+	a.queue.do(func() { err = a.pair.configure(a.addrs, a.mac, podRoutes(a.addrs, a.dsts)) })
+	return err
 }
 
 // registerAndMakePair does both at once. After an error either may have succeeded.
@@ -145,7 +148,7 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 	made := make(chan error, 1)
 	go func() {
 		var err error
-		a.pair, err = makePair(links, a.netns, a.wish)
+		a.queue.do(func() { a.pair, err = makePair(links, a.netns, a.wish) })
 		if err == nil {
 			err = fault.At(fault.PluginAddLinked)
 		}

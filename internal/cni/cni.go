@@ -38,11 +38,13 @@ type Limits struct {
 	Lock time.Duration // for another command on the same interface
 	Turn time.Duration // for each answer of the agent
 	Undo time.Duration // of a failed ADD
+
+	Queue time.Duration // in line with other plugins for the kernel: after that it goes on out of turn
 }
 
 // DefaultLimits keep an ADD below 90 seconds. (kubelet gives up after two minutes.)
 func DefaultLimits() Limits {
-	return Limits{Work: 75 * time.Second, Lock: 30 * time.Second, Turn: 30 * time.Second, Undo: 14 * time.Second}
+	return Limits{Work: 75 * time.Second, Lock: 30 * time.Second, Turn: 30 * time.Second, Undo: 14 * time.Second, Queue: 500 * time.Millisecond}
 }
 
 // Add makes the pod's interface and prints the result. Errors are *types.Error, and nothing is left behind; where something may be,
@@ -60,7 +62,7 @@ func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 		return err
 	}
 	defer a.close()
-	a.log = log
+	a.log, a.queue = log, kernelQueue{path: attach.QueueLock, patience: p.Limits.Queue}
 	lock, err := p.lock(ctx, a.req.HostIf)
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ const hurried = "muslin-hurried"
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == hurried {
 		p := Plugin{Stdout: os.Stdout, Limits: Limits{
-			Work: 10 * time.Second, Lock: 300 * time.Millisecond, Turn: time.Second, Undo: 2 * time.Second,
+			Work: 10 * time.Second, Lock: 300 * time.Millisecond, Turn: time.Second, Undo: 2 * time.Second, Queue: 8 * time.Second,
 		}}
 		skel.PluginMainFuncs(skel.CNIFuncs{Add: p.Add, Del: p.Del}, version.All, hurried)
 		return

@@ -56,8 +56,9 @@ func openLinksIn(ns *netns) (links *netlink.Handle, err error) {
 	return links, err
 }
 
-// makePair makes the pair at once across both namespaces: names, MACs and MTU in one message, the host's side up. It takes over the
-// host's handle. Nothing is left behind after an error.
+// makePair makes the pair at once across both namespaces: names, MACs, MTU and the host's side up in one message. (The pod's cannot be up yet: the
+// kernel opens it while it has no other end, and refuses; and its settings must stand before.) It takes over the host's handle. Nothing is left
+// behind after an error.
 func makePair(host *netlink.Handle, ns *netns, w pairWish) (*pair, error) {
 	p := &pair{hostLinks: host, mac: w.mac}
 	index, err := addVeth(host, ns, w)

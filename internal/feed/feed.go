@@ -264,8 +264,8 @@ func (f *Feed) Stale() (stale bool, since time.Time) {
 	return !f.since.IsZero(), f.since
 }
 
-// Commit makes our own commit visible at once: changed is what store.Client.Commit returned, perhaps nothing. Keys that are not
-// followed are ignored, and so is what is not newer than what is known.
+// Commit makes our own commit visible at once: changed is what store.Client.Commit returned, perhaps nothing; or what a refused one has shown
+// (store.ConflictError). Keys that are not followed are ignored, and so is what is not newer than what is known.
 func (f *Feed) Commit(changed []store.KV) {
 	if len(changed) == 0 {
 		return

@@ -75,17 +75,23 @@ func (w Workload) Add(s kernel.State) {
 		if w.Spoofs {
 			strict = 0 // policy decides then, which knows the ranges
 		}
-		w.sysctls(s, "ipv4", "conf", map[string]int{"route_localnet": 1, "proxy_arp": 1, "forwarding": 1, "rp_filter": strict})
-		w.sysctls(s, "ipv4", "neigh", map[string]int{"proxy_delay": 0})
+		w.sysctls(s, "net/ipv4/conf/", setting{"route_localnet", 1}, setting{"proxy_arp", 1}, setting{"forwarding", 1}, setting{"rp_filter", strict})
+		w.sysctls(s, "net/ipv4/neigh/", setting{"proxy_delay", 0})
 	}
 	if v6 {
-		w.sysctls(s, "ipv6", "conf", map[string]int{"disable_ipv6": 0, "proxy_ndp": 1, "forwarding": 1, "accept_ra": 0})
+		w.sysctls(s, "net/ipv6/conf/", setting{"disable_ipv6", 0}, setting{"proxy_ndp", 1}, setting{"forwarding", 1}, setting{"accept_ra", 0})
 	}
 }
 
-func (w Workload) sysctls(s kernel.State, family, group string, values map[string]int) {
-	for name, v := range values {
-		path := "net/" + family + "/" + group + "/" + w.Dev.Name + "/" + name
-		s.Sysctls[kernel.SysctlKey{Path: path, Index: w.Dev.Index}] = strconv.Itoa(v)
+// setting is a kernel setting of one interface.
+type setting struct {
+	name  string
+	value int
+}
+
+func (w Workload) sysctls(s kernel.State, group string, settings ...setting) {
+	for _, set := range settings {
+		path := group + w.Dev.Name + "/" + set.name
+		s.Sysctls[kernel.SysctlKey{Path: path, Index: w.Dev.Index}] = strconv.Itoa(set.value)
 	}
 }

@@ -12,6 +12,7 @@ package kernel
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -33,20 +34,18 @@ const (
 // MAC is a link-layer address.
 type MAC [6]byte
 
-// ParseMAC reads six hex pairs with colons between them.
+// ParseMAC reads six hex pairs with colons between them. (It is called for every local pod in every round.)
 func ParseMAC(s string) (MAC, error) {
 	var m MAC
-	parts := strings.Split(s, ":")
-	if len(parts) != len(m) {
+	if len(s) != 3*len(m)-1 {
 		return MAC{}, fmt.Errorf("parse MAC %q: want six hex pairs with colons between them", s)
 	}
-	for i, p := range parts {
-		if len(p) != 2 {
+	for i := range m {
+		n, err := strconv.ParseUint(s[3*i:3*i+2], 16, 8)
+		if err != nil || i > 0 && s[3*i-1] != ':' {
 			return MAC{}, fmt.Errorf("parse MAC %q: want six hex pairs with colons between them", s)
 		}
-		if _, err := fmt.Sscanf(p, "%02x", &m[i]); err != nil {
-			return MAC{}, fmt.Errorf("parse MAC %q: %w", s, err)
-		}
+		m[i] = byte(n)
 	}
 	return m, nil
 }

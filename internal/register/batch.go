@@ -13,23 +13,33 @@ import (
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
+// The bounds of a transaction that jobs share. etcd takes 128 operations and 1.5 MiB (--max-txn-ops, --max-request-bytes); a job that would make it
+// larger waits for the next, and only one that is alone may be larger.
 const (
-	// maxBatch bounds the jobs of one transaction. A job that claims no block writes three keys at most; one that makes the
-	// transaction too large for etcd waits for the next.
-	maxBatch = 24
-	// maxWork bounds the time for one batch, conflicts and second attempts one by one included.
-	maxWork = 10 * time.Second
+	maxMembers = 30
+	maxKeys    = 100     // that it compares: as many are read where a compare fails, and no more are written
+	maxBytes   = 1 << 20 // of what it writes
 )
 
-// errFull is the error of a job that did not fit into the transaction.
-var errFull = errors.New("the transaction has no room for more")
+// maxWork bounds the time for one batch, with all the transactions that it takes.
+const maxWork = 10 * time.Second
 
 // errAbandoned is the error of a caller that left while its job was under way.
 var errAbandoned = fmt.Errorf("gave up waiting: %w", store.ErrUnknown)
 
-// do has the job carried out, by this goroutine or by another that does the same, and returns its error.
+// do has the job carried out, by this goroutine or by another that does the same, and returns its error. A job that met somebody else's write
+// is tried again by itself; from the third time on it reads etcd.
 func (h *Handler) do(ctx context.Context, j *job) error {
 	j.ctx = ctx
+	return ipam.Retry(ctx, func(attempt int) error {
+		j.fresh = j.fresh || attempt > 1
+		j.err, j.done = nil, make(chan struct{})
+		return h.once(ctx, j)
+	})
+}
+
+// once waits for a transaction that the job may share, or makes one.
+func (h *Handler) once(ctx context.Context, j *job) error {
 	h.mu.Lock()
 	h.waiting = append(h.waiting, j)
 	h.mu.Unlock()
@@ -67,17 +77,32 @@ func (h *Handler) withdraw(j *job) bool {
 	return true
 }
 
+// putBack has jobs be the first of the next transaction. Those whose callers have left end: nobody would take them up.
+func (h *Handler) putBack(jobs []*job) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var still []*job
+	for _, j := range jobs {
+		if err := j.ctx.Err(); err != nil {
+			j.end(err)
+			continue
+		}
+		still = append(still, j)
+	}
+	h.waiting = append(still, h.waiting...)
+}
+
 // next takes the jobs of the next transaction from the front, leaving for later those that concern the same keys as
-// one before them.
+// one before them, and those that start from another source.
 func (h *Handler) next() []*job {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var batch, rest []*job
 	keys := map[string]bool{}
 	for _, j := range h.waiting {
-		clash := j.handleKey != "" && keys[j.handleKey] || j.endpointKey != "" && keys[j.endpointKey]
+		apart := j.handleKey != "" && keys[j.handleKey] || j.endpointKey != "" && keys[j.endpointKey] || len(batch) > 0 && j.fresh != batch[0].fresh
 		keys[j.handleKey], keys[j.endpointKey] = true, true
-		if clash || len(batch) == maxBatch {
+		if apart || len(batch) == maxMembers {
 			rest = append(rest, j)
 			continue
 		}
@@ -87,7 +112,7 @@ func (h *Handler) next() []*job {
 	return batch
 }
 
-// run carries a batch out and closes its jobs. It does not stop when callers leave: a commit whose outcome nobody waited for
+// run carries a batch out and ends its jobs. It does not stop when callers leave: a commit whose outcome nobody waited for
 // could take effect after the DEL that follows. Where etcd says nothing until its time is up, whoever has waited meanwhile does not wait as
 // long once more.
 func (h *Handler) run(batch []*job) {
@@ -102,10 +127,7 @@ func (h *Handler) run(batch []*job) {
 func (h *Handler) dismiss() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, j := range h.waiting {
-		j.err = errSilent
-		close(j.done)
-	}
+	endAll(h.waiting, errSilent)
 	h.waiting = nil
 }
 
@@ -117,30 +139,78 @@ func silent(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknown))
 }
 
-// work carries jobs out, together as far as they can be, and returns the last error that was not a single job's.
+// work carries jobs out in one transaction. If a compare of it fails, those whose own reads have not changed stay and commit in the next; the
+// others are ejected, to be planned again on what etcd has said. Where all would have to go, as with their block, they stay together once. It returns
+// an error that was not a single job's.
 func (h *Handler) work(ctx context.Context, batch []*job) error {
-	err := ipam.Retry(ctx, func(attempt int) error { return h.attempt(ctx, batch, attempt > 0) })
-	if err != nil && len(batch) > 1 && !hopeless(err) {
-		for _, j := range batch {
-			err = h.work(ctx, []*job{j}) // one of them spoils it for all
+	for together := true; len(batch) > 0; together = false {
+		members, err := h.attempt(ctx, batch)
+		var refused *store.ConflictError
+		switch {
+		case err == nil:
+			endAll(members, nil)
+			return nil
+		case !errors.As(err, &refused):
+			return h.fail(ctx, members, err)
 		}
-		return err
-	}
-	var later []*job
-	for _, j := range batch {
-		if err != nil {
-			j.err = err
-		}
-		if errors.Is(j.err, errFull) {
-			later = append(later, j)
+		stay, met := apart(members, refused)
+		h.learn(met, refused)
+		if batch = stay; len(stay) == 0 && together && len(met) > 1 && !met[0].fresh {
+			batch = met
 			continue
 		}
-		close(j.done)
+		endAll(met, err)
 	}
-	if len(later) > 0 {
-		return h.work(ctx, later)
+	return nil
+}
+
+// fail ends the jobs of a transaction that was not carried out, or tries each alone where one of them may spoil it for all.
+func (h *Handler) fail(ctx context.Context, members []*job, err error) error {
+	if len(members) == 1 || hopeless(err) {
+		endAll(members, err)
+		return err
+	}
+	for _, j := range members {
+		err = h.work(ctx, []*job{j})
 	}
 	return err
+}
+
+// learn takes over what a refused transaction has shown, so that the next plan of the jobs that met it starts from there. Where nobody takes it
+// over, they have to read etcd.
+func (h *Handler) learn(met []*job, refused *store.ConflictError) {
+	shown := slices.Clone(refused.Current)
+	for i, kv := range shown {
+		if kv.Rev == 0 {
+			shown[i].Rev = refused.Rev // it is gone at that revision
+		}
+	}
+	h.written.note(shown)
+	if h.cfg.Refused != nil {
+		h.cfg.Refused(shown)
+	}
+	for _, j := range met {
+		j.fresh = j.fresh || h.cfg.Refused == nil
+		i := slices.IndexFunc(refused.Current, func(kv store.KV) bool { return kv.Key == j.handleKey })
+		if i >= 0 {
+			j.shown = &refused.Current[i]
+		}
+	}
+}
+
+// apart tells the jobs that met a change from those that did not, which may stay.
+func apart(members []*job, refused *store.ConflictError) (stay, met []*job) {
+	for _, j := range members {
+		if slices.ContainsFunc(refused.Current, func(kv store.KV) bool { return j.uses[kv.Key] }) {
+			met = append(met, j)
+			continue
+		}
+		stay = append(stay, j)
+	}
+	if len(met) == 0 {
+		return nil, members // it is not known whose
+	}
+	return stay, met
 }
 
 // hopeless reports an error that each job alone would meet too, or after which none must be tried again.
@@ -164,42 +234,71 @@ func (h *Handler) source(fresh bool) (src ipam.Source, known Source) {
 	return known, known
 }
 
-// attempt plans the batch once and commits it. Jobs that are refused, or for which there is no room, have their err set and take no
-// part; on anything but fresh data they are not refused but tried again.
-func (h *Handler) attempt(ctx context.Context, batch []*job, fresh bool) error {
-	src, known := h.source(fresh)
+// attempt plans jobs once and commits them. The error is that of the members, which have not ended.
+func (h *Handler) attempt(ctx context.Context, batch []*job) (members []*job, err error) {
+	for {
+		var plan *ipam.Plan
+		plan, members, err = h.share(ctx, batch)
+		if err != nil || len(members) == 0 {
+			return members, err
+		}
+		t := plan.Txn()
+		if len(members) == 1 || t.Bytes() <= maxBytes {
+			return members, h.commit(ctx, t)
+		}
+		fewer := max(1, len(members)/4) // what makes it so large is mostly a block, and few jobs fewer change little
+		h.putBack(members[fewer:])
+		batch = members[:fewer]
+	}
+}
+
+// share plans one transaction for as many of the jobs as may share it. The others have ended or wait for the next. After an error the members are
+// all that have not ended.
+func (h *Handler) share(ctx context.Context, batch []*job) (plan *ipam.Plan, members []*job, err error) {
+	src, known := h.source(batch[0].fresh)
 	facts, err := src.Facts(ctx, h.cfg.Node)
 	if err != nil {
-		return err
+		return nil, batch, err
 	}
 	was, err := h.priors(ctx, batch, known)
 	if err != nil {
-		return err
+		return nil, batch, err
 	}
-	plan := ipam.NewPlan(src, h.cfg.Node, facts, h.cfg.Now())
+	plan = ipam.NewPlan(src, h.cfg.Node, facts, h.cfg.Now())
+	var left []*job // that the transaction has no room for
 	for i, j := range batch {
-		if j.err = j.ctx.Err(); j.err != nil {
-			continue // the caller has left
-		}
 		trial := plan.Clone()
-		j.err = h.may(j, facts, known != nil)
-		if j.err == nil {
-			j.err = j.plan(ctx, trial, j, was[i])
-		}
-		var refusal *ipam.Refusal
-		var unreadable *store.UnreadableError
+		err := h.planOne(ctx, trial, j, was[i], known != nil, facts)
 		switch {
-		case j.err == nil && i > 0 && trial.Size() > store.MaxKeys:
-			j.err = errFull
-		case j.err == nil:
-			plan = trial
-		case known != nil:
-			return fmt.Errorf("%w: %w", store.ErrConflict, j.err)
-		case !errors.As(j.err, &refusal) && !errors.As(j.err, &unreadable):
-			return j.err
+		case err == nil && len(members) > 0 && trial.Size() > maxKeys:
+			left = append(left, j)
+		case err == nil:
+			plan, j.uses, members = trial, trial.Uses(), append(members, j)
+		case hopeless(err) && j.ctx.Err() == nil:
+			return nil, slices.Concat(members, left, batch[i:]), err
+		default:
+			j.end(err)
 		}
 	}
-	return h.commit(ctx, plan.Txn())
+	h.putBack(left)
+	return plan, members, nil
+}
+
+// planOne adds a job to the plan. A job is not refused on what is remembered, and may be out of date: it is to be tried again on etcd
+// itself.
+func (h *Handler) planOne(ctx context.Context, p *ipam.Plan, j *job, was prior, remembered bool, facts ipam.Facts) error {
+	if err := j.ctx.Err(); err != nil {
+		return err // the caller has left
+	}
+	err := errors.Join(was.err, h.may(j, facts, remembered))
+	if err == nil {
+		err = j.plan(ctx, p, j, was)
+	}
+	if err != nil && remembered && !hopeless(err) {
+		j.fresh = true
+		return fmt.Errorf("%w: %w", store.ErrConflict, err)
+	}
+	return err
 }
 
 // may refuses a job that this node must not do now. What only frees goes on where there is no ClusterInformation; that there is none is
@@ -234,8 +333,8 @@ func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
 	return fault.At(fault.HandlerCommitted)
 }
 
-// priors finds what there was before each job. From memory, an ADD's handle is taken to be absent: the commit finds out. What a
-// DEL removes is read, unless this handler wrote it.
+// priors finds what there was before each job. From memory, an ADD's handle is taken to be absent, or what a refused transaction has shown: the
+// commit finds out. What a DEL removes is read, unless this handler wrote it.
 func (h *Handler) priors(ctx context.Context, batch []*job, known Source) ([]prior, error) {
 	out := make([]prior, len(batch))
 	var read []*job
@@ -249,6 +348,9 @@ func (h *Handler) priors(ctx context.Context, batch []*job, known Source) ([]pri
 			continue
 		}
 		out[i].handle.Key = j.handleKey
+		if j.shown != nil {
+			out[i].handle, out[i].err = store.Decode[api.Handle](*j.shown)
+		}
 		if j.endpointKey != "" {
 			out[i].endpoint = known.Endpoint(j.endpointKey)
 		}
@@ -272,7 +374,7 @@ func (h *Handler) priors(ctx context.Context, batch []*job, known Source) ([]pri
 	return out, nil
 }
 
-// readPriors reads the jobs' keys from etcd in one request.
+// readPriors reads the jobs' keys from etcd in one request. What cannot be decoded is the error of that prior alone.
 func (h *Handler) readPriors(ctx context.Context, jobs []*job) (map[*job]prior, error) {
 	var ranges []store.Range
 	seen := map[string]bool{"": true}
@@ -301,9 +403,7 @@ func (h *Handler) readPriors(ctx context.Context, jobs []*job) (map[*job]prior, 
 		p.handle, errs[0] = decode[api.Handle](kvs, j.handleKey)
 		p.endpoint, errs[1] = decode[api.WorkloadEndpoint](kvs, j.endpointKey)
 		p.profile, errs[2] = decode[api.Profile](kvs, j.profileKey)
-		if err := errors.Join(errs[:]...); err != nil {
-			return nil, err
-		}
+		p.err = errors.Join(errs[:]...)
 		out[j] = p
 	}
 	return out, nil

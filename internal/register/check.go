@@ -52,6 +52,9 @@ func (h *Handler) held(ctx context.Context, j *job) (prior, []netip.Addr, error)
 		return prior{}, nil, checkFailure(j, err)
 	}
 	was := found[j]
+	if was.err != nil {
+		return prior{}, nil, checkFailure(j, was.err)
+	}
 	if len(j.req.Addrs) > 0 {
 		return was, j.req.Addrs, nil
 	}

@@ -36,7 +36,7 @@ func (h *Handler) Stale(ctx context.Context, req attach.Request) ([]attach.Stale
 func (h *Handler) Free(ctx context.Context, req attach.Request) error {
 	errs := make([]error, len(req.Stale))
 	var g errgroup.Group
-	g.SetLimit(maxBatch) // who waits together is freed in one transaction
+	g.SetLimit(maxMembers) // who waits together is freed in one transaction
 	for i, s := range req.Stale {
 		g.Go(func() error {
 			errs[i] = h.free(ctx, req.Network, s)
@@ -205,6 +205,9 @@ func (h *Handler) verify(ctx context.Context, network string, in []attach.Stale,
 			return nil, err
 		}
 		for i, s := range part {
+			if err := found[jobs[i]].err; err != nil {
+				return nil, err
+			}
 			if s, ok := settle(s, found[jobs[i]], began); ok {
 				out = append(out, s)
 			}

@@ -29,12 +29,28 @@ type job struct {
 	recalls     bool // it undoes an ADD, and what is remembered of that will do
 	plan        func(context.Context, *ipam.Plan, *job, prior) error
 
+	ctx   context.Context // the caller's: a job lives as long as the call that it stands for
+	fresh bool            // it is planned on etcd itself, and not on what is in memory
+	shown *store.KV       // its handle, as a refused transaction has shown it; nil: none has
+
 	// The outcome, which belongs to whoever carries the job out until done is closed.
+	uses  map[string]bool // the keys that its part of the transaction compares
 	addrs []netip.Prefix
 	mac   string
 	err   error
 	done  chan struct{}
-	ctx   context.Context // the caller's: a job lives as long as the call that it stands for
+}
+
+// end is the job's outcome.
+func (j *job) end(err error) {
+	j.err = err
+	close(j.done)
+}
+
+func endAll(jobs []*job, err error) {
+	for _, j := range jobs {
+		j.end(err)
+	}
 }
 
 // prior is what etcd held before a job. Entries with Rev 0 do not exist.
@@ -42,6 +58,7 @@ type prior struct {
 	handle   store.Entry[api.Handle]
 	endpoint store.Entry[api.WorkloadEndpoint]
 	profile  store.Entry[api.Profile]
+	err      error // why any of them cannot be decoded
 }
 
 // belongsTo reports whether the endpoint exists and is that container's.
@@ -59,7 +76,7 @@ func newJob(node string, req attach.Request) (*job, error) {
 	if req.Pod.Namespace != "" && req.Pod.Name != "" {
 		s.Orchestrator, s.Pod, namespace = "k8s", req.Pod.Name, req.Pod.Namespace
 	}
-	j := &job{req: req, done: make(chan struct{})}
+	j := &job{req: req}
 	j.endpoint.Spec = s
 	j.endpoint.Metadata = api.ObjectMeta{Name: api.WorkloadEndpointName(s), Namespace: namespace}
 	j.endpointKey = api.KeyOf(&j.endpoint)

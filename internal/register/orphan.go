@@ -44,7 +44,7 @@ var ErrJudgedAnew = errors.New("the endpoint is not any more what was judged")
 // on that one.
 func (h *Handler) freeJudged(ctx context.Context, j *job, still func(prior) bool) (freed bool, err error) {
 	matched := false // as the transaction found it; whoever carries it out may outlive this call
-	j.asHolder, j.done = true, make(chan struct{})
+	j.asHolder = true
 	j.plan = func(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
 		if matched = still(was); !matched {
 			return nil

@@ -65,6 +65,9 @@ type Config struct {
 	// Committed is told of each commit before the next one is planned, so that the agent's feed can show it at once: without,
 	// the next ADD finds its picture out of date and has to read etcd. It must not block. nil: nobody is told.
 	Committed func([]store.KV)
+	// Refused is told what etcd holds where a transaction was refused because of it, likewise: without, a job that met such a write has to
+	// read etcd. A key that is gone has a revision at which it is. nil: nobody is told.
+	Refused func([]store.KV)
 	// Took is told how long each stage of an ADD took, also of one that failed in it. nil: nobody is told.
 	Took func(stage string, took time.Duration)
 	Now  func() time.Time // nil: time.Now

@@ -210,13 +210,14 @@ func (p *Plan) confirm(cidr netip.Prefix) {
 	case c.unreadable():
 		c.was = store.Entry[api.Affinity]{Key: c.was.Key, Rev: c.was.Rev} // to be written over, not merged with
 	case c.now != nil && c.now.Confirmed():
+		p.uses[c.was.Key] = true
 		if c.now == c.was.Value {
 			p.depend(c.was.Key, c.was.Rev)
 		}
 		return
 	}
 	c.now = &api.Affinity{State: api.AffinityConfirmed}
-	p.claims[cidr] = c
+	p.setClaim(cidr, c)
 }
 
 // count adds one address of the block to the handle.
@@ -234,7 +235,7 @@ func (p *Plan) count(id string, cidr netip.Prefix) {
 	}
 	h.Block[cidr.String()]++
 	c.now = &h
-	p.handles[id] = c
+	p.setHandle(id, c)
 }
 
 // poolOf returns the pool that a block belongs to.

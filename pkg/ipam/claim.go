@@ -124,6 +124,7 @@ func (p *Plan) evict(ctx context.Context, host string, cidr netip.Prefix) error 
 		p.depend(api.AffinityKey(host, cidr), 0)
 		return nil
 	}
+	p.uses[e.Key] = true
 	p.evicted[e.Key] = gone(e)
 	return nil
 }

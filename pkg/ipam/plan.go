@@ -39,7 +39,8 @@ type Plan struct {
 	evicted map[string]change[api.Affinity]       // other nodes', by key: those whose blocks were reclaimed
 	handles map[string]change[api.Handle]
 	expect  map[string]int64
-	given   int // blocks given back
+	given   int             // blocks given back
+	uses    map[string]bool // see Uses
 	more    map[string]func(*store.Txn)
 }
 
@@ -80,6 +81,7 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 		handles: map[string]change[api.Handle]{},
 		expect:  map[string]int64{},
 		more:    map[string]func(*store.Txn){},
+		uses:    map[string]bool{},
 	}
 	for _, e := range facts.Affinities {
 		if _, cidr, err := api.ParseAffinityKey(e.Key); err == nil {
@@ -89,17 +91,25 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 	return p
 }
 
-// Clone is an independent copy.
+// Clone is an independent copy, of which nobody has asked anything yet: see Uses.
 func (p *Plan) Clone() *Plan {
 	c := *p
 	c.blocks, c.claims, c.handles, c.expect = maps.Clone(p.blocks), maps.Clone(p.claims), maps.Clone(p.handles), maps.Clone(p.expect)
 	c.evicted, c.more = maps.Clone(p.evicted), maps.Clone(p.more)
+	c.uses = map[string]bool{}
 	return &c
 }
 
+// Uses is the keys that the transaction compares, or may compare, for the sake of what was asked of this plan since it was made or cloned: where
+// one of several jobs that share a transaction met another's write, these tell which. Do not modify it.
+func (p *Plan) Uses() map[string]bool { return p.uses }
+
 // Then adds the caller's own compares and writes to the transaction, in the place of what was added under the same name. It
-// writes one key at most.
-func (p *Plan) Then(name string, f func(*store.Txn)) { p.more[name] = f }
+// writes one key at most: the one of that name, if Uses is to hold it.
+func (p *Plan) Then(name string, f func(*store.Txn)) {
+	p.uses[name] = true
+	p.more[name] = f
+}
 
 // Size bounds the keys that the transaction compares, and so those that it writes: store.MaxKeys is what etcd takes.
 func (p *Plan) Size() int {
@@ -149,7 +159,10 @@ func (p *Plan) Txn() *store.Txn {
 }
 
 // depend makes the transaction conflict if the key is not at that revision. A key that the plan depends on already keeps its.
-func (p *Plan) depend(key string, rev int64) { p.expect[key] = rev }
+func (p *Plan) depend(key string, rev int64) {
+	p.uses[key] = true
+	p.expect[key] = rev
+}
 
 // load reads the blocks that the plan has not seen yet.
 func (p *Plan) load(ctx context.Context, cidrs ...netip.Prefix) error {
@@ -187,6 +200,7 @@ func (p *Plan) block(cidr netip.Prefix) change[api.Block] {
 func (p *Plan) set(cidr netip.Prefix, b *api.Block) {
 	c := p.block(cidr)
 	c.now = b
+	p.uses[c.was.Key] = true
 	p.blocks[cidr] = c
 }
 
@@ -194,7 +208,19 @@ func (p *Plan) set(cidr netip.Prefix, b *api.Block) {
 func (p *Plan) drop(cidr netip.Prefix) {
 	c := p.claims[cidr]
 	c.now = nil
+	p.setClaim(cidr, c)
+}
+
+// setClaim notes what shall become of the node's claim to a block.
+func (p *Plan) setClaim(cidr netip.Prefix, c change[api.Affinity]) {
+	p.uses[c.was.Key] = true
 	p.claims[cidr] = c
+}
+
+// setHandle notes what shall become of a handle.
+func (p *Plan) setHandle(id string, c change[api.Handle]) {
+	p.uses[c.was.Key] = true
+	p.handles[id] = c
 }
 
 func (p *Plan) ours(b *api.Block) bool {

@@ -18,7 +18,7 @@ import (
 func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Prefix, error) {
 	id := handleID(h)
 	if _, known := p.handles[id]; !known {
-		p.handles[id] = change[api.Handle]{h, h.Value}
+		p.setHandle(id, change[api.Handle]{h, h.Value})
 	}
 	c := p.handles[id]
 	if c.now == nil {
@@ -49,7 +49,7 @@ func (p *Plan) Held(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Pre
 		fixed := *c.now
 		fixed.Block = counts
 		c.now = &fixed
-		p.handles[id] = c
+		p.setHandle(id, c)
 	}
 	return out, nil
 }
@@ -61,7 +61,7 @@ func (p *Plan) recount(h store.Entry[api.Handle], cidr netip.Prefix) {
 	c, known := p.handles[id]
 	if !known {
 		c = change[api.Handle]{h, h.Value}
-		p.handles[id] = c
+		p.setHandle(id, c)
 	}
 	b, counted := p.blocks[cidr], 0
 	if b.now == nil {
@@ -120,7 +120,7 @@ func (p *Plan) Release(ctx context.Context, h store.Entry[api.Handle]) ([]netip.
 	}
 	c := p.handles[id]
 	c.now = nil
-	p.handles[id] = c
+	p.setHandle(id, c)
 	return held, p.giveBack(ctx, nil)
 }
 

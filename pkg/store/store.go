@@ -320,6 +320,14 @@ func (e Entry[T]) complete() bool {
 // Empty reports whether the transaction would write nothing.
 func (t *Txn) Empty() bool { return len(t.writes) == 0 }
 
+// Bytes is the size of the keys and values that the transaction writes: etcd takes requests of 1.5 MiB (--max-request-bytes).
+func (t *Txn) Bytes() (n int) {
+	for _, w := range t.writes {
+		n += len(w.key) + len(w.value)
+	}
+	return n
+}
+
 func (t *Txn) add(w write) {
 	if slices.ContainsFunc(t.writes, func(o write) bool { return o.key == w.key }) {
 		t.fail(fmt.Errorf("%s is written twice in one transaction", w.key))
@@ -332,7 +340,10 @@ func (t *Txn) fail(err error) { t.err = errors.Join(t.err, err) }
 
 // ConflictError says which keys were not at the expected revision, and what they hold instead (Rev 0: nothing).
 // It matches ErrConflict.
-type ConflictError struct{ Current []KV }
+type ConflictError struct {
+	Current []KV
+	Rev     int64 // at which all this was true
+}
 
 // Error names the keys.
 func (e *ConflictError) Error() string {
@@ -398,7 +409,7 @@ func (t *Txn) operations(keys []string) (cmps []clientv3.Cmp, then, orElse []cli
 }
 
 func conflict(keys []string, expect map[string]int64, res *clientv3.TxnResponse) error {
-	e := &ConflictError{}
+	e := &ConflictError{Rev: res.Header.Revision}
 	for i, r := range res.Responses {
 		if i >= len(keys) {
 			e.Current = append(e.Current, fromEtcd(r.GetResponseRange().Kvs)...)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/muslin-cni/muslin/internal/attach"
-	"github.com/muslin-cni/muslin/internal/embedetcd"
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/register"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -25,10 +23,11 @@ import (
 
 // Sizes of the runs for addresses alone.
 const (
-	addresses   = 1000
-	manyNodes   = 10
-	manyCallers = 16
-	addrNetwork = "bench"
+	addresses    = 1000
+	manyNodes    = 10
+	manyCallers  = 16
+	fleetCallers = 64
+	addrNetwork  = "bench"
 )
 
 // addressBench measures what handing out addresses costs against an etcd that does nothing else.
@@ -41,7 +40,8 @@ const (
 // not: with several callers the ratio may be below 1. The agents of several nodes, each of which decodes what all of them write, share
 // this machine's processors with etcd and each other, as they would not in a cluster.
 type addressBench struct {
-	server   *embedetcd.Server
+	bench
+	server   *etcdProcess
 	etcd     *clientv3.Client
 	nodes    []*register.Handler
 	stop     func() error
@@ -51,36 +51,67 @@ type addressBench struct {
 }
 
 // runAddresses measures one node and ten, on an etcd of its own without fsync, as the lab's.
-func runAddresses(ctx context.Context) (cs []comparison, err error) {
-	dir, err := os.MkdirTemp("", "muslin-bench-etcd-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b, err := newAddressBench(ctx, dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, b.close()) }()
-	for _, r := range []struct {
-		name           string
-		nodes, callers int
-	}{
-		{"1,000 addresses, one node, one by one", 1, 1},
-		{fmt.Sprintf("1,000 addresses, one node, %d in parallel", manyCallers), 1, manyCallers},
-		{fmt.Sprintf("1,000 addresses, %d nodes at once, each one by one", manyNodes), manyNodes, manyNodes},
-	} {
-		do, undo, err := b.compare(ctx, r.name, r.nodes, r.callers)
-		if err != nil {
-			return nil, err
+func runAddresses(ctx context.Context, at bench) (out []row, err error) {
+	err = withAddresses(ctx, at, func(b *addressBench) error {
+		for _, r := range []struct {
+			name           string
+			nodes, callers int
+		}{
+			{"1,000 addresses, one node, one by one", 1, 1},
+			{fmt.Sprintf("1,000 addresses, one node, %d in parallel", manyCallers), 1, manyCallers},
+			{fmt.Sprintf("1,000 addresses, %d nodes at once, each one by one", manyNodes), manyNodes, manyNodes},
+		} {
+			do, undo, err := b.compare(ctx, b.attachTrial(r.name, addresses, r.callers), r.nodes)
+			if err != nil {
+				return err
+			}
+			out = append(out, do.row(""), undo.row(""))
 		}
-		cs = append(cs, do, undo)
+		return nil
+	})
+	return out, err
+}
+
+// runFleet measures how many addresses ten nodes give out in a second, with as many callers as the floor has transactions in flight, and what that
+// costs etcd, which is a process of its own here: the nodes' ten agents take the processors away from it, and would not where each has its machine.
+func runFleet(ctx context.Context, at bench) (out []row, err error) {
+	err = withAddresses(ctx, at, func(b *addressBench) error {
+		t := b.attachTrial(fmt.Sprintf("%d nodes on one etcd, %d in parallel", manyNodes, fleetCallers), addresses, fleetCallers)
+		do, undo, err := b.compare(ctx, t, manyNodes)
+		if err != nil {
+			return err
+		}
+		t.do, t.undo = "etcd's processor time: "+t.do, "etcd's processor time: "+t.undo
+		t.meter = func() (time.Duration, error) { return processorTime(b.server.pid) }
+		doCPU, undoCPU, err := b.compare(ctx, t, manyNodes)
+		if err != nil {
+			return err
+		}
+		out = []row{do.rate("≥ 1"), undo.rate(""), doCPU.row(""), undoCPU.row("")}
+		return nil
+	})
+	return out, err
+}
+
+// withAddresses measures on an etcd of its own.
+func withAddresses(ctx context.Context, at bench, measure func(*addressBench) error) (err error) {
+	b := &addressBench{bench: at}
+	if b.server, err = startEtcd(ctx); err != nil {
+		return err
 	}
-	return cs, nil
+	defer func() { err = errors.Join(err, b.server.stop()) }()
+	if err := b.connect(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.etcd.Close()) }()
+	if err := b.cluster(ctx); err != nil {
+		return err
+	}
+	return measure(b)
 }
 
 // compare measures with the agents of so many nodes, which share this machine, and no others.
-func (b *addressBench) compare(ctx context.Context, name string, nodes, callers int) (do, undo comparison, err error) {
+func (b *addressBench) compare(ctx context.Context, t trial, nodes int) (do, undo comparison, err error) {
 	defer func() { err = errors.Join(err, b.stop()) }()
 	if err := b.agents(ctx, nodes); err != nil {
 		return do, undo, err
@@ -88,33 +119,11 @@ func (b *addressBench) compare(ctx context.Context, name string, nodes, callers 
 	if err := b.values(ctx); err != nil {
 		return do, undo, err
 	}
-	return alternate(attachTrial(name, addresses, callers), b.floor(nodes), b.subject(ctx))
+	return alternate(t, b.floor(nodes), b.subject(ctx))
 }
 
-func newAddressBench(ctx context.Context, dir string) (*addressBench, error) {
-	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, UnsafeNoFsync: true})
-	if err != nil {
-		return nil, err
-	}
-	b := &addressBench{server: server}
-	for _, step := range []func(context.Context) error{b.connect, b.cluster} {
-		if err := step(ctx); err != nil {
-			return nil, errors.Join(err, b.close())
-		}
-	}
-	return b, nil
-}
-
-func (b *addressBench) close() error {
-	defer b.server.Close()
-	if b.etcd == nil {
-		return nil
-	}
-	return b.etcd.Close()
-}
-
-func (b *addressBench) connect(context.Context) (err error) {
-	b.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{b.server.Endpoint()}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+func (b *addressBench) connect() (err error) {
+	b.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{b.server.endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 	return err
 }
 
@@ -160,7 +169,7 @@ func (b *addressBench) agents(ctx context.Context, nodes int) error {
 	}
 	b.nodes = nil
 	for n := range nodes {
-		c, err := store.New(store.Config{Endpoints: []string{b.server.Endpoint()}})
+		c, err := store.New(store.Config{Endpoints: []string{b.server.endpoint}})
 		if err != nil {
 			return err
 		}
@@ -174,7 +183,7 @@ func (b *addressBench) agents(ctx context.Context, nodes int) error {
 		if err := f.WaitFor(ctx, rev); err != nil {
 			return err
 		}
-		b.nodes = append(b.nodes, register.New(register.Config{Client: c, Node: nodeName(n), Source: register.FromFeed(f), Committed: f.Commit}))
+		b.nodes = append(b.nodes, register.New(register.Config{Client: c, Node: nodeName(n), Source: register.FromFeed(f), Committed: f.Commit, Refused: f.Commit}))
 	}
 	return nil
 }

@@ -40,6 +40,9 @@ func remoteName(i int) string { return fmt.Sprintf("%s%05d", remotePrefix, i) }
 
 func remoteAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)}) }
 
+// tunnelAddr is out of a block that nobody has: it is heeded where there is a tunnel.
+func tunnelAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 127, byte(i >> 8), byte(i)}) }
+
 // remoteBlock is the i-th block of 64 addresses.
 func remoteBlock(i int) netip.Prefix {
 	at := i << 6
@@ -49,6 +52,7 @@ func remoteBlock(i int) netip.Prefix {
 // node is the write that makes the i-th node.
 func (c cluster) node(i int) (clientv3.Op, error) {
 	n := &api.Node{Spec: api.NodeSpec{BGP: &api.NodeBGP{IPv4Address: api.Prefix{Prefix: netip.PrefixFrom(remoteAddr(i), 12)}}}}
+	n.Spec.IPv4VXLANTunnelAddr = tunnelAddr(i)
 	n.Metadata.Name = remoteName(i)
 	raw, err := api.Encode(n, nil)
 	return clientv3.OpPut(c.root+api.KeyOf(n), string(raw)), err

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,12 +13,10 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
-// Sizes of a run.
+// Sizes of a round.
 const (
-	rounds       = 10
 	serialOps    = 20
 	parallelOps  = 64
 	parallelWays = 16
@@ -25,7 +24,7 @@ const (
 
 // inner measures from inside a node's namespaces: floor and plugin are both processes of their own, started by this one.
 type inner struct {
-	bin   string // folder of muslin and floor
+	bench
 	etcd  *clientv3.Client
 	conf  []byte // netconf
 	block string // values as large as those of an ADD
@@ -33,40 +32,68 @@ type inner struct {
 	wep   string
 }
 
-func runInner(ctx context.Context, bin string) error {
-	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(os.Getenv("ETCD_ENDPOINTS"), ","), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+func runInner(ctx context.Context, at bench, what string) (rows []row, err error) {
+	c, err := dialEtcd()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { _ = c.Close() }()
-	b := &inner{bin: bin, etcd: c, conf: fmt.Appendf(nil,
-		`{"cniVersion":"1.0.0","name":"bench","type":"muslin","etcd_endpoints":%q,"nodename":%q,"ipam":{"type":"muslin-ipam"}}`,
-		os.Getenv("ETCD_ENDPOINTS"), os.Getenv("NODENAME"))}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	b := &inner{bench: at, etcd: c, conf: netconf("")}
 	for i := range parallelOps {
-		if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name(i)).CombinedOutput(); err != nil {
-			return fmt.Errorf("make namespace %s: %w: %s", name(i), err, out)
+		if err := ip(ctx, "netns", "add", name(i)); err != nil {
+			return nil, err
 		}
 	}
 	if err := b.values(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	floor, subject := pair{do: b.floorAdd, undo: b.floorDel}, pair{do: b.muslinAdd, undo: b.muslinDel}
-	add1, del1, err := alternate(attachTrial("one by one", serialOps, 1), floor, subject)
+	switch what {
+	case "serial":
+		return b.attaches(b.attachTrial("one by one", serialOps, 1), "1.3", "1.2")
+	case "parallel":
+		return b.parallel()
+	case "requests":
+		return b.requests()
+	case "cpu":
+		return b.processors()
+	case "profile":
+		return b.profile(ctx)
+	}
+	return b.processes(ctx)
+}
+
+// netconf is the network's configuration, with more of it as JSON members.
+func netconf(more string) []byte {
+	return fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"bench","type":"muslin","etcd_endpoints":%q,"nodename":%q,%s"ipam":{"type":"muslin-ipam"}}`,
+		os.Getenv("ETCD_ENDPOINTS"), os.Getenv("NODENAME"), more)
+}
+
+// floor is a raw attach and a transaction of three keys; subject is the plugin.
+func (b *inner) floor() pair   { return pair{do: b.floorAdd, undo: b.floorDel} }
+func (b *inner) subject() pair { return pair{do: b.muslinAdd, undo: b.muslinDel} }
+
+// attaches compares ADD and DEL, with ratios to aim for.
+func (b *inner) attaches(t trial, addAim, delAim string) ([]row, error) {
+	add, del, err := alternate(t, b.floor(), b.subject())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	add16, del16, err := alternate(attachTrial("16 in parallel", parallelOps, parallelWays), floor, subject)
+	return []row{add.row(addAim), del.row(delAim)}, nil
+}
+
+// parallel compares how many pods are attached in a second: there the floor is the raw attach alone.
+func (b *inner) parallel() ([]row, error) {
+	t := b.attachTrial(fmt.Sprintf("%d in parallel", parallelWays), parallelOps, parallelWays)
+	out, err := b.attaches(t, "", "")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	start, err := b.startUp(ctx)
+	raw, _, err := alternate(t, pair{do: b.rawAdd, undo: b.rawDel}, b.subject())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := printTable(os.Stdout, []comparison{add1, del1, add16, del16, start}); err != nil {
-		return err
-	}
-	return b.size()
+	raw.name += ", by the raw attach without etcd"
+	return append(out, raw.rate("≥ 0.8")), nil
 }
 
 func name(i int) string      { return fmt.Sprintf("bench-%d", i) }
@@ -94,9 +121,16 @@ func (b *inner) values(ctx context.Context) error {
 	return b.muslinDel(0, 0)
 }
 
-func (b *inner) floorAdd(round, i int) error {
+// rawAdd and rawDel are the floor's netlink messages alone.
+func (b *inner) rawAdd(_, i int) error {
 	addr := net.IPv4(10, 99, byte(i/250), byte(i%250+1)).String()
-	if err := b.exec(nil, nil, "floor", "add", netnsPath(i), fmt.Sprintf("floor%d", i), addr); err != nil {
+	return b.exec(nil, nil, "floor", "add", netnsPath(i), fmt.Sprintf("floor%d", i), addr)
+}
+
+func (b *inner) rawDel(_, i int) error { return b.exec(nil, nil, "floor", "del", netnsPath(i)) }
+
+func (b *inner) floorAdd(round, i int) error {
+	if err := b.rawAdd(round, i); err != nil {
 		return err
 	}
 	k := keys(round, i)
@@ -104,7 +138,7 @@ func (b *inner) floorAdd(round, i int) error {
 }
 
 func (b *inner) floorDel(round, i int) error {
-	if err := b.exec(nil, nil, "floor", "del", netnsPath(i)); err != nil {
+	if err := b.rawDel(round, i); err != nil {
 		return err
 	}
 	k := keys(round, i)
@@ -133,52 +167,56 @@ func (b *inner) muslinAdd(round, i int) error { return b.cni("ADD", round, i) }
 func (b *inner) muslinDel(round, i int) error { return b.cni("DEL", round, i) }
 
 func (b *inner) cni(verb string, round, i int) error {
-	env := []string{
+	return b.exec(b.cniEnv(verb, round, i), b.conf, "muslin")
+}
+
+func (b *inner) cniEnv(verb string, round, i int) []string {
+	return []string{
 		"CNI_COMMAND=" + verb, fmt.Sprintf("CNI_CONTAINERID=b%02d%03d", round, i), "CNI_NETNS=" + netnsPath(i), "CNI_IFNAME=eth0", "CNI_PATH=" + b.bin,
 	}
-	return b.exec(env, b.conf, "muslin")
 }
 
 func (b *inner) exec(env []string, stdin []byte, program string, args ...string) error {
+	_, err := b.execute(env, stdin, program, args...)
+	return err
+}
+
+// execute runs a program to its end and returns what it used of the processors.
+func (b *inner) execute(env []string, stdin []byte, program string, args ...string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, program), args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(append(args, env...), " "), err, out)
+		return 0, fmt.Errorf("%s %s: %w: %s", program, strings.Join(append(args, env...), " "), err, out)
 	}
-	return nil
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
-// startUp compares the plugin's VERSION with a Go process that does nothing.
-func (b *inner) startUp(context.Context) (comparison, error) {
-	c := comparison{name: "start of a process"}
-	for r := range rounds {
-		f, err := timed(r, serialOps, 1, func(int, int) error { return b.exec(nil, nil, "floor", "noop") })
-		if err != nil {
-			return c, err
-		}
-		s, err := timed(r, serialOps, 1, func(int, int) error {
-			return b.exec([]string{"CNI_COMMAND=VERSION"}, []byte(`{"cniVersion":"1.0.0"}`), "muslin")
-		})
-		if err != nil {
-			return c, err
-		}
-		c.floor, c.subject = append(c.floor, f), append(c.subject, s)
+// processes compares the plugin's VERSION with a Go process that does nothing, and says how large the programs are.
+func (b *inner) processes(context.Context) ([]row, error) {
+	version := func(int, int) error {
+		return b.exec([]string{"CNI_COMMAND=VERSION"}, []byte(`{"cniVersion":"1.0.0"}`), "muslin")
 	}
-	return c, nil
-}
-
-func (b *inner) size() error {
+	nothing := func(int, int) error { return b.exec(nil, nil, "floor", "noop") }
+	none := func(int, int) error { return nil }
+	start, _, err := alternate(trial{do: "start of a process: VERSION", undo: "nothing", rounds: b.rounds, n: serialOps, parallel: 1},
+		pair{do: nothing, undo: none}, pair{do: version, undo: none})
+	if err != nil {
+		return nil, err
+	}
+	out := []row{start.row("")}
 	for _, p := range []string{"muslin", "muslin-ipam", "muslin-node"} {
 		st, err := os.Stat(filepath.Join(b.bin, p))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if _, err := fmt.Printf("%s: %.1f MB\n", p, float64(st.Size())/1e6); err != nil {
-			return err
+		size := row{What: "size of " + p + ", stripped", Subject: fmt.Sprintf("%.1f MB", float64(st.Size())/1e6)}
+		if p == "muslin" {
+			size.Aim = "6 MB"
 		}
+		out = append(out, size)
 	}
-	return nil
+	return out, nil
 }

@@ -1,15 +1,15 @@
-// Command bench measures what a pod's ADD and DEL cost against the least that they could cost.
+// Command bench measures what Muslin costs against the least that it could cost, and makes one page of it.
 //
-// The floor is a process of its own that sends the netlink messages of an attach and nothing else, plus one etcd transaction
-// of three keys with values as large as those of a real ADD. Floor and plugin run in alternation on one lab node with an embedded
-// etcd; the ratio is the median of the rounds' own ratios. Absolute times belong to the machine, ratios are what to keep.
-//
-// What addresses alone cost, and what the operator's command does, are measured apart, each against an etcd of its own: see addressBench
-// and operatorBench.
+// Floor and subject run by turns, ten rounds of each, and the ratio is the median of the rounds' own ratios. Absolute times belong to the machine,
+// ratios are what to keep. What is measured is a list of parts (see parts), each chosen by a flag of its name; without any, all are. With -record
+// the page is kept in RESULTS.md, each part between two markers and with the commit that it was measured at; what stands around the markers is
+// written by hand and stays. -profile measures nothing against a floor, but says where the time of an ADD goes.
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -33,93 +33,153 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
-	inner := flag.String("inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
-	what := flag.String("what", "attach", "what to do there: attach, routes, fill NODES ENDPOINTS, peering or speak PEERS")
-	bin := flag.String("bin", "bin", "folder of the built programs")
-	addresses := flag.Bool("addresses", false, "measure only what handing out addresses costs; needs no root")
-	operator := flag.Bool("operator", false, "measure only the operator's command; needs no root")
-	memory := flag.Bool("memory", false, "measure only the agent's memory")
-	traffic := flag.Bool("traffic", false, "measure only traffic between pods")
-	routes := flag.Bool("routes", false, "measure only how changes of the datastore become routes")
-	peering := flag.Bool("bgp", false, "measure only how long BGP takes to a full table, against BIRD")
-	flag.Parse()
-	if *inner != "" {
-		return runInside(ctx, *inner, *what)
-	}
-	fmt.Printf("%d rounds, floor and muslin by turns; times per operation, median of the rounds\n", rounds)
-	all := !*addresses && !*operator && !*routes && !*traffic && !*memory && !*peering
-	if all {
-		if err := outer(ctx, *bin); err != nil {
-			return err
-		}
-	}
-	if all || *routes {
-		if err := onRoutes(ctx, *bin); err != nil {
-			return err
-		}
-	}
-	if all || *peering {
-		if err := onPeering(ctx); err != nil {
-			return err
-		}
-	}
-	if all || *memory {
-		if err := onMemory(ctx, *bin); err != nil {
-			return err
-		}
-	}
-	var cs []comparison
-	if all || *traffic {
-		more, err := runTraffic(ctx, *bin)
-		if err != nil {
-			return err
-		}
-		cs = append(cs, more...)
-	}
-	if all || *addresses {
-		more, err := runAddresses(ctx)
-		if err != nil {
-			return err
-		}
-		cs = append(cs, more...)
-	}
-	if all || *operator {
-		more, err := runOperator(ctx, *bin)
-		if err != nil {
-			return err
-		}
-		cs = append(cs, more...)
-	}
-	return printTable(os.Stdout, cs)
+// bench is what every part needs to know.
+type bench struct {
+	bin    string // folder of the built programs
+	rounds int
 }
 
-// runInside does what the command line says on a node of a lab.
-func runInside(ctx context.Context, bin, what string) error {
-	var nodes, peers int
-	var endpoints bool
+// part is one table of the page.
+type part struct {
+	name  string // of its flag and its markers
+	about string
+	run   func(context.Context, bench) ([]row, error)
+}
+
+func parts() []part {
+	return []part{
+		{"serial", "ADD and DEL, one by one", onNode("serial")},
+		{"parallel", "ADD and DEL, 16 in parallel", onNode("parallel")},
+		{"requests", "what ADD and DEL ask of etcd", onNode("requests")},
+		{"cpu", "the processor's time for ADD and DEL", onNode("cpu")},
+		{"process", "the start of the plugin's process, and the sizes of the programs", onNode("process")},
+		{"addresses", "handing out addresses; needs no root", runAddresses},
+		{"fleet", "addresses of ten nodes on one etcd; needs no root", runFleet},
+		{"start", "an agent's start, until it is ready", runStart},
+		{"memory", "the agent's memory", runMemory},
+		{"routes", "how changes of the datastore become routes", runRoutesPart},
+		{"traffic", "traffic between pods", runTraffic},
+		{"bgp", "BGP to a full table, against BIRD", runPeeringPart},
+		{"operator", "the operator's command; needs no root", runOperator},
+		{"policy", "compiling policy, and what it costs a packet", runPolicy},
+	}
+}
+
+// options are the command line.
+type options struct {
+	bench
+	inner, what          string
+	all, record, profile bool
+	results              string
+	chosen               map[string]*bool // parts, by name
+}
+
+func readOptions() options {
+	o := options{chosen: map[string]*bool{}}
+	flag.StringVar(&o.inner, "inner", "", "folder of the programs; measure here, inside a node (used by bench itself)")
+	flag.StringVar(&o.what, "what", "", "what to do there")
+	flag.StringVar(&o.bin, "bin", "bin", "folder of the built programs")
+	flag.IntVar(&o.rounds, "rounds", 10, "how often floor and subject take turns")
+	flag.BoolVar(&o.all, "all", false, "measure every part: as without any of their flags")
+	flag.BoolVar(&o.record, "record", false, "keep what is measured in -results, with commit, date and machine")
+	flag.StringVar(&o.results, "results", "test/bench/RESULTS.md", "the page to keep it in")
+	flag.BoolVar(&o.profile, "profile", false, "say where the time of an ADD goes, and measure nothing else")
+	for _, p := range parts() {
+		o.chosen[p.name] = flag.Bool(p.name, false, "measure only "+p.about)
+	}
+	flag.Parse()
+	return o
+}
+
+// wanted are the parts that the command line names, or all.
+func (o options) wanted() (out []part) {
+	for _, p := range parts() {
+		if *o.chosen[p.name] {
+			out = append(out, p)
+		}
+	}
+	if o.all || len(out) == 0 {
+		return parts()
+	}
+	return out
+}
+
+func run(ctx context.Context) error {
+	o := readOptions()
+	if o.inner != "" {
+		return runInside(ctx, bench{o.inner, o.rounds}, o.what)
+	}
+	if o.profile {
+		return runProfile(ctx, o.bench)
+	}
+	fmt.Printf("%d rounds, floor and muslin by turns; medians\n", o.rounds)
+	for _, p := range o.wanted() {
+		began := time.Now()
+		rows, err := p.run(ctx, o.bench)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		fmt.Printf("\n%s: %s (%v)\n", p.name, p.about, time.Since(began).Round(time.Second))
+		if err := printTable(os.Stdout, rows); err != nil {
+			return err
+		}
+		if !o.record {
+			continue
+		}
+		if err := record(ctx, o.results, p.name, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onNode is a part that is measured inside a lab of one node.
+func onNode(what string) func(context.Context, bench) ([]row, error) {
+	return func(ctx context.Context, b bench) (rows []row, err error) {
+		o := lab.Defaults()
+		o.Nodes = 1
+		err = withLab(ctx, b.bin, o, func(l *lab.Lab, work string) (err error) {
+			rows, err = b.inside(ctx, l, work, what)
+			return err
+		})
+		return rows, err
+	}
+}
+
+// runInside does what the command line says on a node of a lab, and says as JSON what came of it.
+func runInside(ctx context.Context, b bench, what string) error {
+	var peers int
 	if _, err := fmt.Sscanf(what, "speak %d", &peers); err == nil {
 		return runSpeaker(ctx, peers)
 	}
+	if what == "etcd" {
+		return runEtcd(ctx, b.bin)
+	}
+	rows, err := measureInside(ctx, b, what)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(rows)
+}
+
+func measureInside(ctx context.Context, b bench, what string) ([]row, error) {
+	var nodes, pods int
+	var endpoints bool
 	switch what {
-	case "attach":
-		return runInner(ctx, bin)
+	case "serial", "parallel", "requests", "cpu", "process", "profile":
+		return runInner(ctx, b, what)
 	case "routes":
-		return runRoutes(ctx)
+		return runRoutes(ctx, b)
 	case "peering":
 		return runPeering(ctx)
 	}
-	if _, err := fmt.Sscanf(what, "fill %d %t", &nodes, &endpoints); err != nil {
-		return fmt.Errorf("-what %q: %w", what, err)
+	if _, err := fmt.Sscanf(what, "fill %d %t %d", &nodes, &endpoints, &pods); err == nil {
+		return nil, runFill(ctx, b, filling{nodes, endpoints, pods})
 	}
-	return runFill(ctx, nodes, endpoints)
-}
-
-// outer measures attaches inside a lab of one node.
-func outer(ctx context.Context, bin string) error {
-	o := lab.Defaults()
-	o.Nodes = 1
-	return withLab(ctx, bin, o, func(l *lab.Lab, work string) error { return inside(ctx, l, work, "attach") })
+	if _, err := fmt.Sscanf(what, "start %d", &nodes); err == nil {
+		return startInside(ctx, b, nodes)
+	}
+	return nil, fmt.Errorf("-what %q: there is no such thing", what)
 }
 
 // withLab brings a lab up, of which every node sees the programs in the folder work, and takes it down again after measure.
@@ -144,14 +204,19 @@ func withLab(ctx context.Context, bin string, o lab.Options, measure func(l *lab
 	return measure(l, work)
 }
 
-// inside runs this very program on the lab's first node.
-func inside(ctx context.Context, l *lab.Lab, work, what string) error {
-	return l.Exec(ctx, "node-1", lab.Command{
-		Args: []string{filepath.Join(work, "bench"), "-inner", work, "-what", what}, Stdout: os.Stdout, Stderr: os.Stderr,
+// inside runs this very program on the lab's first node, and returns what it has measured there.
+func (b bench) inside(ctx context.Context, l *lab.Lab, work, what string, env ...string) (rows []row, err error) {
+	var out bytes.Buffer
+	err = l.Exec(ctx, "node-1", lab.Command{
+		Args: []string{filepath.Join(work, "bench"), "-inner", work, "-rounds", fmt.Sprint(b.rounds), "-what", what}, Stdout: &out, Stderr: os.Stderr, Env: env,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return rows, json.Unmarshal(out.Bytes(), &rows)
 }
 
-// collect puts the programs, the floor and this very program into one folder, which every node of the lab sees.
+// collect puts the programs, the floors and this very program into one folder, which every node of the lab sees.
 func collect(ctx context.Context, bin, work string) error {
 	for _, p := range []string{"muslin", "muslin-ipam", "muslin-node", "muslin-lab"} {
 		if err := copyFile(filepath.Join(bin, p), filepath.Join(work, p)); err != nil {
@@ -165,7 +230,7 @@ func collect(ctx context.Context, bin, work string) error {
 	if err := copyFile(self, filepath.Join(work, "bench")); err != nil {
 		return err
 	}
-	return buildFloor(ctx, work, "floor")
+	return errors.Join(buildFloor(ctx, work, "floor"), buildFloor(ctx, work, "etcdfloor"))
 }
 
 // buildFloor makes one of the programs below this package's folder, as the others are built.

@@ -2,10 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"sync"
-	"text/tabwriter"
 	"time"
 )
 
@@ -14,6 +12,27 @@ type comparison struct {
 	name    string
 	floor   []time.Duration // by round, per operation
 	subject []time.Duration
+}
+
+// row is the comparison as a line of the page, with the ratio to aim for; "": none was set.
+func (c comparison) row(aim string) row {
+	return row{What: c.name, Floor: ms(median(c.floor)), Subject: ms(median(c.subject)), Ratio: fmt.Sprintf("%.2f", c.ratio()), Aim: aim}
+}
+
+// rate is the comparison as operations in a second.
+func (c comparison) rate(aim string) row {
+	per := func(ds []time.Duration) string {
+		return fmt.Sprintf("%.0f/s", float64(time.Second)/float64(median(ds)))
+	}
+	return row{What: "rate of " + c.name, Floor: per(c.floor), Subject: per(c.subject), Ratio: fmt.Sprintf("%.2f", 1/c.ratio()), Aim: aim}
+}
+
+// rows are comparisons without an aim.
+func rows(cs []comparison) (out []row) {
+	for _, c := range cs {
+		out = append(out, c.row(""))
+	}
+	return out
 }
 
 // ratio is the median of the rounds' own ratios: what else the machine did in a round weighs on both sides of it.
@@ -39,19 +58,37 @@ type side func(round, i int) error
 // trial says how often two operations are done, and what they are called.
 type trial struct {
 	do, undo    string
-	n, parallel int // in a round, and at the same time
+	rounds      int
+	n, parallel int                           // in a round, and at the same time
+	meter       func() (time.Duration, error) // what is compared grows by what it says; nil: the time of day
+}
+
+// measure does one side of a round and returns what an operation took, by the clock or the meter.
+func (t trial) measure(round int, f side) (time.Duration, error) {
+	if t.meter == nil {
+		return timed(round, t.n, t.parallel, f)
+	}
+	before, err := t.meter()
+	if err != nil {
+		return 0, err
+	}
+	if _, err := timed(round, t.n, t.parallel, f); err != nil {
+		return 0, err
+	}
+	after, err := t.meter()
+	return (after - before) / time.Duration(t.n), err
 }
 
 // attachTrial is ADD and DEL under some circumstance.
-func attachTrial(name string, n, parallel int) trial {
-	return trial{do: "ADD " + name, undo: "DEL " + name, n: n, parallel: parallel}
+func (b bench) attachTrial(name string, n, parallel int) trial {
+	return trial{do: "ADD " + name, undo: "DEL " + name, rounds: b.rounds, n: n, parallel: parallel}
 }
 
 // alternate measures two operations, floor and subject by turns, the one that begins changing each round. Each side undoes what it did
 // before the other begins: by its second operation, or by its clean.
 func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
 	do, undo = comparison{name: t.do}, comparison{name: t.undo}
-	for r := range rounds {
+	for r := range t.rounds {
 		sides := []struct {
 			pair
 			do, undo *[]time.Duration
@@ -60,11 +97,11 @@ func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
 			slices.Reverse(sides)
 		}
 		for _, s := range sides {
-			d, err := timed(r, t.n, t.parallel, s.pair.do)
+			d, err := t.measure(r, s.pair.do)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", do.name, r, err)
 			}
-			u, err := timed(r, t.n, t.parallel, s.pair.undo)
+			u, err := t.measure(r, s.pair.undo)
 			if err != nil {
 				return do, undo, fmt.Errorf("%s, round %d: %w", undo.name, r, err)
 			}
@@ -80,7 +117,7 @@ func alternate(t trial, floor, subject pair) (do, undo comparison, err error) {
 }
 
 // byTurns measures sides that take the times of their parts themselves, the one that begins changing each round.
-func byTurns(names []string, floor, subject func(round int) ([]time.Duration, error)) ([]comparison, error) {
+func byTurns(rounds int, names []string, floor, subject func(round int) ([]time.Duration, error)) ([]comparison, error) {
 	cs := make([]comparison, len(names))
 	for i, name := range names {
 		cs[i].name = name
@@ -135,20 +172,6 @@ func timed(round, n, workers int, f side) (time.Duration, error) {
 		}
 	}
 	return took, nil
-}
-
-// printTable writes the comparisons as a table.
-func printTable(out io.Writer, cs []comparison) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	if _, err := fmt.Fprintln(w, "\tfloor\tmuslin\tratio\t"); err != nil {
-		return err
-	}
-	for _, c := range cs {
-		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t\n", c.name, ms(median(c.floor)), ms(median(c.subject)), c.ratio()); err != nil {
-			return err
-		}
-	}
-	return w.Flush()
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond)) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -20,47 +19,61 @@ const (
 	podsOfNode = 10
 )
 
-// memoryCluster is a cluster whose agent's memory is looked at: so many remote nodes, each with a block of ten addresses in use and, if
-// so, the endpoints of its pods. The node itself has no pods.
-type memoryCluster struct {
+// filling is what a cluster of one real node is filled with: so many remote nodes, each with a block of ten addresses in use and, if so, the
+// endpoints of its pods; and pods of the real node.
+type filling struct {
 	nodes     int
 	endpoints bool
-	resident  string // what came of it
+	pods      int
 }
 
-// onMemory looks at the resident memory (VmRSS of proc(5)) of agents a minute after they have programmed the last route. Each has a lab of
+// memoryCluster is a cluster whose agent's memory is looked at.
+type memoryCluster struct {
+	filling
+	mode     lab.Mode
+	aim      string
+	resident string // what came of it
+}
+
+// runMemory looks at the resident memory (VmRSS of proc(5)) of agents a minute after they have programmed the last route. Each has a lab of
 // its own, with an etcd of its own, since all that follow one etcd know one cluster; the labs are up at the same time. The memory contains
-// the pages of the program itself.
-func onMemory(ctx context.Context, bin string) error {
-	clusters := []memoryCluster{{}, {nodes: 1000}, {nodes: 5000}, {nodes: 1000, endpoints: true}}
+// the pages of the program itself. There is no floor, and one round.
+func runMemory(ctx context.Context, b bench) (out []row, err error) {
+	clusters := []memoryCluster{
+		{mode: lab.Direct}, {mode: lab.Direct, filling: filling{nodes: 1000}}, {mode: lab.Direct, filling: filling{nodes: 5000}},
+		{mode: lab.Direct, filling: filling{nodes: 1000, endpoints: true}}, {mode: lab.VXLAN, filling: filling{nodes: 1000, pods: 100}, aim: "40 MiB"},
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range clusters {
 		c := &clusters[i]
 		g.Go(func() error {
-			o := lab.Defaults()
-			o.Nodes, o.Mode, o.Pool = 1, lab.Direct, netip.MustParsePrefix("10.0.0.0/8")
-			o.AgentEnv = []string{"IP=" + remoteSubnet}
-			return withLab(ctx, bin, o, func(l *lab.Lab, work string) error { return c.look(ctx, l, work) })
+			return withLab(ctx, b.bin, crowded(c.mode), func(l *lab.Lab, work string) error { return c.look(ctx, b, l, work) })
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, c := range clusters {
-		what := fmt.Sprintf("VmRSS of muslin-node, %d remote nodes", c.nodes)
-		if c.endpoints {
-			what += fmt.Sprintf(" with %d pods each", podsOfNode)
-		}
-		if _, err := fmt.Printf("%s: %s\n", what, c.resident); err != nil {
-			return err
-		}
+		out = append(out, row{What: fmt.Sprintf("VmRSS of muslin-node, %s", c), Subject: c.resident, Aim: c.aim})
 	}
-	return nil
+	return out, nil
+}
+
+// String describes the cluster.
+func (c memoryCluster) String() string {
+	what := fmt.Sprintf("%d remote nodes (%s)", c.nodes, c.mode)
+	if c.endpoints {
+		what += fmt.Sprintf(" with %d pods each", podsOfNode)
+	}
+	if c.pods > 0 {
+		what += fmt.Sprintf(" and %d local pods", c.pods)
+	}
+	return what
 }
 
 // look fills a lab's etcd, waits and looks.
-func (c *memoryCluster) look(ctx context.Context, l *lab.Lab, work string) error {
-	if err := inside(ctx, l, work, fmt.Sprintf("fill %d %t", c.nodes, c.endpoints)); err != nil {
+func (c *memoryCluster) look(ctx context.Context, b bench, l *lab.Lab, work string) error {
+	if err := b.fill(ctx, l, work, c.filling); err != nil {
 		return err
 	}
 	select {
@@ -86,8 +99,14 @@ func (c *memoryCluster) look(ctx context.Context, l *lab.Lab, work string) error
 	return errors.New("the agent's status has no VmRSS")
 }
 
-// runFill makes remote nodes and waits for their routes, from inside a node.
-func runFill(ctx context.Context, nodes int, endpoints bool) (err error) {
+// fill makes what a cluster is to hold, and returns when its routes are in the kernel and its pods attached.
+func (b bench) fill(ctx context.Context, l *lab.Lab, work string, f filling) error {
+	_, err := b.inside(ctx, l, work, fmt.Sprintf("fill %d %t %d", f.nodes, f.endpoints, f.pods))
+	return err
+}
+
+// runFill is fill, from inside a node.
+func runFill(ctx context.Context, b bench, f filling) (err error) {
 	etcd, err := dialEtcd()
 	if err != nil {
 		return err
@@ -99,8 +118,8 @@ func runFill(ctx context.Context, nodes int, endpoints bool) (err error) {
 	}
 	defer func() { err = errors.Join(err, here.close()) }()
 	s := routeSide{cluster: cluster{etcd: etcd, pods: podsOfNode}, watch: here}
-	if endpoints {
-		ops, err := s.endpoints(nodes)
+	if f.endpoints {
+		ops, err := s.endpoints(f.nodes)
 		if err != nil {
 			return err
 		}
@@ -108,10 +127,21 @@ func runFill(ctx context.Context, nodes int, endpoints bool) (err error) {
 			return err
 		}
 	}
-	ops, err := s.writes(nodes)
+	ops, err := s.writes(f.nodes)
 	if err != nil {
 		return err
 	}
-	_, err = s.appear(ctx, ops)
-	return err
+	if _, err := s.appear(ctx, ops); err != nil {
+		return err
+	}
+	pods := &inner{bench: b, conf: netconf("")}
+	for i := range f.pods {
+		if err := ip(ctx, "netns", "add", name(i)); err != nil {
+			return err
+		}
+		if err := pods.muslinAdd(0, i); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -30,14 +30,14 @@ const (
 // The floor is one writer too: it puts the same keys with the very bytes that the command stored, one after the other, and neither reads
 // nor compares anything. The second comparison is the command's list of a pool with a get of that pool's key.
 type operatorBench struct {
+	bench
 	dir    string // holds the programs and the files
-	bin    string // folder of muslinctl
 	server *embedetcd.Server
 	etcd   *clientv3.Client
 }
 
 // runOperator measures on an etcd of its own without fsync, as the lab's.
-func runOperator(ctx context.Context, bin string) (cs []comparison, err error) {
+func runOperator(ctx context.Context, at bench) (out []row, err error) {
 	dir, err := os.MkdirTemp("", "muslin-bench-operator-")
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func runOperator(ctx context.Context, bin string) (cs []comparison, err error) {
 	if err := buildFloor(ctx, dir, "etcdfloor"); err != nil {
 		return nil, err
 	}
-	b := &operatorBench{dir: dir, bin: bin}
+	b := &operatorBench{bench: at, dir: dir}
 	if b.server, err = embedetcd.Start(ctx, embedetcd.Config{Dir: filepath.Join(dir, "etcd"), UnsafeNoFsync: true}); err != nil {
 		return nil, err
 	}
@@ -56,14 +56,18 @@ func runOperator(ctx context.Context, bin string) (cs []comparison, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.etcd.Close()) }()
-	for _, measure := range []func(context.Context) ([]comparison, error){b.apply, b.get} {
-		more, err := measure(ctx)
-		if err != nil {
-			return nil, err
-		}
-		cs = append(cs, more...)
+	applies, err := b.apply(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return cs, nil
+	get, err := b.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range applies {
+		out = append(out, c.row("3"))
+	}
+	return append(out, get.row("2")), nil
 }
 
 // apply measures the creation and the change of many resources. Times are of the whole file.
@@ -92,7 +96,7 @@ func (b *operatorBench) apply(ctx context.Context) ([]comparison, error) {
 		return func(int, int) error { return b.run(ctx, b.path("etcdfloor"), "put", b.path(file)) }
 	}
 	create, update, err := alternate(
-		trial{do: "apply of 2,000 new resources", undo: "apply of 2,000 changed resources", n: 1, parallel: 1},
+		trial{do: "apply of 2,000 new resources", undo: "apply of 2,000 changed resources", rounds: b.rounds, n: 1, parallel: 1},
 		pair{do: floor(values[0]), undo: floor(values[1]), clean: clean},
 		pair{do: subject(files[0]), undo: subject(files[1]), clean: clean},
 	)
@@ -100,22 +104,22 @@ func (b *operatorBench) apply(ctx context.Context) ([]comparison, error) {
 }
 
 // get measures how long it takes to see one pool.
-func (b *operatorBench) get(ctx context.Context) ([]comparison, error) {
+func (b *operatorBench) get(ctx context.Context) (comparison, error) {
 	file := b.path("pool.yaml")
 	err := os.WriteFile(file, []byte("kind: IPPool\napiVersion: projectcalico.org/v3\nmetadata: {name: bench}\nspec: {cidr: 10.244.0.0/16}\n"), 0o600)
 	if err != nil {
-		return nil, err
+		return comparison{}, err
 	}
 	if err := b.muslinctl(ctx, "apply", "-f", file); err != nil {
-		return nil, err
+		return comparison{}, err
 	}
 	key := (*api.IPPool)(nil).KindOf().Key("", "bench")
 	none := func(int, int) error { return nil }
-	one, _, err := alternate(trial{do: "get ippool", undo: "nothing", n: starts, parallel: 1},
+	one, _, err := alternate(trial{do: "get ippool", undo: "nothing", rounds: b.rounds, n: starts, parallel: 1},
 		pair{do: func(int, int) error { return b.run(ctx, b.path("etcdfloor"), "get", key) }, undo: none},
 		pair{do: func(int, int) error { return b.muslinctl(ctx, "get", "ippool") }, undo: none},
 	)
-	return []comparison{one}, err
+	return one, err
 }
 
 func (b *operatorBench) path(file string) string { return filepath.Join(b.dir, file) }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/muslin-cni/muslin/internal/bgp"
@@ -46,41 +46,54 @@ type receiver struct {
 	memory       int64 // bytes, at most
 }
 
-// onPeering measures how long a node takes to learn what its peers have to say, and what that costs it, with BIRD in the same place by turns. Every
+// runPeeringPart measures how long a node takes to learn what its peers have to say, and what that costs it, with BIRD in the same place by turns. Every
 // peer is a BIRD of its own; all are in one network namespace, on addresses of its loopback device.
-func onPeering(ctx context.Context) error {
+func runPeeringPart(ctx context.Context, _ bench) (rows []row, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	inner := exec.CommandContext(ctx, self, "-inner", "none", "-what", "peering")
-	inner.Stdout, inner.Stderr = os.Stdout, os.Stderr
+	inner.Stderr = os.Stderr
 	inner.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	return inner.Run()
+	out, err := inner.Output()
+	if err != nil {
+		return nil, err
+	}
+	return rows, json.Unmarshal(out, &rows)
 }
 
-// runPeering is onPeering in the namespace.
-func runPeering(ctx context.Context) (err error) {
+// runPeering is runPeeringPart in the namespace.
+func runPeering(ctx context.Context) (out []row, err error) {
 	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"address", "add", "10.9.0.1/16", "dev", "lo"}} { // the whole range is local then
-		if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		if err := ip(ctx, args...); err != nil {
+			return nil, err
 		}
 	}
 	dir, err := os.MkdirTemp("", "muslin-bench-bgp-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "BGP: peers x routes\tBIRD: full\tfrom 1st route\tCPU\tmemory\tmuslin: full\tfrom 1st route\tCPU\tmemory\t")
 	for _, size := range peeringSizes() {
 		birds, ours, err := peeringRow(ctx, filepath.Join(dir, fmt.Sprintf("%dx%d", size[0], size[1])), size[0], size[1])
 		if err != nil {
-			return err
+			return nil, err
 		}
-		fmt.Fprintf(w, "%d x %d\t%v\t%v\t\n", size[0], size[1], birds, ours)
+		out = append(out, peeringRows(fmt.Sprintf("%d peers of %d routes: ", size[0], size[1]), birds, ours)...)
 	}
-	return w.Flush()
+	return out, nil
+}
+
+// peeringRows are the lines of one size.
+func peeringRows(size string, birds, ours receiver) []row {
+	seconds := func(what string, bird, our time.Duration) row {
+		return row{What: size + what, Floor: fmt.Sprintf("%.2f s", bird.Seconds()), Subject: fmt.Sprintf("%.2f s", our.Seconds()), Ratio: fmt.Sprintf("%.2f", our.Seconds()/bird.Seconds())}
+	}
+	return []row{
+		seconds("full table, from the start", birds.full, ours.full), seconds("from the first route", birds.spread, ours.spread), seconds("CPU", birds.cpu, ours.cpu),
+		{What: size + "memory", Floor: fmt.Sprintf("%d MB", birds.memory>>20), Subject: fmt.Sprintf("%d MB", ours.memory>>20), Ratio: fmt.Sprintf("%.2f", float64(ours.memory)/float64(birds.memory))},
+	}
 }
 
 // peeringRow measures one size: BIRD and ours by turns, with the same peers.
@@ -120,11 +133,6 @@ func medianOf(rs []receiver) (out receiver) {
 		full, spread, cpu, memory = append(full, r.full), append(spread, r.spread), append(cpu, r.cpu), append(memory, time.Duration(r.memory))
 	}
 	return receiver{full: median(full), spread: median(spread), cpu: median(cpu), memory: int64(median(memory))}
-}
-
-// String is the columns of a row.
-func (r receiver) String() string {
-	return fmt.Sprintf("%.2f s\t%.2f s\t%.2f s\t%d MB", r.full.Seconds(), r.spread.Seconds(), r.cpu.Seconds(), r.memory>>20)
 }
 
 // peerAddr is the address of a peer, and 10.9.0.1 of who receives.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -28,6 +27,7 @@ const singleChanges = 10
 // its own where nobody else listens, after the same writes under keys that nobody watches. Both sides end with the event of
 // the last route, and undo untimed what they did.
 type routeBench struct {
+	bench
 	subject, floor routeSide
 }
 
@@ -38,32 +38,42 @@ type routeSide struct {
 	host  *floorHost // that makes the routes; nil: the agent does
 }
 
-// onRoutes makes a lab of one node and measures inside it.
-func onRoutes(ctx context.Context, bin string) error {
+// crowded are the options of a lab whose one node has a subnet and a pool in which there is room for many others.
+func crowded(mode lab.Mode) lab.Options {
 	o := lab.Defaults()
-	o.Nodes, o.Mode, o.Pool = 1, lab.Direct, netip.MustParsePrefix("10.0.0.0/8")
+	o.Nodes, o.Mode, o.Pool = 1, mode, netip.MustParsePrefix("10.0.0.0/8")
 	o.AgentEnv = []string{"IP=" + remoteSubnet}
-	return withLab(ctx, bin, o, func(l *lab.Lab, work string) error { return inside(ctx, l, work, "routes") })
+	return o
+}
+
+// runRoutesPart makes a lab of one node and measures inside it.
+func runRoutesPart(ctx context.Context, b bench) (rows []row, err error) {
+	err = withLab(ctx, b.bin, crowded(lab.Direct), func(l *lab.Lab, work string) (err error) {
+		rows, err = b.inside(ctx, l, work, "routes")
+		return err
+	})
+	return rows, err
 }
 
 // runRoutes measures from inside the node.
-func runRoutes(ctx context.Context) (err error) {
+func runRoutes(ctx context.Context, at bench) (_ []row, err error) {
 	etcd, err := dialEtcd()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, etcd.Close()) }()
 	host, err := newFloorHost(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, host.close()) }()
 	here, err := watchRoutes()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, here.close()) }()
 	b := routeBench{
+		bench:   at,
 		subject: routeSide{cluster: cluster{etcd: etcd, pods: 1}, watch: here},
 		floor:   routeSide{cluster: cluster{etcd: etcd, pods: 1, root: "/bench"}, watch: host.watch, host: host},
 	}
@@ -71,11 +81,11 @@ func runRoutes(ctx context.Context) (err error) {
 	for _, n := range []int{1, 200, 1000, 5000} {
 		more, err := b.measure(ctx, n)
 		if err != nil {
-			return fmt.Errorf("%d remote nodes: %w", n, err)
+			return nil, fmt.Errorf("%d remote nodes: %w", n, err)
 		}
 		cs = append(cs, more...)
 	}
-	return printTable(os.Stdout, cs)
+	return rows(cs), nil
 }
 
 // measure compares the sides with so many remote nodes.
@@ -89,7 +99,7 @@ func (b *routeBench) measure(ctx context.Context, n int) ([]comparison, error) {
 		return nil, err
 	}
 	title := func(what string) string { return fmt.Sprintf("%d remote nodes, %s", n, what) }
-	many, err := byTurns([]string{title("from the first write"), title("from the last write")},
+	many, err := byTurns(b.rounds, []string{title("from the first write"), title("from the last write")},
 		func(int) ([]time.Duration, error) { return b.floor.many(ctx, floorOps) },
 		func(int) ([]time.Duration, error) { return b.subject.many(ctx, ops) })
 	if err != nil {
@@ -98,7 +108,7 @@ func (b *routeBench) measure(ctx context.Context, n int) ([]comparison, error) {
 	if _, err := b.subject.appear(ctx, ops); err != nil {
 		return nil, err
 	}
-	single, err := byTurns([]string{title("one more block")},
+	single, err := byTurns(b.rounds, []string{title("one more block")},
 		func(int) ([]time.Duration, error) { return b.floor.singles(ctx, n) },
 		func(int) ([]time.Duration, error) { return b.subject.singles(ctx, n) })
 	return append(many, single...), errors.Join(err, b.subject.vanish(ctx, n))

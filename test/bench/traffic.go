@@ -25,20 +25,22 @@ const (
 )
 
 // runTraffic measures what packets between pods on two nodes pay, without encapsulation and with VXLAN.
-func runTraffic(ctx context.Context, bin string) (cs []comparison, err error) {
+func runTraffic(ctx context.Context, b bench) (out []row, err error) {
 	for _, mode := range []lab.Mode{lab.Direct, lab.VXLAN} {
 		o := lab.Defaults()
 		o.Nodes, o.Mode = 2, mode
-		err := withLab(ctx, bin, o, func(l *lab.Lab, _ string) error {
-			more, err := compareTraffic(ctx, l, mode)
-			cs = append(cs, more...)
+		err := withLab(ctx, b.bin, o, func(l *lab.Lab, _ string) error {
+			cs, err := compareTraffic(ctx, b, l, mode)
+			for _, c := range cs {
+				out = append(out, c.row("1.02"))
+			}
 			return err
 		})
 		if err != nil {
 			return nil, fmt.Errorf("traffic, mode %s: %w", mode, err)
 		}
 	}
-	return cs, nil
+	return out, nil
 }
 
 // compareTraffic compares two pods of a lab with two namespaces that stand in the same places of the same network made by hand: a veth pair to
@@ -46,7 +48,7 @@ func runTraffic(ctx context.Context, bin string) (cs []comparison, err error) {
 // device with the same settings. What is missing there is the agent with its rules, and with them connection tracking.
 //
 // Both ends of every connection are in this process.
-func compareTraffic(ctx context.Context, l *lab.Lab, mode lab.Mode) ([]comparison, error) {
+func compareTraffic(ctx context.Context, b bench, l *lab.Lab, mode lab.Mode) ([]comparison, error) {
 	var addrs [2]netip.Addr
 	for i := range addrs {
 		pod, err := l.AddPod(ctx, lab.PodSpec{Name: podName(i), Node: fmt.Sprintf("node-%d", i+1)})
@@ -63,7 +65,7 @@ func compareTraffic(ctx context.Context, l *lab.Lab, mode lab.Mode) ([]compariso
 	}}
 	subject := path{addrs: addrs, within: func(i int, open func() error) error { return l.WithinPod(podName(i), open) }}
 	names := []string{fmt.Sprintf("%s: %d MiB by TCP", mode, streamed>>20), fmt.Sprintf("%s: round trip", mode)}
-	return byTurns(names, floor.measure, subject.measure)
+	return byTurns(b.rounds, names, floor.measure, subject.measure)
 }
 
 func podName(i int) string { return fmt.Sprintf("bench-%d", i+1) }

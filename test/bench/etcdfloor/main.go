@@ -2,6 +2,7 @@
 // can go. It talks to the one endpoint in ETCD_ENDPOINTS.
 //
 //	etcdfloor get KEY     print the key's value
+//	etcdfloor list PREFIX read all that is below it, in pages
 //	etcdfloor put FILE    write each line's key and value, which a tab separates, one after the other
 package main
 
@@ -26,7 +27,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 2 {
-		return errors.New("usage: etcdfloor get KEY | etcdfloor put FILE")
+		return errors.New("usage: etcdfloor get KEY | etcdfloor list PREFIX | etcdfloor put FILE")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -34,7 +35,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	do := map[string]func(context.Context, *clientv3.Client, string) error{"get": get, "put": put}[args[0]]
+	do := map[string]func(context.Context, *clientv3.Client, string) error{"get": get, "list": list, "put": put}[args[0]]
 	if do == nil {
 		return fmt.Errorf("no such verb: %s", args[0])
 	}
@@ -51,6 +52,20 @@ func get(ctx context.Context, c *clientv3.Client, key string) error {
 	}
 	_, err = fmt.Printf("%s\n", got.Kvs[0].Value)
 	return err
+}
+
+// page is how many keys are read at a time.
+const page = 1000
+
+func list(ctx context.Context, c *clientv3.Client, prefix string) error {
+	end := clientv3.GetPrefixRangeEnd(prefix)
+	for from := prefix; ; {
+		got, err := c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page))
+		if err != nil || !got.More {
+			return err
+		}
+		from = string(got.Kvs[len(got.Kvs)-1].Key) + "\x00"
+	}
 }
 
 func put(ctx context.Context, c *clientv3.Client, file string) error {

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"github.com/muslin-cni/muslin/internal/embedetcd"
+)
+
+// etcdProcess is an etcd without fsync, as the lab's, in a process of its own, so that what it takes of the processors can be told.
+type etcdProcess struct {
+	endpoint string
+	pid      int
+	stop     func() error
+}
+
+// startEtcd starts this very program as etcd, on a new folder.
+func startEtcd(ctx context.Context) (*etcdProcess, error) {
+	dir, err := os.MkdirTemp("", "muslin-bench-etcd-")
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, "-inner", dir, "-what", "etcd")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	stop := func() error { return errors.Join(in.Close(), cmd.Wait(), os.RemoveAll(dir)) }
+	endpoint, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start etcd: %w", err), stop())
+	}
+	return &etcdProcess{endpoint: strings.TrimSpace(endpoint), pid: cmd.Process.Pid, stop: stop}, nil
+}
+
+// runEtcd is that process: it says where it listens, and ends with its standard input.
+func runEtcd(ctx context.Context, dir string) error {
+	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, UnsafeNoFsync: true})
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	if _, err := fmt.Println(server.Endpoint()); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
