@@ -3,7 +3,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, STATUS, BGP, RANGES:   plugin → Request      agent → Reply
+//	DEL, STATUS, BGP, PATHS, RANGES:   plugin → Request      agent → Reply
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -49,6 +49,7 @@ const (
 	Status Verb = "status" // may this node be given pods
 	Ranges Verb = "ranges" // which ranges Kubernetes has given to the node's pods
 	BGP    Verb = "bgp"    // how the BGP sessions are doing: the operator's command asks that
+	Paths  Verb = "paths"  // how the paths to other nodes fare: likewise
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -132,6 +133,8 @@ type Reply struct {
 	Peers []Peer       `json:"peers,omitempty"` // after BGP: sorted by address
 
 	Ranges []netip.Prefix `json:"ranges,omitempty"` // after Ranges: one of each family at most
+
+	Paths json.RawMessage `json:"paths,omitempty"` // after Paths: a list of api.Path, which the plugin is not to link
 }
 
 // Peer is a BGP session of the node.
@@ -197,6 +200,7 @@ const (
 	CodeInternal     = 103
 	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
 	CodeNoBGP        = 105 // BGP: the node speaks none
+	CodeNoProbes     = 106 // Paths: the node tests none
 )
 
 // ErrTooLong says that a message is longer than either end reads.

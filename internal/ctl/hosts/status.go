@@ -54,31 +54,41 @@ type report struct {
 	Peers []attach.Peer `json:"peers,omitempty"` // sorted by address
 }
 
-// ask asks the agent that serves this host. It opens its socket once the kernel is as it should be, and holds its lock all the time.
+// ask asks the agent that serves this host for its BGP sessions.
 func ask(ctx context.Context, socket string) (r report, err error) {
+	reply, err := askAgent(ctx, socket, attach.BGP, "status")
+	if told, ok := errors.AsType[*attach.Error](err); ok && told.Code == attach.CodeNoBGP {
+		return report{Why: told.Error()}, nil
+	}
+	if err != nil {
+		return r, err
+	}
+	return report{BGP: true, Peers: reply.Peers}, nil
+}
+
+// askAgent asks the agent that serves this host one thing, for the command of that name. It opens its socket once the kernel is as it should be, and holds its lock all
+// the time.
+func askAgent(ctx context.Context, socket string, what attach.Verb, command string) (reply attach.Reply, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	if errors.Is(err, os.ErrPermission) {
-		return r, errors.New("node status must be run as root: the agent's socket is root's alone")
+		return reply, fmt.Errorf("node %s must be run as root: the agent's socket is root's alone", command)
 	}
 	if err != nil {
-		return r, absent(socket, err)
+		return reply, absent(socket, err)
 	}
 	defer func() { _ = c.Close() }() // asked and answered
 	deadline, _ := ctx.Deadline()
 	if err := c.SetDeadline(deadline); err != nil {
-		return r, fmt.Errorf("ask the agent: %w", err)
+		return reply, fmt.Errorf("ask the agent: %w", err)
 	}
-	reply, err := attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: attach.BGP})
-	if told, ok := errors.AsType[*attach.Error](err); ok && told.Code == attach.CodeNoBGP {
-		return report{Why: told.Error()}, nil
-	}
+	reply, err = attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: what})
 	if err != nil {
-		return r, fmt.Errorf("ask the agent for its BGP sessions: %w", err)
+		return reply, fmt.Errorf("ask the agent for its %s: %w", command, err)
 	}
-	return report{BGP: true, Peers: reply.Peers}, nil
+	return reply, nil
 }
 
 // absent says why nobody answers.
