@@ -1,6 +1,6 @@
-// Package hosts answers for the host that the command runs on: whether an agent runs, how the paths to
-// other nodes fare, what support needs to know, whether the kernel has
-// what is needed, whose a node's name is, and (from package why) what drops packets. These are the verbs below "node".
+// Package hosts answers for the host that the command runs on: whether an agent runs, how the paths to other nodes fare, what support needs to
+// know, whether the kernel has what is needed, whose a node's name is, and (from package why) what drops packets. These are the verbs
+// below "node".
 package hosts
 
 import (
