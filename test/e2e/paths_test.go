@@ -48,8 +48,8 @@ func findsPaths(t *testing.T, l *lab.Lab, node string, want map[string]string) {
 	})
 }
 
-// said waits until a node's log has had a line with all of these words since mark bytes.
-func said(t *testing.T, l *lab.Lab, node string, mark int, words ...string) {
+// logSays waits until a node's log has had a line with all of these words since mark bytes.
+func logSays(t *testing.T, l *lab.Lab, node string, mark int, words ...string) {
 	t.Helper()
 	nettest.Eventually(t, func() error {
 		text := agentLog(t, l, node)[mark:]
@@ -100,8 +100,8 @@ func TestPathsThatLosePacketsAreNamedAndNamedWellAgain(t *testing.T) {
 	t.Run("UDP 4789 is dropped", func(t *testing.T) {
 		mark := len(agentLog(t, l, "node-1"))
 		loseFrom(t, l, "node-1", "udp dport 4789")
-		said(t, l, "node-1", mark, "level=WARN", "path node-1 to node-2 by VXLAN: no answer; UDP 4789 does not pass between 172.30.1.1 and 172.30.1.2: open it in firewalls")
-		said(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN over IPv6: no answer; UDP 4789 does not pass between fd00:172:30:1::1 and fd00:172:30:1::2")
+		logSays(t, l, "node-1", mark, "level=WARN", "path node-1 to node-2 by VXLAN: no answer; UDP 4789 does not pass between 172.30.1.1 and 172.30.1.2: open it in firewalls")
+		logSays(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN over IPv6: no answer; UDP 4789 does not pass between fd00:172:30:1::1 and fd00:172:30:1::2")
 		findsPaths(t, l, "node-1", vxlanPaths("node-2", "bad no-answer 0"))
 		nettest.Eventually(t, func() error {
 			out, err := try(t, l, "fabric", "muslinctl", "node", "paths", "--all")
@@ -112,20 +112,20 @@ func TestPathsThatLosePacketsAreNamedAndNamedWellAgain(t *testing.T) {
 		})
 		mark = len(agentLog(t, l, "node-1"))
 		mend(t, l)
-		said(t, l, "node-1", mark, "level=INFO", "problem gone", "path node-1 to node-2 by VXLAN: no answer")
-		said(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by VXLAN over IPv6")
+		logSays(t, l, "node-1", mark, "level=INFO", "problem gone", "path node-1 to node-2 by VXLAN: no answer")
+		logSays(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by VXLAN over IPv6")
 		findsPaths(t, l, "node-1", vxlanPaths("node-2", well))
 	})
 	t.Run("a link has a smaller MTU", func(t *testing.T) {
 		mark := len(agentLog(t, l, "node-1"))
 		run(t, l, "fabric", "ip", "link", "set", "node-2", "mtu", "1400") // four bytes more get through, for the sake of VLANs
-		said(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN: the largest packet is 1354 of 1430", "vxlanMTU (FELIX_VXLANMTU) to 1354")
-		said(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN over IPv6: the largest packet is 1334 of 1430", "vxlanMTUV6 (FELIX_VXLANMTUV6) to 1334")
-		said(t, l, "node-2", 0, "path node-2 to node-1 by VXLAN: the largest packet is 1354 of 1430")
+		logSays(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN: the largest packet is 1354 of 1430", "vxlanMTU (FELIX_VXLANMTU) to 1354")
+		logSays(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN over IPv6: the largest packet is 1334 of 1430", "vxlanMTUV6 (FELIX_VXLANMTUV6) to 1334")
+		logSays(t, l, "node-2", 0, "path node-2 to node-1 by VXLAN: the largest packet is 1354 of 1430")
 		findsPaths(t, l, "node-1", map[string]string{"node-2 IPv4 vxlan": "bad mtu 1354", "node-2 IPv6 vxlan": "bad mtu 1334"})
 		mark = len(agentLog(t, l, "node-1"))
 		run(t, l, "fabric", "ip", "link", "set", "node-2", "mtu", "1500")
-		said(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by VXLAN: the largest packet")
+		logSays(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by VXLAN: the largest packet")
 		findsPaths(t, l, "node-1", vxlanPaths("node-2", well))
 	})
 	t.Run("it is a metric", func(t *testing.T) {
@@ -145,12 +145,12 @@ func TestVMPathsThatLoseProtocol4AreNamed(t *testing.T) {
 	})
 	findsPaths(t, l, "node-1", map[string]string{"node-2 IPv4 ipip": "ok  1480"})
 	loseFrom(t, l, "node-1", "ip protocol 4")
-	said(t, l, "node-1", 0, "path node-1 to node-2 by IP-in-IP: no answer; IP protocol 4 (IP-in-IP) does not pass between 172.30.1.1 and 172.30.1.2")
+	logSays(t, l, "node-1", 0, "path node-1 to node-2 by IP-in-IP: no answer; IP protocol 4 (IP-in-IP) does not pass between 172.30.1.1 and 172.30.1.2")
 	mark := len(agentLog(t, l, "node-1"))
 	mend(t, l)
-	said(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by IP-in-IP: no answer")
+	logSays(t, l, "node-1", mark, "problem gone", "path node-1 to node-2 by IP-in-IP: no answer")
 	run(t, l, "fabric", "ip", "link", "set", "node-2", "mtu", "1400")
-	said(t, l, "node-1", mark, "path node-1 to node-2 by IP-in-IP: the largest packet is 1384 of 1480", "ipipMTU (FELIX_IPIPMTU) to 1384")
+	logSays(t, l, "node-1", mark, "path node-1 to node-2 by IP-in-IP: the largest packet is 1384 of 1480", "ipipMTU (FELIX_IPIPMTU) to 1384")
 }
 
 // A driver that leaves checksums inside of tunnels as they are makes pods lose what they send, until their own kernel computes them. The pods' packets are tried
@@ -175,7 +175,7 @@ func TestChecksumsThatADriverLeavesWrongAreMadeByTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, dev := range []string{kernel.VXLANDevice, kernel.VXLAN6Device} {
-		said(t, l, "node-1", mark, "level=WARN", "turned off tx checksum offload", "device="+dev+" ", "path node-1 to node-2 by VXLAN")
+		logSays(t, l, "node-1", mark, "level=WARN", "turned off tx checksum offload", "device="+dev+" ", "path node-1 to node-2 by VXLAN")
 		if out := run(t, l, "node-1", "ethtool", "-k", dev); !strings.Contains(out, "tx-checksum-ip-generic: off") {
 			t.Errorf("%s:\n%s", dev, out)
 		}
@@ -259,13 +259,13 @@ func TestTestsThatFindNothingWriteNothing(t *testing.T) {
 		}
 		return nil
 	})
-	first := counted(t, l, "node-2", "awk '/^Udp:/ {n = $2} END {print n}' /proc/net/snmp")
+	first := numberFrom(t, l, "node-2", "awk '/^Udp:/ {n = $2} END {print n}' /proc/net/snmp")
 	written := func() int {
-		return counted(t, l, "fabric", "curl -s "+labEtcd+"/metrics | awk '/^etcd_mvcc_put_total / {print $2}'")
+		return numberFrom(t, l, "fabric", "curl -s "+labEtcd+"/metrics | awk '/^etcd_mvcc_put_total / {print $2}'")
 	}
 	before := written()
 	nettest.Eventually(t, func() error {
-		if n := counted(t, l, "node-2", "awk '/^Udp:/ {n = $2} END {print n}' /proc/net/snmp") - first; n < 12 { // some four tests
+		if n := numberFrom(t, l, "node-2", "awk '/^Udp:/ {n = $2} END {print n}' /proc/net/snmp") - first; n < 12 { // some four tests
 			return fmt.Errorf("node-2 has received %d datagrams", n)
 		}
 		return nil
@@ -275,8 +275,8 @@ func TestTestsThatFindNothingWriteNothing(t *testing.T) {
 	}
 }
 
-// counted is the number that a shell's command prints.
-func counted(t *testing.T, l *lab.Lab, where, command string) int {
+// numberFrom is the number that a shell's command prints.
+func numberFrom(t *testing.T, l *lab.Lab, where, command string) int {
 	t.Helper()
 	text := strings.TrimSpace(run(t, l, where, "sh", "-c", command))
 	n, err := strconv.Atoi(text)
