@@ -203,6 +203,7 @@ func (p *prober) expect(ctx context.Context) {
 	p.mu.Unlock()
 	p.ledger.Expect(targets, time.Now())
 	p.listen(ctx, targets)
+	p.published = nil // a Node that is deleted takes with it what the node has published
 }
 
 func (p *prober) listen(ctx context.Context, targets []probe.Target) {

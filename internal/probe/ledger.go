@@ -143,7 +143,7 @@ func (l *Ledger) Note(t Target, f Finding, now time.Time) {
 		return
 	}
 	turns := time.Duration((l.peers() + l.pace.Peers - 1) / l.pace.Peers)
-	wait := l.pace.Every * turns
+	wait := l.pace.Every * turns // until it is tested again, if all is well
 	switch {
 	case f.State == api.PathUnknown:
 		wait = min(wait, firstRetry<<min(e.misses, 10))
@@ -153,7 +153,7 @@ func (l *Ledger) Note(t Target, f Finding, now time.Time) {
 		return
 	case f.State == api.PathBad && e.suspect != f.Fault && !(e.found.State == api.PathBad && e.found.Fault == f.Fault):
 		e.suspect = f.Fault
-		wait = again
+		wait = min(wait, again)
 	case f.State == api.PathBad:
 		e.found, e.suspect = f, ""
 		wait = min(wait, whileBad*turns)
