@@ -21,8 +21,8 @@ import (
 // probing has agents test paths often enough for a test.
 func probing(o *lab.Options) { o.AgentEnv = append(o.AgentEnv, "MUSLIN_PATH_PROBE_INTERVAL=1s") }
 
-// soon waits until f returns nil: for several tests of a path, each of which may wait for what does not come.
-func soon(t *testing.T, f func() error) {
+// inTime waits until f returns nil: for several tests of a path, each of which may wait for what does not come.
+func inTime(t *testing.T, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(nettest.Patience(time.Minute))
 	for {
@@ -58,7 +58,7 @@ func pathsOf(t *testing.T, l *lab.Lab, node string) (map[string]string, error) {
 // findsPaths waits until a node has found all paths to be so.
 func findsPaths(t *testing.T, l *lab.Lab, node string, want map[string]string) {
 	t.Helper()
-	soon(t, func() error {
+	inTime(t, func() error {
 		got, err := pathsOf(t, l, node)
 		if err == nil && fmt.Sprint(got) != fmt.Sprint(want) {
 			err = fmt.Errorf("%s finds %v, want %v", node, got, want)
@@ -70,7 +70,7 @@ func findsPaths(t *testing.T, l *lab.Lab, node string, want map[string]string) {
 // logSays waits until a node's log has had a line with all of these words since mark bytes.
 func logSays(t *testing.T, l *lab.Lab, node string, mark int, words ...string) {
 	t.Helper()
-	soon(t, func() error {
+	inTime(t, func() error {
 		text := agentLog(t, l, node)[mark:]
 		for line := range strings.Lines(text) {
 			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
@@ -122,7 +122,7 @@ func TestPathsThatLosePacketsAreNamedAndNamedWellAgain(t *testing.T) {
 		logSays(t, l, "node-1", mark, "level=WARN", "path node-1 to node-2 by VXLAN: no answer; UDP 4789 does not pass between 172.30.1.1 and 172.30.1.2: open it in firewalls")
 		logSays(t, l, "node-1", mark, "path node-1 to node-2 by VXLAN over IPv6: no answer; UDP 4789 does not pass between fd00:172:30:1::1 and fd00:172:30:1::2")
 		findsPaths(t, l, "node-1", vxlanPaths("node-2", "bad no-answer 0"))
-		soon(t, func() error {
+		inTime(t, func() error {
 			out, err := try(t, l, "fabric", "muslinctl", "node", "paths", "--all")
 			if err == nil && (!strings.Contains(out, "IPv4 vxlan: no-answer, IPv6 vxlan: no-answer") || !strings.Contains(out, "node-1 to node-2, IPv4 by vxlan: no answer; UDP 4789")) {
 				err = errors.New(out)
@@ -149,7 +149,7 @@ func TestPathsThatLosePacketsAreNamedAndNamedWellAgain(t *testing.T) {
 	})
 	t.Run("it is a metric", func(t *testing.T) {
 		setFelix(t, l, `"prometheusMetricsEnabled": true`)
-		soon(t, func() error {
+		inTime(t, func() error {
 			return tells(t, l, ":9091/metrics", `muslin_paths{state="ok"} 2`, `muslin_paths{state="bad"} 0`, `muslin_path_ok{family="IPv6",kind="vxlan",peer="node-2"} 1`,
 				`muslin_path_largest_packet_bytes{family="IPv4",kind="vxlan",peer="node-2"} 1430`)
 		})
@@ -228,7 +228,7 @@ func TestNodesThatDoNotAnswerAndPolicyOfHostsAreNoFaults(t *testing.T) {
 			"metadata": {"name": "`+node+`"}, "spec": {"node": "`+node+`", "interfaceName": "*"}}`)
 	}
 	for _, node := range []string{"node-1", "node-2", "node-3"} { // nothing but the failsafe ports is open there, and probes
-		soon(t, func() error {
+		inTime(t, func() error {
 			_, err := try(t, l, node, "nft", "list", "chain", "inet", "muslin", "failsafe-in")
 			return err
 		})
@@ -243,7 +243,7 @@ func TestNodesThatDoNotAnswerAndPolicyOfHostsAreNoFaults(t *testing.T) {
 	}
 	want["node-3 IPv4 direct"] = "unknown  0"
 	findsPaths(t, l, "node-1", want)
-	soon(t, func() error {
+	inTime(t, func() error {
 		out, err := try(t, l, "fabric", "muslinctl", "node", "paths", "--all")
 		for _, row := range []string{
 			"| calico-9  | -        | unknown | unknown | unknown |",
@@ -271,7 +271,7 @@ func TestTestsThatFindNothingWriteNothing(t *testing.T) {
 		o.Nodes, o.Mode = 2, lab.VXLAN
 		probing(o)
 	})
-	soon(t, func() error {
+	inTime(t, func() error {
 		want := map[string]string{api.PathsKey("node-1"): `{"tested":true}`, api.PathsKey("node-2"): `{"tested":true}`}
 		if d := cmp.Diff(want, values(t, l, api.PathsRoot)); d != "" {
 			return errors.New("published is " + d)
@@ -283,7 +283,7 @@ func TestTestsThatFindNothingWriteNothing(t *testing.T) {
 		return numberFrom(t, l, "fabric", "curl -s "+labEtcd+"/metrics | awk '/^etcd_mvcc_put_total / {print $2}'")
 	}
 	before := written()
-	soon(t, func() error {
+	inTime(t, func() error {
 		if n := numberFrom(t, l, "node-2", "awk '/^Udp:/ {n = $2} END {print n}' /proc/net/snmp") - first; n < 12 { // some four tests
 			return fmt.Errorf("node-2 has received %d datagrams", n)
 		}
