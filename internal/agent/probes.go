@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -31,7 +32,6 @@ import (
 type prober struct {
 	node  string
 	port  uint16
-	pace  probe.Pace
 	store *store.Client
 	ways  func(context.Context, []netip.Addr) (map[netip.Addr]kernel.Hop, error)
 	test  func(context.Context, probe.Target) probe.Answers
@@ -70,7 +70,7 @@ const (
 
 func newProber(node string, c config.Probes, client *store.Client, conn *rtnl.Conn, log *slog.Logger) *prober {
 	return &prober{
-		node: node, port: uint16(c.Port), pace: probe.Pace{Every: c.Every, Peers: c.Peers}, store: client, ways: conn.Ways, test: echo.Test, log: log,
+		node: node, port: uint16(c.Port), store: client, ways: conn.Ways, test: echo.Test, log: log,
 		who: echo.NewResponder(uint16(c.Port)), look: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		ledger: probe.NewLedger(probe.Pace{Every: c.Every, Peers: c.Peers}), answering: map[string]bool{},
 	}
@@ -327,23 +327,32 @@ func (p *prober) repair(ctx context.Context, targets []probe.Target, found []pro
 			if found[i] = probe.Judge(t, p.test(ctx, t)); found[i].Fault != api.FaultChecksum {
 				continue
 			}
-			err = rtnl.TurnOffTxChecksum(t.Device)
+			err = p.leaveOffload(t)
 			off[t.Device] = err
-			p.sayOff(t, err)
 		}
-		if err == nil {
-			found[i] = probe.Judge(t, p.test(ctx, t))
+		if err != nil {
+			found[i].Text += "; the agent cannot: " + err.Error()
+			continue
 		}
+		found[i] = probe.Judge(t, p.test(ctx, t))
 	}
 }
 
-func (p *prober) sayOff(t probe.Target, err error) {
+// leaveOffload has the kernel compute the checksums of what goes by a path's device, and says so.
+func (p *prober) leaveOffload(t probe.Target) error {
+	on, err := rtnl.TxChecksum(t.Device)
+	if err == nil && !on {
+		err = errors.New("the kernel computes them already")
+	}
+	if err == nil {
+		err = rtnl.TurnOffTxChecksum(t.Device)
+	}
 	if err != nil {
-		p.log.Warn("turn off tx checksum offload", "device", t.Device, "path", t.String(), "error", err)
-		return
+		return err
 	}
 	p.log.Warn("turned off tx checksum offload: packets whose checksum is left to the device do not arrive, others do; a fault of the kernel or of the driver below",
 		"device", t.Device, "path", t.String())
+	return nil
 }
 
 // tell shows what is known, and wakes the loop if it has other problems to say.

@@ -176,8 +176,8 @@ func TestOffloadThatCannotBeTurnedOffIsAProblem(t *testing.T) {
 		x.round(t.Context())
 		x.again()
 		x.tell()
-		if got := x.troubles(); len(got) != 1 || !strings.Contains(got[0], "path node-1 to node-2 by VXLAN") || !strings.Contains(got[0], "ethtool -K vxlan.calico tx-checksum-ip-generic off") {
-			t.Errorf("problems are %q", got)
+		if got := x.troubles(); len(got) != 1 || !strings.Contains(got[0], "path node-1 to node-2 by VXLAN") || !strings.Contains(got[0], "ethtool -K vxlan.calico tx-checksum-ip-generic off") || x.logged.Len() > 0 {
+			t.Errorf("problems are %q, the log is %s", got, &x.logged)
 		}
 	})
 }
