@@ -68,6 +68,7 @@ type Agent struct {
 	flows      *flows
 	cutter     *cutter
 	bgp        *speaker // nil: this node has no BGP
+	probes     *prober  // nil: this node tests no paths
 	programmed *programmed
 	chains     []*xtables.Chains // of both families, or one
 
@@ -200,6 +201,11 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	} else {
 		g.Go(func() error { return a.takeLeave(ctx) })
 	}
+	if a.probes != nil {
+		g.Go(func() error { return a.probes.run(ctx, a.isUp) })
+	} else {
+		g.Go(func() error { return a.withdraw(ctx) })
+	}
 	if a.cfg.Looks() {
 		g.Go(func() error { return a.addresses.run(ctx) })
 	}
@@ -254,6 +260,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.cfg.Backend == config.BGP {
 		a.bgp = newSpeaker(a.node, a.cfg.RouterID, a.rtnl, a.monitor.Host, a.log)
 		a.bgp.mark = spokeFile()
+	}
+	if a.cfg.Probes.On {
+		a.probes = newProber(a.node, a.cfg.Probes, a.store, a.rtnl, a.log)
 	}
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
@@ -327,6 +336,9 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	if a.bgp != nil {
 		s.sessions = a.bgp.status
+	}
+	if a.probes != nil {
+		s.paths = a.probes.list
 	}
 	g.Go(func() error { return s.serve(ctx, l) })
 	return g.Wait()

@@ -47,6 +47,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			a.guard.relocate()
 		case <-a.linger.over():
 		case <-a.bgp.changed():
+		case <-a.probes.changed():
 		case <-a.looks.due(time.Now()):
 		}
 		if names := a.looks.take(time.Now()); len(names) > 0 {
@@ -184,12 +185,13 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
+	a.probes.consider(snap, a.probing(settings, result.PodMTU))
 	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
 	say := func() {
-		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.refused), result.Problems, snap.Bad())
+		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.probes.troubles(), a.refused), result.Problems, snap.Bad())
 	}
 	a.linger.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {

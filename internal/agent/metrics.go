@@ -38,7 +38,7 @@ func (a *Agent) facts() health.Facts {
 	f.Addresses = addressesOf(snap, a.node)
 	f.LocalEndpoints, f.Endpoints, f.Hosts = count(snap.EndpointsOn(a.node)), count(snap.Endpoints()), count(snap.Nodes())
 	f.Profiles, f.Tiers = count(snap.Profiles()), count(snap.Tiers())
-	f.BGP = a.bgp.numbers()
+	f.BGP, f.Paths = a.bgp.numbers(), a.probes.numbers()
 	if a.cluster != nil {
 		known, asked := a.cluster.Looked()
 		f.Pods = &health.Pods{Known: known, Asked: asked}

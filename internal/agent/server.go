@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/bgp"
 	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // Limits of one connection.
@@ -52,6 +54,7 @@ type server struct {
 	ranges     func(context.Context) ([]netip.Prefix, error)    // of the node's pods in Kubernetes; nil: it is in no Kubernetes
 	sessions   func() ([]bgp.Status, error)                     // of BGP; nil: the node speaks none
 	self       func() attach.Agent                              // how the agent is doing
+	paths      func() []api.Path                                // to other nodes; nil: none are tested
 	log        *slog.Logger
 	turns      turns
 }
@@ -153,6 +156,9 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	case attach.Report:
 		self := s.self()
 		return respond(conn, attach.Reply{Agent: &self}, nil)
+	case attach.Paths:
+		paths, err := s.probed()
+		return respond(conn, attach.Reply{Paths: paths}, err)
 	}
 	return refuse(conn, &attach.Error{Code: attach.CodeBadConfig, Msg: fmt.Sprintf("attach: unknown verb %q", req.Verb)})
 }
@@ -160,7 +166,7 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 // verbName names a verb in numbers. What a stranger may ask for has one name.
 func verbName(v attach.Verb) string {
 	switch v {
-	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.Ranges, attach.BGP, attach.Report:
+	case attach.Add, attach.Del, attach.Check, attach.GC, attach.Free, attach.Status, attach.Ranges, attach.BGP, attach.Report, attach.Paths:
 		return string(v)
 	}
 	return "other"
@@ -296,6 +302,14 @@ func (s *server) peers() ([]attach.Peer, error) {
 		out[i] = attach.Peer{Addr: p.Peer, Type: string(p.Kind), State: p.State, Since: p.Since, Info: p.LastError}
 	}
 	return out, nil
+}
+
+// probed lists the paths to other nodes, as the operator's command reads them.
+func (s *server) probed() ([]byte, error) {
+	if s.paths == nil {
+		return nil, &attach.Error{Code: attach.CodeNoProbes, Msg: "this node tests no paths", Details: "MUSLIN_PATH_PROBES is false for its agent"}
+	}
+	return json.Marshal(s.paths())
 }
 
 // respond sends the reply, or why there is none.

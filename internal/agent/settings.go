@@ -188,11 +188,13 @@ func logAction(d config.Dataplane) nftable.Limit {
 // rules are the settings that the table of policy is laid out by.
 func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 	d := a.settled.Dataplane
+	probePort, probePeers := a.probes.asked()
 	toHost := map[string]ruleset.ToHost{"ACCEPT": ruleset.AcceptToHost, "RETURN": ruleset.ReturnToHost} // else it drops
 	return ruleset.Settings{
 		Prefixes: a.settled.ours.WorkloadPrefixes(), MarkMask: markMask(d), ToHost: toHost[d.EndpointToHost],
 		Reject: cmp.Or(d.NftDenyAction, d.DenyAction) == "REJECT", KeepInvalid: d.KeepInvalid, MidStream: a.cfg.CutDenied,
 		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
+		ProbePort: probePort, ProbePeers: probePeers,
 		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: spoofing(d),
 		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
 		LogAction: logAction(d), Syslog: true, LogPrefix: d.LogPrefix + ": ",

@@ -3,7 +3,7 @@
 //
 // The protocol is one JSON document a line, strictly in turns, one connection for each CNI command:
 //
-//	DEL, STATUS, BGP, RANGES, REPORT:   plugin → Request      agent → Reply
+//	DEL, STATUS, RANGES:   plugin → Request      agent → Reply; the operator's command asks BGP, REPORT and PATHS so
 //	ADD:                plugin → Request      agent → Reply (the addresses; committed to etcd)
 //	                    plugin → Linked       agent → Reply (routes and policy of the endpoint are in the kernel)
 //	CHECK:              as ADD, but nothing is changed
@@ -53,6 +53,7 @@ const (
 	Ranges Verb = "ranges" // which ranges Kubernetes has given to the node's pods
 	BGP    Verb = "bgp"    // how the BGP sessions are doing: the operator's command asks that
 	Report Verb = "report" // how the agent itself is doing: the operator's command asks that too
+	Paths  Verb = "paths"  // how the paths to other nodes fare: likewise
 )
 
 // Pod identifies the Kubernetes pod; zero when the caller is not Kubernetes.
@@ -137,6 +138,8 @@ type Reply struct {
 	Agent *Agent       `json:"agent,omitempty"` // after Report
 
 	Ranges []netip.Prefix `json:"ranges,omitempty"` // after Ranges: one of each family at most
+
+	Paths json.RawMessage `json:"paths,omitempty"` // after Paths: a list of api.Path, which the plugin is not to link
 }
 
 // Agent is what an agent says of itself.
@@ -209,6 +212,7 @@ const (
 	CodeInternal     = 103
 	CodeMissing      = 104 // CHECK: something of the attachment is missing, or is not as ADD made it
 	CodeNoBGP        = 105 // BGP: the node speaks none
+	CodeNoProbes     = 106 // Paths: the node tests none
 )
 
 // ErrTooLong says that a message is longer than either end reads.

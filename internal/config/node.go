@@ -31,6 +31,15 @@ type Node struct {
 	CutDenied     bool   // connections of pods that a change of policy denies are cut
 	MachineIDFile string // "": the usual places
 	Install       bool   // programs, certificates and network configuration on the host
+	Probes        Probes
+}
+
+// Probes says how the paths to other nodes are tested.
+type Probes struct {
+	On    bool
+	Every time.Duration // between two tests of a path that is well
+	Peers int           // that are tested within that time at most
+	Port  int           // UDP, on every node the same
 }
 
 // Address says where the node's address of a family comes from.
@@ -96,6 +105,10 @@ func (n *Node) variables() []variable {
 		{"MUSLIN_CUT_DENIED_FLOWS", "false", "cut connections of pods that a change of policy denies; they go on otherwise, and only new ones are denied", boolean(&n.CutDenied)},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 		{"MUSLIN_INSTALL_CNI", "false", "put the CNI programs, etcd's certificates and, once pods can be served, the network configuration on the host, as `muslin-node install` does", boolean(&n.Install)},
+		{"MUSLIN_PATH_PROBES", "true", "test the paths to other nodes that pods' packets take, and answer their tests; `muslinctl node paths` shows what was found", boolean(&n.Probes.On)},
+		{"MUSLIN_PATH_PROBE_INTERVAL", "90s", "how often a path that is well is tested", interval(&n.Probes.Every, time.Second)},
+		{"MUSLIN_PATH_PROBE_PEERS", "100", "how many nodes are tested within that time; where there are more they take turns", number(&n.Probes.Peers, 1, 10000)},
+		{"MUSLIN_PATH_PROBE_PORT", "9097", "UDP port of these tests, between the nodes' tunnel addresses, or their own addresses where nothing is encapsulated; the same on every node", number(&n.Probes.Port, 1, 65535)},
 	}, append(n.Pool.variables(pool4), n.Pool6.variables(pool6)...)...)
 }
 

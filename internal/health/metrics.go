@@ -24,8 +24,9 @@ type Facts struct {
 	Problems, LogErrors, LogsDropped                  int
 	Addresses                                         Addresses
 	Planned                                           Planned
-	BGP                                               *BGP  // nil: the node has no BGP
-	Pods                                              *Pods // nil: there is no Kubernetes
+	BGP                                               *BGP   // nil: the node has no BGP
+	Pods                                              *Pods  // nil: there is no Kubernetes
+	Paths                                             *Paths // nil: the node tests none
 }
 
 // Addresses counts what the node has of the pools.
@@ -192,6 +193,7 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	}
 	f.BGP.collect(out)
 	f.Pods.collect(out)
+	f.Paths.collect(out)
 }
 
 func (p *Pods) collect(out chan<- prometheus.Metric) {

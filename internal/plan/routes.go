@@ -86,9 +86,9 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 		vxlan, ipip, name = pool.Spec.VXLANMode, pool.Spec.IPIPMode, "IPPool("+pool.Metadata.Name+")"
 	}
 	switch {
-	case encapsulated(vxlan, near):
+	case vxlan.Encapsulates(near):
 		r.throughVXLAN(dst, name, n)
-	case encapsulated(ipip, near):
+	case ipip.Encapsulates(near):
 		r.throughIPIP(dst, name, n, addr.Addr())
 	case near:
 		r.route(dst, kernel.Route{Gateway: addr.Addr(), Dev: r.parent, Onlink: true})
@@ -96,10 +96,6 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 		r.part.beyond = append(r.part.beyond, beyond{dst, newProblem(object, "is outside our subnet %v and %s is not encapsulated there: "+
 			"the route to %v must come from the network. Use vxlanMode CrossSubnet or Always if it does not", r.self.Masked(), name, dst)})
 	}
-}
-
-func encapsulated(mode api.EncapMode, near bool) bool {
-	return mode == api.Always || mode == api.CrossSubnet && !near
 }
 
 // throughVXLAN routes a range to a node's VXLAN device. The tunnel address itself may stand outside the node's blocks:

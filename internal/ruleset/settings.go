@@ -27,9 +27,11 @@ type Settings struct {
 	VXLANPort           uint16         // of the host's tunnel, and of packets that workloads may not send
 	VXLANPeers          []netip.Prefix // of both families
 	IPIPPeers           []netip.Prefix
-	WorkloadVXLAN       bool // workloads may send VXLAN packets
-	WorkloadIPIP        bool // workloads may send IP in IP
-	Spoofing            bool // workloads may send from what their endpoints name as Spoofable
+	ProbePort           uint16         // UDP, by which nodes test the paths between them; 0: they do not
+	ProbePeers          []netip.Prefix // the addresses that other nodes do so from, of both families
+	WorkloadVXLAN       bool           // workloads may send VXLAN packets
+	WorkloadIPIP        bool           // workloads may send IP in IP
+	Spoofing            bool           // workloads may send from what their endpoints name as Spoofable
 
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe

@@ -49,6 +49,7 @@ func (l *Layout) putStaticSets() {
 		}
 		l.putPeers(f.v6, f.vxlanPeers, f.vxlanNets, f.addr, l.settings.VXLANPeers)
 		l.putPeers(f.v6, f.ipipPeers, f.ipipNets, f.addr, l.settings.IPIPPeers)
+		l.putProbePeers(f)
 	}
 	l.ed.PutSet(nftable.NewSet("failsafe-in", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeIn)...))
 	l.ed.PutSet(nftable.NewSet("failsafe-out", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeOut)...))
@@ -71,6 +72,23 @@ func (l *Layout) putPeers(v6 bool, hosts, nets string, typ nftable.Type, peers [
 	}
 	l.ed.PutSet(nftable.NewSet(hosts, typ, single...))
 	l.ed.PutSet(nftable.NewIntervals(nets, typ, nftable.Ranges(ranges)...))
+}
+
+// putProbePeers writes the set of who sends probes, where somebody may.
+func (l *Layout) putProbePeers(f family) {
+	if l.settings.ProbePort == 0 {
+		if l.ed.Table().Sets[f.probePeers] != nil {
+			l.ed.DropSet(f.probePeers)
+		}
+		return
+	}
+	var elems []nftable.Elem
+	for _, p := range l.settings.ProbePeers {
+		if p.Addr().Is6() == f.v6 {
+			elems = append(elems, nftable.Elem{Key: nftable.AddrKey(p.Addr())})
+		}
+	}
+	l.ed.PutSet(nftable.NewSet(f.probePeers, f.addr, elems...))
 }
 
 // failsafeElems returns the ports that are open from and to everywhere.
@@ -158,6 +176,7 @@ func (l *Layout) rawPrerouting() (r rules) {
 		r.add(append(s, nftable.NoTrack{})...)
 	}
 	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("wl-spoof")) })
+	l.passProbes(&r, nftable.Local{})
 	l.askHosts(&r, fromRaw)
 	l.untrack(&r, fromRaw)
 	return r
@@ -168,9 +187,25 @@ func (l *Layout) rawOutput() (r rules) {
 	for _, s := range l.tunnels() {
 		r.add(append(s, nftable.NoTrack{})...)
 	}
+	l.passProbes(&r)
 	l.askHosts(&r, toRaw)
 	l.untrack(&r, toRaw)
 	return r
+}
+
+// passProbes accepts the questions by which nodes test the paths between them, for good: whether they arrive is to say how the path fares, not what the
+// policy of hosts' endpoints is. Answers belong to connections that are known.
+func (l *Layout) passProbes(r *rules, more ...nftable.Stmt) {
+	if l.settings.ProbePort == 0 {
+		return
+	}
+	out := len(more) == 0
+	for _, f := range families {
+		r.add(append(append([]nftable.Stmt{
+			nftable.Family{V6: f.v6}, nftable.Proto{Number: api.ProtoUDP}, nftable.Port{Dst: true, First: l.settings.ProbePort, Last: l.settings.ProbePort},
+			nftable.AddrIn{Dst: out, V6: f.v6, Set: f.probePeers},
+		}, more...), goTo("accepted"))...)
+	}
 }
 
 // untrack keeps what a list before connection tracking has allowed out of it. The mark stays, and so no other list of the endpoint is asked.

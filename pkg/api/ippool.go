@@ -17,6 +17,9 @@ const (
 	CrossSubnet EncapMode = "CrossSubnet"
 )
 
+// Encapsulates tells whether packets to a node are encapsulated, which is near if it is on our subnet.
+func (m EncapMode) Encapsulates(near bool) bool { return m == Always || m == CrossSubnet && !near }
+
 // Use is a purpose that a pool's addresses may serve.
 type Use string
 

@@ -12,7 +12,7 @@ type Value interface {
 		GlobalNetworkPolicy | GlobalNetworkSet | HostEndpoint | IPAMConfiguration | IPPool | IPReservation |
 		KubeControllersConfiguration | LiveMigration | NetworkPolicy | NetworkSet | Node | Profile | StagedGlobalNetworkPolicy |
 		StagedKubernetesNetworkPolicy | StagedNetworkPolicy | Tier | WorkloadEndpoint |
-		Block | Affinity | Handle | IPAMConfig | NodeIdentity
+		Block | Affinity | Handle | IPAMConfig | NodeIdentity | NodePaths
 }
 
 // registered has a nil pointer to each kind of resource. A new kind is a file of its own, a line here and a word in Value.

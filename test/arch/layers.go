@@ -67,6 +67,7 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/config", Sentence: "settings with their sources"},
 	{Level: 2, Path: "internal/ctl/manifest", Sentence: "reads resources from files, folders and standard input, and says where in them a field stands"},
 	{Level: 2, Path: "internal/ctl/show", Sentence: "prints resources as tables, YAML, JSON and by templates"},
+	{Level: 2, Path: "internal/echo", Sentence: "sends probes of paths to other nodes, and answers theirs"},
 	{Level: 2, Path: "internal/embedetcd", Sentence: "an etcd of one member inside the process, for the lab and for tests"},
 	{Level: 2, Path: "internal/health", Sentence: "tells monitoring systems whether the node is ready and lives, and how it fares in numbers"},
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
@@ -86,6 +87,7 @@ var Layers = []Row{
 	{Level: 1, Path: "internal/peering", Sentence: "computes what a node says to its BGP peers, and what it makes of what they say"},
 	{Level: 1, Path: "internal/plan", Sentence: "computes the kernel state that a node should have", Beside: []string{"internal/hostside", "internal/peering"}},
 	{Level: 1, Path: "internal/policy", Sentence: "resolves policies and selectors into rules and sets, incrementally"},
+	{Level: 1, Path: "internal/probe", Sentence: "decides which paths to other nodes are tested, and what the answers mean"},
 	{Level: 1, Path: "internal/ruleset", Sentence: "lays policy out as one nftables table, incrementally", Beside: []string{"internal/policy"}},
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
@@ -126,6 +128,7 @@ var Pure = []string{
 	"internal/peering",
 	"internal/plan",
 	"internal/policy",
+	"internal/probe",
 	"internal/ruleset",
 	"pkg/api",
 	"pkg/ipam/block",

@@ -1,5 +1,6 @@
-// Package hosts answers for the host that the command runs on: whether an agent runs, what support needs to know, whether the kernel has
-// what is needed, whose a node's name is, and (from package why) what drops packets. These are the verbs below "node".
+// Package hosts answers for the host that the command runs on: whether an agent runs, how the paths to other nodes fare, what support needs to
+// know, whether the kernel has what is needed, whose a node's name is, and (from package why) what drops packets. These are the verbs
+// below "node".
 package hosts
 
 import (
@@ -18,7 +19,7 @@ import (
 // Command is "node" with its verbs.
 func Command(env cli.Env) *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Look after the node that this host is", Args: cobra.NoArgs}
-	c.AddCommand(statusCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env), why.DropsCommand(env))
+	c.AddCommand(statusCommand(env), pathsCommand(env), diagsCommand(env), checkSystemCommand(env), adoptCommand(env), why.DropsCommand(env))
 	return c
 }
 

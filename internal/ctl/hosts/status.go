@@ -54,22 +54,32 @@ type report struct {
 	Peers []attach.Peer `json:"peers,omitempty"` // sorted by address
 }
 
-// ask asks the agent that serves this host for its sessions. It opens its socket once the kernel is as it should be, and holds its lock all the time.
+// ask asks the agent that serves this host for its BGP sessions.
 func ask(ctx context.Context, socket string) (report, error) {
-	reply, err := askAgent(ctx, socket, attach.BGP)
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		if errors.Is(err, os.ErrPermission) {
-			return report{}, errors.New("node status must be run as root: the agent's socket is root's alone")
-		}
-		return report{}, absent(socket, op)
-	}
+	reply, err := askFor(ctx, socket, attach.BGP, "status")
 	if told, ok := errors.AsType[*attach.Error](err); ok && told.Code == attach.CodeNoBGP {
 		return report{Why: told.Error()}, nil
 	}
 	if err != nil {
-		return report{}, fmt.Errorf("ask the agent for its BGP sessions: %w", err)
+		return report{}, err
 	}
 	return report{BGP: true, Peers: reply.Peers}, nil
+}
+
+// askFor asks the agent that serves this host one thing, for the command of that name. It opens its socket once the kernel is as it should be, and holds
+// its lock all the time.
+func askFor(ctx context.Context, socket string, verb attach.Verb, command string) (attach.Reply, error) {
+	reply, err := askAgent(ctx, socket, verb)
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		if errors.Is(err, os.ErrPermission) {
+			return reply, fmt.Errorf("node %s must be run as root: the agent's socket is root's alone", command)
+		}
+		return reply, absent(socket, op)
+	}
+	if err != nil {
+		return reply, fmt.Errorf("ask the agent for its %s: %w", command, err)
+	}
+	return reply, nil
 }
 
 // askAgent asks the agent one thing. The error is a *net.OpError if nobody listens, and an *attach.Error if the answer is one.

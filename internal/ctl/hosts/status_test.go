@@ -36,8 +36,14 @@ func TestStatusTellsAnAgentThatServesFromOneThatStarts(t *testing.T) {
 	expect("Calico process is not running.")
 }
 
-// agent answers each question with the same reply.
+// agent answers each question for BGP with the same reply.
 func agent(t *testing.T, reply attach.Reply) string {
+	t.Helper()
+	return agentFor(t, attach.BGP, reply)
+}
+
+// agentFor answers each question of a kind with the same reply.
+func agentFor(t *testing.T, verb attach.Verb, reply attach.Reply) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := net.Listen("unix", socket)
@@ -53,7 +59,7 @@ func agent(t *testing.T, reply attach.Reply) string {
 			}
 			conn := attach.NewConn(c)
 			var req attach.Request
-			if conn.Receive(&req) == nil && req.Verb == attach.BGP && req.Version == attach.Version {
+			if conn.Receive(&req) == nil && req.Verb == verb && req.Version == attach.Version {
 				_ = conn.Send(reply) // the test sees what is missing
 			}
 			_ = c.Close()

@@ -240,6 +240,7 @@ func (c *Client) deleteNode(ctx context.Context, node string) error {
 	last := []store.Range{
 		{Key: (*api.FelixConfiguration)(nil).KindOf().Key("", "node."+node)},
 		{Key: api.IdentityKey(node)},
+		{Key: api.PathsKey(node)},
 		{Key: (*api.Node)(nil).KindOf().Key("", node)},
 	}
 	return ipam.Retry(ctx, func(int) error {
