@@ -43,8 +43,8 @@ func classes() map[reconcile.Name]func(config.Refresh) time.Duration {
 	interfaces := func(r config.Refresh) time.Duration { return r.Interfaces }
 	chains := func(r config.Refresh) time.Duration { return r.Chains }
 	return map[reconcile.Name]func(config.Refresh) time.Duration{
-		reconcile.Routes: routes, reconcile.Neighs: routes, reconcile.FDB: routes,
-		reconcile.Links: interfaces, reconcile.Addrs: interfaces, reconcile.Sysctls: interfaces,
+		reconcile.Routes: routes, reconcile.Rules: routes, reconcile.Neighs: routes, reconcile.FDB: routes,
+		reconcile.Links: interfaces, reconcile.WGs: interfaces, reconcile.Peers: interfaces, reconcile.Addrs: interfaces, reconcile.Sysctls: interfaces,
 		reconcile.Sets:   func(r config.Refresh) time.Duration { return r.Sets },
 		reconcile.Chains: chains, reconcile.Chains6: chains, policyTable: chains,
 	}

@@ -3,6 +3,8 @@ package rtnl
 import (
 	"context"
 	"fmt"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
 // Names lists the names of all devices of the namespace, whoever made them.
@@ -46,4 +48,19 @@ func (c *Conn) RemovePair(name string) error {
 		return fmt.Errorf("remove device %s: %w", name, err)
 	}
 	return nil
+}
+
+// WireGuards lists the WireGuard devices that are ours.
+func (c *Conn) WireGuards(ctx context.Context) ([]kernel.Dev, error) {
+	devices, err := c.devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []kernel.Dev
+	for _, d := range devices {
+		if d.host.Kind == kindWireGuard && d.ours() {
+			out = append(out, d.dev())
+		}
+	}
+	return out, nil
 }

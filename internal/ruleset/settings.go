@@ -27,9 +27,15 @@ type Settings struct {
 	VXLANPort           uint16         // of the host's tunnel, and of packets that workloads may not send
 	VXLANPeers          []netip.Prefix // of both families
 	IPIPPeers           []netip.Prefix
-	WorkloadVXLAN       bool // workloads may send VXLAN packets
-	WorkloadIPIP        bool // workloads may send IP in IP
-	Spoofing            bool // workloads may send from what their endpoints name as Spoofable
+
+	// The UDP ports of the host's WireGuard devices, 0 if there is none, and the other nodes, whose packets get there whatever policy says. From
+	// others they may come too: the device takes nothing that is not encrypted for it.
+	WireGuardPort, WireGuardPort6 uint16
+	WireGuardPeers                []netip.Prefix
+
+	WorkloadVXLAN bool // workloads may send VXLAN packets
+	WorkloadIPIP  bool // workloads may send IP in IP
+	Spoofing      bool // workloads may send from what their endpoints name as Spoofable
 
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe
@@ -64,6 +70,9 @@ func Marks(mask uint32) (accept, pass uint32) {
 	accept = 1 << bits.TrailingZeros32(mask)
 	return accept, 1 << bits.TrailingZeros32(mask&^accept)
 }
+
+// WireGuardMark returns the bit that is on WireGuard's own packets, on those that come in too: the highest of the mask.
+func WireGuardMark(mask uint32) uint32 { return 1 << (31 - bits.LeadingZeros32(mask)) }
 
 // rendering is what all rules depend on.
 func (s Settings) rendering() string {
