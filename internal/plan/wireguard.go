@@ -35,6 +35,9 @@ type WireGuard struct {
 	Own    []uint16
 }
 
+// fallbackTable is used where settings leave none: without one, what is to be encrypted would go in clear.
+const fallbackTable = 1
+
 // encryption is WireGuard of a family.
 type encryption struct {
 	tunnel
@@ -100,8 +103,8 @@ func (f *family) wireGuard() {
 		return
 	}
 	if f.wg.asked && f.wg.Table == 0 {
-		f.problem("FelixConfiguration", "routeTableRanges leaves no routing table for WireGuard, which is off for that; name one between 1 and 252, or larger than 255")
-		f.wg.asked = false
+		f.problem("FelixConfiguration", "routeTableRanges leaves no routing table for WireGuard; name one between 1 and 252, or larger than 255. %d is used", fallbackTable)
+		f.wg.Table = fallbackTable
 	}
 	f.wgDevice()
 	if f.wg.ready {
@@ -244,10 +247,12 @@ func (f *family) wgRules() {
 			continue // it is not encrypted to anyway
 		}
 		server := netip.PrefixFrom(x.Addr(), x.Addr().BitLen())
-		if server.Addr() == f.self.Addr() {
-			clear(kernel.Rule{Src: server, SrcPort: x.Port()})
-		} else {
-			clear(kernel.Rule{Dst: server, DstPort: x.Port()})
+		for _, port := range []uint16{x.Port(), x.Port() + 1} { // on the next one etcd's members talk to each other: without them nobody reads or tells a key
+			if server.Addr() == f.self.Addr() {
+				clear(kernel.Rule{Src: server, SrcPort: port})
+			} else {
+				clear(kernel.Rule{Dst: server, DstPort: port})
+			}
 		}
 	}
 	for _, port := range f.wg.Own {
