@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,32 @@ func TestVMWireGuard(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestKernelWithoutWireGuardRefusesRatherThanSendsInClear is for machines such as those that tests are written on.
+func TestKernelWithoutWireGuardRefusesRatherThanSendsInClear(t *testing.T) {
+	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	if _, err := try(t, l, "node-1", "ip", "link", "add", "trial", "type", "wireguard"); err == nil {
+		t.Skip("this kernel has WireGuard")
+	}
+	e := &encrypted{T: t, lab: l}
+	e.felix(map[string]any{"wireguardEnabled": true})
+	nettest.Eventually(t, func() error {
+		if err := e.reach("a1", "a2", false); !refused(err) {
+			return fmt.Errorf("want it refused: %w", err)
+		}
+		return e.reach("a1", "b1", false)
+	})
+	nettest.Eventually(t, func() error {
+		var log bytes.Buffer
+		if err := l.Log("node-1", &log); err != nil {
+			return err
+		}
+		return has("WireGuard not supported by this kernel")(log.String())
+	})
+	e.felix(map[string]any{"wireguardEnabled": false})
+	nettest.Eventually(t, func() error { return e.reach("a1", "a2", false) })
+	eventually(t, l, hasNot("proto 80"), "ip", "rule")
 }
 
 // felix sets fields of the cluster's settings.
