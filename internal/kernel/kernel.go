@@ -103,6 +103,14 @@ type RouteKey struct {
 	Table  int // 0: the main table
 }
 
+// String orders routes as they are to be written: those of other tables before the main one's, which would send in clear what WireGuard's have not claimed yet.
+func (k RouteKey) String() string {
+	if k.Table == 0 {
+		return fmt.Sprintf("main %v %d", k.Dst, k.Metric)
+	}
+	return fmt.Sprintf("%d %v %d", k.Table, k.Dst, k.Metric)
+}
+
 // RouteType is the kind of a route.
 type RouteType uint8
 
