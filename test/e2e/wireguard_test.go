@@ -252,7 +252,7 @@ func (e *encrypted) newKey() {
 		if now := e.key("node-2"); now == old || now == "" {
 			return fmt.Errorf("node-2 tells the key %q and told %q before", now, old)
 		}
-		return errors.Join(e.shaken("node-1"), e.shaken("node-3"))
+		return errors.Join(e.reach("a3", "a2", false), e.shaken("node-1"), e.shaken("node-3"))
 	})
 	e.all()
 	got := s.stop(e.T)
