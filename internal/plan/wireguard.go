@@ -238,7 +238,7 @@ func (f *family) wgRules() {
 	if !f.wg.Hosts {
 		return
 	}
-	clear := func(r kernel.Rule) {
+	exempt := func(r kernel.Rule) {
 		r.Priority, r.IPProto, r.Table = priority-1, api.ProtoTCP, kernel.MainTable
 		rule(r)
 	}
@@ -249,18 +249,18 @@ func (f *family) wgRules() {
 		server := netip.PrefixFrom(x.Addr(), x.Addr().BitLen())
 		for _, port := range []uint16{x.Port(), x.Port() + 1} { // on the next one etcd's members talk to each other: without them nobody reads or tells a key
 			if server.Addr() == f.self.Addr() {
-				clear(kernel.Rule{Src: server, SrcPort: port})
+				exempt(kernel.Rule{Src: server, SrcPort: port})
 			} else {
-				clear(kernel.Rule{Dst: server, DstPort: port})
+				exempt(kernel.Rule{Dst: server, DstPort: port})
 			}
 		}
 	}
 	for _, port := range f.wg.Own {
 		if f.self.IsValid() {
-			clear(kernel.Rule{Local: true, Src: netip.PrefixFrom(f.self.Addr(), f.self.Addr().BitLen()), SrcPort: port})
+			exempt(kernel.Rule{Local: true, Src: netip.PrefixFrom(f.self.Addr(), f.self.Addr().BitLen()), SrcPort: port})
 		}
 		for _, subnet := range f.subnets() {
-			clear(kernel.Rule{Local: true, Dst: subnet, DstPort: port})
+			exempt(kernel.Rule{Local: true, Dst: subnet, DstPort: port})
 		}
 	}
 }
