@@ -88,6 +88,15 @@ func (e *encryption) in(dst netip.Prefix) kernel.RouteKey {
 	return k
 }
 
+// backstop names the route that is left when the device goes, and with it the encrypted one: until that is back, packets would find their way in clear.
+func (e *encryption) backstop(dst netip.Prefix) kernel.RouteKey {
+	k := e.in(dst)
+	k.Metric = backstopMetric
+	return k
+}
+
+const backstopMetric = 1 << 24
+
 // ownTraffic is that of any tunnel. With hosts' encryption the node's own address is known to come through this one.
 func (e *encryption) ownTraffic(self netip.Prefix) string {
 	rule := ownTraffic(e.name)
@@ -294,12 +303,14 @@ func (f *family) wgHosts() {
 		if h.node == f.Node || h.addr == f.self.Addr() {
 			continue
 		}
-		dst, to := netip.PrefixFrom(h.addr, h.addr.BitLen()), f.wg.refusal()
-		if _, ok := f.wg.nodes[h.node]; ok {
-			to = kernel.Route{Scope: kernel.LinkScope, Dev: f.wg.dev, Src: f.self.Addr()}
+		dst, refusal := netip.PrefixFrom(h.addr, h.addr.BitLen()), f.wg.refusal()
+		refusal.Protocol = kernel.RouteProtocol
+		if _, ok := f.wg.nodes[h.node]; !ok {
+			f.out.Routes[f.wg.in(dst)] = refusal
+			continue
 		}
-		to.Protocol = kernel.RouteProtocol
-		f.out.Routes[f.wg.in(dst)] = to
+		f.out.Routes[f.wg.in(dst)] = kernel.Route{Scope: kernel.LinkScope, Dev: f.wg.dev, Src: f.self.Addr(), Protocol: kernel.RouteProtocol}
+		f.out.Routes[f.wg.backstop(dst)] = refusal
 	}
 }
 
@@ -317,6 +328,7 @@ func (r *routing) encrypt(dst netip.Prefix, owner string) bool {
 		return false
 	case ok:
 		r.put(r.wg.in(dst), kernel.Route{Scope: kernel.LinkScope, Dev: r.wg.dev})
+		r.put(r.wg.backstop(dst), r.wg.refusal())
 	default:
 		r.put(r.wg.in(dst), r.wg.refusal())
 	}
