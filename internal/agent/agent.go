@@ -31,6 +31,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/wireguard"
 	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -51,6 +52,7 @@ type Agent struct {
 	store      *store.Client
 	feed       *feed.Feed
 	rtnl       *rtnl.Conn
+	wireguard  *wireguard.Conn
 	monitor    *rtnl.Monitor
 	kernel     *reconcile.Reconciler
 	damage     *xtables.Watch // of the chains
@@ -95,7 +97,10 @@ type Agent struct {
 	looks   looks               // when which tables are listed without being told to
 	refused []string            // routes that cannot be made, and why
 	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
-	linger  *linger             // start looks at it before there is a loop
+
+	noWireGuard string   // why no WireGuard device could be made; likewise
+	servers     *servers // of etcd
+	linger      *linger  // start looks at it before there is a loop
 }
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
@@ -196,6 +201,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return a.cutter.run(ctx) })
 	g.Go(func() error { return a.feed.Run(ctx) })
 	g.Go(func() error { return a.tunnels.run(ctx) })
+	g.Go(func() error { return a.servers.run(ctx) })
 	if a.bgp != nil {
 		g.Go(func() error { return a.bgp.run(ctx) })
 	} else {
@@ -234,9 +240,11 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.rtnl, err = rtnl.Open(); err != nil {
 		return err
 	}
+	a.wireguard = wireguard.New(a.rtnl.WireGuards)
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
+	a.servers = newServers(a.etcd.Endpoints)
 	length, err := lingerFrom(a.env)
 	if err != nil {
 		return err
@@ -293,8 +301,8 @@ func (a *Agent) newAudit() *audit {
 
 func (a *Agent) close() {
 	a.rtnl.Close()
-	if err := a.store.Close(); err != nil {
-		a.log.Debug("close etcd's client", "error", err)
+	if err := errors.Join(a.wireguard.Close(), a.store.Close()); err != nil {
+		a.log.Debug("close the connections", "error", err)
 	}
 }
 

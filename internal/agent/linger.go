@@ -26,11 +26,28 @@ const lingerVar = "MUSLIN_LINGER"
 type linger struct {
 	time  time.Duration
 	now   func() time.Time // with a monotonic clock
-	modes [3]lingering     // as in plan.Modes
+	modes [modes]lingering // in the order of plan.Modes
 	begun time.Time        // until when other nodes may not know that IP-in-IP is asked for
 	kept  plan.Modes       // as keep said last
 	early bool             // as ipipBegun said last
 	timer *time.Timer      // fires when a time is over; nil: none runs
+}
+
+// modes is how many encapsulations there are.
+const modes = 5
+
+// each is a value for each encapsulation, in the order of plan.Modes.
+func each(m plan.Modes) [modes]bool {
+	return [modes]bool{m.IPIP, m.VXLAN, m.VXLAN6, m.WireGuard, m.WireGuard6}
+}
+
+// which is what each takes apart.
+func (l *linger) which(is func(lingering) bool) plan.Modes {
+	var b [modes]bool
+	for i, m := range l.modes {
+		b[i] = is(m)
+	}
+	return plan.Modes{IPIP: b[0], VXLAN: b[1], VXLAN6: b[2], WireGuard: b[3], WireGuard6: b[4]}
 }
 
 // lingering is what is known of one encapsulation.
@@ -42,7 +59,7 @@ type lingering struct {
 // newLinger begins with the devices that the host has.
 func newLinger(length time.Duration, now func() time.Time, h kernel.Host) *linger {
 	l := &linger{time: length, now: now}
-	for i, name := range []string{kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device} {
+	for i, name := range [modes]string{kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device, kernel.WireGuardDevice, kernel.WireGuard6Device} {
 		if _, up := h.Dev(name); up {
 			l.modes[i].until = now().Add(length)
 		}
@@ -67,16 +84,14 @@ func lingerFrom(env config.Env) (time.Duration, error) {
 // were left a short while ago.
 func (l *linger) keep() plan.Modes {
 	now := l.now()
-	stays := func(m lingering) bool { return m.asked || now.Before(m.until) }
-	l.kept = plan.Modes{IPIP: stays(l.modes[0]), VXLAN: stays(l.modes[1]), VXLAN6: stays(l.modes[2])}
+	l.kept = l.which(func(m lingering) bool { return m.asked || now.Before(m.until) })
 	return l.kept
 }
 
 // left says which encapsulations go on receiving though nobody asks for them.
 func (l *linger) left() plan.Modes {
 	now := l.now()
-	left := func(m lingering) bool { return !m.asked && now.Before(m.until) }
-	return plan.Modes{IPIP: left(l.modes[0]), VXLAN: left(l.modes[1]), VXLAN6: left(l.modes[2])}
+	return l.which(func(m lingering) bool { return !m.asked && now.Before(m.until) })
 }
 
 // ipipBegun tells whether other nodes may not know yet that pools ask for IP-in-IP: for as long as after the end of an encapsulation nodes are let
@@ -99,11 +114,11 @@ func (l *linger) saw(m plan.Modes) {
 			next = left
 		}
 	}
-	kept := [len(l.modes)]bool{l.kept.IPIP, l.kept.VXLAN, l.kept.VXLAN6}
+	kept := each(l.kept)
 	if m.IPIP && !l.modes[0].asked {
 		l.begun = now.Add(l.time)
 	}
-	for i, asked := range []bool{m.IPIP, m.VXLAN, m.VXLAN6} {
+	for i, asked := range each(m) {
 		x := &l.modes[i]
 		if x.asked && !asked {
 			x.until = now.Add(l.time)

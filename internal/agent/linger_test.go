@@ -164,3 +164,26 @@ func TestLingerTimeIsReadOrRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestWireGuardLingersAsTunnelsDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := kernel.Host{Links: map[string]kernel.HostLink{kernel.WireGuard6Device: {Index: 5, Up: true}}}
+		l := newLinger(lingerTime, time.Now, host)
+		if want := (plan.Modes{WireGuard6: true}); l.keep() != want || l.left() != want {
+			t.Errorf("of an agent before: keeps %+v, left %+v", l.keep(), l.left())
+		}
+		both := plan.Modes{WireGuard: true, WireGuard6: true}
+		l.saw(both)
+		if l.keep() != both || l.left() != (plan.Modes{}) {
+			t.Errorf("in use: keeps %+v, left %+v", l.keep(), l.left())
+		}
+		l.saw(plan.Modes{WireGuard6: true})
+		if want := (plan.Modes{WireGuard: true}); l.keep() != both || l.left() != want {
+			t.Errorf("just left: keeps %+v, left %+v", l.keep(), l.left())
+		}
+		<-l.over()
+		if want := (plan.Modes{WireGuard6: true}); l.keep() != want {
+			t.Errorf("when the time is over: keeps %+v", l.keep())
+		}
+	})
+}

@@ -40,16 +40,17 @@ func (l *looks) set(every config.Refresh, now time.Time) {
 // looked are the tables that are listed at intervals.
 func looked() []reconcile.Name {
 	return []reconcile.Name{
-		reconcile.Routes, reconcile.Neighs, reconcile.FDB, reconcile.Links, reconcile.Addrs, reconcile.Sysctls, reconcile.Sets, reconcile.Chains, reconcile.Chains6, policyTable,
+		reconcile.Routes, reconcile.Rules, reconcile.Neighs, reconcile.FDB, reconcile.Links, reconcile.WGs, reconcile.Peers, reconcile.Addrs, reconcile.Sysctls, reconcile.Sets,
+		reconcile.Chains, reconcile.Chains6, policyTable,
 	}
 }
 
 // interval is the one by which a table goes. It is asked for several times in every round.
 func interval(every config.Refresh, name reconcile.Name) time.Duration {
 	switch name {
-	case reconcile.Routes, reconcile.Neighs, reconcile.FDB:
+	case reconcile.Routes, reconcile.Rules, reconcile.Neighs, reconcile.FDB:
 		return every.Routes
-	case reconcile.Links, reconcile.Addrs, reconcile.Sysctls:
+	case reconcile.Links, reconcile.WGs, reconcile.Peers, reconcile.Addrs, reconcile.Sysctls:
 		return every.Interfaces
 	case reconcile.Sets:
 		return every.Sets

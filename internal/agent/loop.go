@@ -48,6 +48,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.linger.over():
 		case <-a.bgp.changed():
 		case <-a.probes.changed():
+		case <-a.servers.changed():
 		case <-a.looks.due(time.Now()):
 		}
 		if names := a.looks.take(time.Now()); len(names) > 0 {
@@ -207,6 +208,9 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	if errors.Is(err, rtnl.ErrNoIPIP) {
 		a.noIPIP = rtnl.ErrNoIPIP.Error() // the plan goes on without, and says so
 	}
+	if errors.Is(err, rtnl.ErrNoWireGuard) {
+		a.noWireGuard = rtnl.ErrNoWireGuard.Error() // likewise
+	}
 	a.wrote(want, done, time.Since(start), err)
 	a.tell(ctx, done)
 	a.programmed.publish(a.kernel.Routes(), settings.Ours, guardErr)
@@ -228,7 +232,7 @@ func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, 
 
 // consider tells those who work beside the loop what it has just seen.
 func (a *Agent) consider(snap feed.Snapshot) {
-	a.tunnels.consider(snap, a.linger.left())
+	a.tunnels.consider(snap, a.wish())
 	a.addresses.consider(a.monitor.Host())
 	_, facts := a.monitor.Facts()
 	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, float: a.settled.FloatingIPs, facts: facts})

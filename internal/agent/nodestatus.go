@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -283,6 +284,7 @@ func (a *Agent) routeReport(ctx context.Context, sessions []bgp.Status) (out api
 	if err != nil {
 		return out, err
 	}
+	maps.DeleteFunc(held, func(k kernel.RouteKey, _ kernel.Route) bool { return k.Table != 0 }) // WireGuard's say which go encrypted
 	paths, err := a.bgp.paths()
 	if err != nil {
 		return out, err

@@ -101,7 +101,7 @@ func (a *Agent) own(prefixes []string) {
 	}
 	s.ours = now
 	a.rtnl.Own(now)
-	a.kernel.MarkDirty(reconcile.Routes, reconcile.Neighs)
+	a.kernel.MarkDirty(reconcile.Routes, reconcile.Rules, reconcile.Neighs)
 }
 
 // settle forgets former protocols once the kernel was gone through without failure.
@@ -161,8 +161,31 @@ func (a *Agent) settings() (plan.Settings, []string) {
 		NATKeepHosts: d.NATExclusions == "ippoolsandhostips", NATAddress: d.NATAddress, NATPorts: d.NATPorts,
 		Ours: a.settled.ours, AcceptMark: acceptMark(d), PodMetric4: d.PodMetric4, PodMetric6: d.PodMetric6,
 		RouteSource: d.RouteSource, RouteSource6: d.RouteSource6, LeaveForwarding: !d.IPForwarding,
-		Spoofing: spoofing(d), FloatingIPs: d.FloatingIPs,
+		Spoofing: spoofing(d), FloatingIPs: d.FloatingIPs, WireGuard: a.encryption(),
 	}, problems
+}
+
+// encryption is what the plan is to know of WireGuard.
+func (a *Agent) encryption() plan.WireGuard {
+	d := a.settled.Dataplane
+	w := d.WireGuard
+	return plan.WireGuard{
+		Enabled: w.Enabled, Enabled6: w.Enabled6, Device: w.Device, Device6: w.Device6, Port: uint16(w.Port), Port6: uint16(w.Port6),
+		MTU: w.MTU, MTU6: w.MTU6, Table: w.Table(), Priority: w.Priority, Mark: ruleset.WireGuardMark(markMask(d)),
+		KeepAlive: w.KeepAlive, Threaded: w.Threaded, Hosts: w.Hosts, Plain: a.cfg.Plaintext, Lacking: a.noWireGuard,
+		Exempt: a.servers.addrs(), Own: ownPorts(d),
+	}
+}
+
+// ownPorts are those on which this agent serves others.
+func ownPorts(d config.Dataplane) (out []uint16) {
+	if d.HealthEnabled {
+		out = append(out, uint16(d.HealthPort))
+	}
+	if d.MetricsEnabled {
+		out = append(out, uint16(d.MetricsPort))
+	}
+	return out
 }
 
 func spoofing(d config.Dataplane) bool { return d.Spoofing == "Any" }
@@ -195,10 +218,19 @@ func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 		Reject: cmp.Or(d.NftDenyAction, d.DenyAction) == "REJECT", KeepInvalid: d.KeepInvalid, MidStream: a.cfg.CutDenied,
 		VXLAN: t.VXLAN, VXLAN6: t.VXLAN6, IPIP: t.IPIP, VXLANPort: uint16(d.VXLANPort), VXLANPeers: t.VXLANPeers, IPIPPeers: t.IPIPPeers,
 		ProbePort: probePort, ProbePeers: probePeers,
+		WireGuardPort: portIf(t.WireGuard, d.WireGuard.Port), WireGuardPort6: portIf(t.WireGuard6, d.WireGuard.Port6), WireGuardPeers: t.WireGuardPeers,
 		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: spoofing(d),
 		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
 		LogAction: logAction(d), Syslog: true, LogPrefix: d.LogPrefix + ": ",
 	}
+}
+
+// portIf is a port if it is used, else 0.
+func portIf(used bool, port int) uint16 {
+	if !used {
+		return 0
+	}
+	return uint16(port)
 }
 
 func failsafes(ports []config.Failsafe) (out []ruleset.Failsafe) {

@@ -35,8 +35,8 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	a.chains = append(a.chains, chains)
 	tables := reconcile.Tables{
-		Sysctls: sysctls, Links: a.rtnl.Links(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
-		Sets: sets, Routes: a.rtnl.Routes(), Chains: chains,
+		Sysctls: sysctls, Links: a.rtnl.Links(), WGs: a.wireguard.Devices(), Peers: a.wireguard.Peers(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
+		Sets: sets, Routes: a.rtnl.Routes(), Rules: a.rtnl.Rules(), Chains: chains,
 	}
 	if a.noIPv6 == "" {
 		chains6, err := chains.IPv6(ctx)

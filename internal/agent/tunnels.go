@@ -25,21 +25,21 @@ type tunnels struct {
 	commit func([]store.KV) // shows a commit to the feed at once
 	log    *slog.Logger
 
-	look    chan plan.Modes // cap 1: look again, and let these keep their addresses
-	seen    feed.Snapshot   // what the last look was about; owned by the loop
-	kept    plan.Modes      // likewise
-	failing string          // why the last look failed, as logged; owned by run
+	look    chan wish     // cap 1: look again
+	seen    feed.Snapshot // what the last look was about; owned by the loop
+	wished  wish          // likewise
+	failing string        // why the last look failed, as logged; owned by run
 }
 
 func newTunnels(c *store.Client, node string, commit func([]store.KV), log *slog.Logger) *tunnels {
-	return &tunnels{store: c, node: node, commit: commit, log: log, look: make(chan plan.Modes, 1)}
+	return &tunnels{store: c, node: node, commit: commit, log: log, look: make(chan wish, 1)}
 }
 
-// consider asks for another look if the pools, our own Node or what is kept changed since the last time. The loop calls it.
-func (t *tunnels) consider(snap feed.Snapshot, keep plan.Modes) {
+// consider asks for another look if the pools, our own Node or the wish changed since the last time. The loop calls it.
+func (t *tunnels) consider(snap feed.Snapshot, w wish) {
 	changed := snap.Since(t.seen)
-	news := changed.All || changed.Kinds.Has(feed.Pools) || slices.Contains(changed.Keys, snap.Node(t.node).Key) || keep != t.kept
-	t.seen, t.kept = snap, keep
+	news := changed.All || changed.Kinds.Has(feed.Pools) || slices.Contains(changed.Keys, snap.Node(t.node).Key) || !w.equal(t.wished)
+	t.seen, t.wished = snap, w
 	if !news {
 		return
 	}
@@ -47,22 +47,22 @@ func (t *tunnels) consider(snap feed.Snapshot, keep plan.Modes) {
 	case <-t.look: // nobody has begun on it
 	default:
 	}
-	t.look <- keep
+	t.look <- w
 }
 
 // run looks whenever it is asked to, and again until it succeeds, until ctx ends.
 func (t *tunnels) run(ctx context.Context) error {
 	retry := backoff{}
-	var keep plan.Modes
+	var w wish
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case keep = <-t.look:
+		case w = <-t.look:
 		case <-retry.due():
 			retry.fired()
 		}
-		if t.ensure(ctx, keep) {
+		if t.ensure(ctx, w) {
 			retry.reset()
 		} else {
 			retry.next()
@@ -70,9 +70,9 @@ func (t *tunnels) run(ctx context.Context) error {
 	}
 }
 
-// ensure looks once. Modes that are to keep their addresses do so though no pool uses them. What goes wrong is logged once, and tried again after a while.
-func (t *tunnels) ensure(ctx context.Context, keep plan.Modes) (ok bool) {
-	have, changed, err := ipam.EnsureTunnels(ctx, t.store, t.node, time.Now, kinds(keep)...)
+// ensure looks once. What goes wrong is logged once, and tried again after a while.
+func (t *tunnels) ensure(ctx context.Context, w wish) (ok bool) {
+	have, changed, err := ipam.EnsureWish(ctx, t.store, t.node, time.Now, w.asked())
 	t.commit(changed)
 	if len(changed) > 0 {
 		t.log.Info("tunnel addresses", "node", t.node, "addresses", shown(have))
@@ -98,6 +98,12 @@ func kinds(m plan.Modes) (out []string) {
 	}
 	if m.VXLAN6 {
 		out = append(out, ipam.TunnelVXLAN6)
+	}
+	if m.WireGuard {
+		out = append(out, ipam.TunnelWireGuard)
+	}
+	if m.WireGuard6 {
+		out = append(out, ipam.TunnelWireGuard6)
 	}
 	return out
 }

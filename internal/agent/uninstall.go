@@ -158,6 +158,7 @@ func (c *clearance) kernel(ctx context.Context) error {
 	}
 	errs = append(errs, c.clear(ctx, reconcile.Tables{
 		Links: c.rtnl.Links(), Addrs: c.rtnl.Addrs(), Neighs: c.rtnl.Neighs(), FDB: c.rtnl.FDB(), Sets: sets, Routes: c.rtnl.Routes(),
+		Rules: c.rtnl.Rules(),
 	}))
 	return errors.Join(errs...)
 }

@@ -102,7 +102,7 @@ FELIX_WIREGUARDMTU`
 func TestEveryVariableOfCalicosIsHeededOrKnownToMeanNothing(t *testing.T) {
 	idle := map[string]bool{ // anything else has its effect here too
 		"WAIT_FOR_DATASTORE": true, "CALICO_DISABLE_FILE_LOGGING": true, "USE_POD_CIDR": true, "CALICO_LIBNETWORK_ENABLED": true, "CALICO_DISABLE_FELIX": true,
-		"CALICO_MANAGE_CNI": true, "FELIX_ETCDADDR": true, "FELIX_ETCDSCHEME": true, "FELIX_WIREGUARDMTU": true,
+		"CALICO_MANAGE_CNI": true, "FELIX_ETCDADDR": true, "FELIX_ETCDSCHEME": true,
 	}
 	read := map[string]bool{"FELIX_IPV6SUPPORT": true}
 	for _, s := range append(NodeSettings(), FelixSettings()...) {

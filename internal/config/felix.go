@@ -41,7 +41,8 @@ type Dataplane struct {
 	IPIPMTU              int   // 0: from the host's devices
 	VXLANEnabled         *bool // nil: when a pool uses VXLAN
 	VXLANPort, VXLANVNI  int
-	VXLANMTU, VXLANMTUV6 int            // 0: from the host's devices
+	VXLANMTU, VXLANMTUV6 int // 0: from the host's devices
+	WireGuard            WireGuard
 	MTUIface             *regexp.Regexp // never nil
 	TunnelPeers          []netip.Prefix // whose VXLAN packets are taken though they are no nodes
 
@@ -69,6 +70,40 @@ type Dataplane struct {
 
 	LogScreen, LogFile, LogSyslog Level
 	LogFilePath                   string
+}
+
+// WireGuard is what FelixConfiguration says of encryption.
+type WireGuard struct {
+	Enabled, Enabled6 bool
+	Port, Port6       int
+	Device, Device6   string
+	MTU, MTU6         int // 0: from the host's devices
+	Priority          int // of the rule that leads to its routes
+	Hosts             bool
+	KeepAlive         time.Duration // 0: never
+	Threaded          bool
+	Tables, Tables1   []TableRange // that are free for us; of the two the second counts where it is set
+}
+
+// TableRange is a range of the kernel's routing tables, both ends included.
+type TableRange struct{ Min, Max int }
+
+// Table is the first table that is free for our routes; 0 if there is none. The kernel and its tools keep 253 to 255 for themselves.
+func (w WireGuard) Table() int {
+	ranges := w.Tables
+	if len(w.Tables1) > 0 {
+		ranges = w.Tables1
+	}
+	for _, r := range ranges {
+		first := r.Min
+		if first >= 253 && first <= 255 {
+			first = 256
+		}
+		if first <= r.Max {
+			return first
+		}
+	}
+	return 0
 }
 
 // Failsafe is a port by which a host with an endpoint of its own is reached, or reaches others, whatever policy says.
@@ -217,6 +252,12 @@ func specText(f reflect.Value) string {
 	}
 	if list, ok := f.Interface().([]api.ProtoPort); ok {
 		return failsafeText(list)
+	}
+	if list, ok := f.Interface().([]api.RouteTableRange); ok {
+		return tablesText(list...)
+	}
+	if r, ok := f.Interface().(api.RouteTableRange); ok {
+		return tablesText(r)
 	}
 	return fmt.Sprint(f.Interface())
 }

@@ -62,6 +62,21 @@ func samples() map[string]struct {
 		"MTUIfacePattern":       {"^net", regexp.MustCompile("^net")},
 		"ExternalNodesCIDRList": {"10.1.2.3/16,192.0.2.9", []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.9/32")}},
 
+		"WireguardEnabled":               {"true", true},
+		"WireguardEnabledV6":             {"yes", true},
+		"WireguardListeningPort":         {"51900", 51900},
+		"WireguardListeningPortV6":       {"51901", 51901},
+		"WireguardInterfaceName":         {"wg0", "wg0"},
+		"WireguardInterfaceNameV6":       {"wg6", "wg6"},
+		"WireguardMTU":                   {"1400", 1400},
+		"WireguardMTUV6":                 {"1380", 1380},
+		"WireguardRoutingRulePriority":   {"77", 77},
+		"WireguardHostEncryptionEnabled": {"true", true},
+		"WireguardPersistentKeepAlive":   {"25", 25 * time.Second},
+		"WireguardThreadingEnabled":      {"true", true},
+		"RouteTableRanges":               {"10-20, 300-300", []TableRange{{10, 20}, {300, 300}}},
+		"RouteTableRange":                {"5-6", []TableRange{{5, 6}}},
+
 		"DeviceRouteProtocol":          {"90", 90},
 		"DeviceRouteSourceAddress":     {"192.0.2.2", netip.MustParseAddr("192.0.2.2")},
 		"DeviceRouteSourceAddressIPv6": {"fd00::2", netip.MustParseAddr("fd00::2")},
@@ -97,7 +112,7 @@ func samples() map[string]struct {
 func leaves(v reflect.Value, path string, out map[string]any) map[string]any {
 	for i := range v.NumField() {
 		name := path + v.Type().Field(i).Name
-		if f := v.Field(i); f.Type() == reflect.TypeFor[Refresh]() {
+		if f := v.Field(i); f.Type() == reflect.TypeFor[Refresh]() || f.Type() == reflect.TypeFor[WireGuard]() {
 			leaves(f, name+".", out)
 		} else {
 			out[name] = f.Interface()

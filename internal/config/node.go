@@ -29,6 +29,7 @@ type Node struct {
 	Kubeconfig    string // "": by the service account, where there is one
 	MTUFile       string
 	CutDenied     bool   // connections of pods that a change of policy denies are cut
+	Plaintext     bool   // what WireGuard cannot encrypt, for want of the other node's key, goes in clear
 	MachineIDFile string // "": the usual places
 	Install       bool   // programs, certificates and network configuration on the host
 	Probes        Probes
@@ -103,6 +104,7 @@ func (n *Node) variables() []variable {
 		{FileEnv, "", "file with settings, as Name = value; not set: " + defaultFile + " if it is there", word(new(string), "a path")},
 		{"MUSLIN_LINGER", "1m", "for how long the node goes on receiving by an encapsulation that no pool asks for any more", word(new(string), "a duration")},
 		{"MUSLIN_CUT_DENIED_FLOWS", "false", "cut connections of pods that a change of policy denies; they go on otherwise, and only new ones are denied", boolean(&n.CutDenied)},
+		{"MUSLIN_WIREGUARD_PLAINTEXT", "false", "with WireGuard on, send in clear what is for nodes that have told no key (they have none yet, or no WireGuard); it is refused otherwise", boolean(&n.Plaintext)},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 		{"MUSLIN_INSTALL_CNI", "false", "put the CNI programs, etcd's certificates and, once pods can be served, the network configuration on the host, as `muslin-node install` does", boolean(&n.Install)},
 		{"MUSLIN_PATH_PROBES", "true", "test the paths to other nodes that pods' packets take, and answer their tests; `muslinctl node paths` shows what was found", boolean(&n.Probes.On)},

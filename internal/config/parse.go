@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/bits"
 	"net/netip"
 	"regexp"
@@ -265,6 +266,39 @@ func failsafeText(ports []api.ProtoPort) string {
 			text += p.Net + ":"
 		}
 		out = append(out, text+strconv.Itoa(int(p.Port)))
+	}
+	return strings.Join(out, ",")
+}
+
+var device = regexp.MustCompile(`^[a-zA-Z0-9:._-]{1,15}$`) // IFNAMSIZ, and what resources take
+
+func deviceName(s string) (string, error) {
+	if !device.MatchString(s) || s == "." || s == ".." {
+		return "", errors.New("want a device's name, of at most 15 letters, digits, :, ., _ or -")
+	}
+	return s, nil
+}
+
+// tables takes ranges of routing tables: 1-250, or 1-50,100-150.
+func tables(s string) ([]TableRange, error) {
+	var out []TableRange
+	for _, text := range strings.Split(s, ",") {
+		lo, hi, _ := strings.Cut(strings.TrimSpace(text), "-")
+		first, err1 := within(1, math.MaxUint32)(lo)
+		last, err2 := within(1, math.MaxUint32)(hi)
+		if err1 != nil || err2 != nil || first > last {
+			return nil, errors.New("want ranges of routing tables such as 1-250, with commas between them")
+		}
+		out = append(out, TableRange{first, last})
+	}
+	return out, nil
+}
+
+// tablesText is what a resource says as a variable would.
+func tablesText(list ...api.RouteTableRange) string {
+	var out []string
+	for _, r := range list {
+		out = append(out, fmt.Sprintf("%d-%d", r.Min, r.Max))
 	}
 	return strings.Join(out, ",")
 }

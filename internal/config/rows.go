@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -64,7 +65,7 @@ const usualDevices = `^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`
 
 // felixRows is the table of all settings, from which parsing, precedence, defaults and help come.
 func felixRows() []row {
-	return append(append(append(workloadRows(), tunnelRows()...), routeRows()...), operatorRows()...)
+	return slices.Concat(workloadRows(), tunnelRows(), wireGuardRows(), routeRows(), operatorRows())
 }
 
 func workloadRows() []row {
@@ -127,6 +128,30 @@ func tunnelRows() []row {
 			func(d *Dataplane) **regexp.Regexp { return &d.MTUIface }),
 		as("externalNodesList", in("ExternalNodesCIDRList", "", "ranges of hosts, besides the nodes, whose VXLAN packets are taken", orNone(ranges),
 			func(d *Dataplane) *[]netip.Prefix { return &d.TunnelPeers })),
+	}
+}
+
+func wireGuardRows() []row {
+	return []row{
+		must(in("WireguardEnabled", "false", "encrypt what pods of different nodes send each other by IPv4, and refuse what is for nodes that have told no key (see MUSLIN_WIREGUARD_PLAINTEXT)",
+			parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled })),
+		must(in("WireguardEnabledV6", "false", "the same for IPv6", parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled6 })),
+		in("WireguardListeningPort", "51820", "UDP port of WireGuard, the same on all nodes", within(1, 65535), func(d *Dataplane) *int { return &d.WireGuard.Port }),
+		in("WireguardListeningPortV6", "51821", "the same for IPv6", within(1, 65535), func(d *Dataplane) *int { return &d.WireGuard.Port6 }),
+		in("WireguardInterfaceName", "wireguard.cali", "name of the device", deviceName, func(d *Dataplane) *string { return &d.WireGuard.Device }),
+		in("WireguardInterfaceNameV6", "wg-v6.cali", "the same for IPv6", deviceName, func(d *Dataplane) *string { return &d.WireGuard.Device6 }),
+		in("WireguardMTU", "0", "of the device; 0 is the host's less 60", orNone(parseMTU), func(d *Dataplane) *int { return &d.WireGuard.MTU }),
+		in("WireguardMTUV6", "0", "of the device for IPv6; 0 is the host's less 80", orNone(parseMTU6), func(d *Dataplane) *int { return &d.WireGuard.MTU6 }),
+		in("WireguardRoutingRulePriority", "99", "priority of the rule that leads to the encrypted routes; with WireguardHostEncryptionEnabled the one before it is taken too", within(1, 32765),
+			func(d *Dataplane) *int { return &d.WireGuard.Priority }),
+		must(in("WireguardHostEncryptionEnabled", "false", "encrypt too what nodes send each other, but for etcd and the agent's own ports", parseBool,
+			func(d *Dataplane) *bool { return &d.WireGuard.Hosts })),
+		as("wireguardKeepAlive", in("WireguardPersistentKeepAlive", "0", "send something to each node this often, where a firewall between them forgets; 0 is never", seconds,
+			func(d *Dataplane) *time.Duration { return &d.WireGuard.KeepAlive })),
+		in("WireguardThreadingEnabled", "false", "have threads of the kernel receive for the device", parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Threaded }),
+		in("RouteTableRanges", "1-250", "routing tables that are free for us, as 1-250, with commas between several; the first is WireGuard's", tables,
+			func(d *Dataplane) *[]TableRange { return &d.WireGuard.Tables }),
+		in("RouteTableRange", "", "old form of it", orNone(tables), func(d *Dataplane) *[]TableRange { return &d.WireGuard.Tables1 }),
 	}
 }
 

@@ -18,6 +18,9 @@ const Variable = "MUSLIN_FAULT"
 // Point is a place in a program. It is a number, so that a build without faults does not even hold its name.
 type Point int
 
+// Nowhere is no place: what is done there cannot be cut off.
+const Nowhere Point = -1
+
 // The places. The comment says what has been done when one is passed.
 const (
 	PluginAddLocked     Point = iota // the attach lock is held

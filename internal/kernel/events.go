@@ -15,6 +15,7 @@ type Events struct {
 	Neighs map[NeighKey]*MAC
 	FDB    map[FDBKey]*netip.Addr
 	Routes map[RouteKey]*Route
+	Rules  map[Rule]*struct{}
 
 	Sysctls map[SysctlKey]string // of workloads' devices, of our own and of the whole host: those few that the kernel reports
 }
@@ -27,6 +28,7 @@ func NewEvents() Events {
 		Neighs: map[NeighKey]*MAC{},
 		FDB:    map[FDBKey]*netip.Addr{},
 		Routes: map[RouteKey]*Route{},
+		Rules:  map[Rule]*struct{}{},
 
 		Sysctls: map[SysctlKey]string{},
 	}
@@ -34,6 +36,10 @@ func NewEvents() Events {
 
 // Empty tells whether nothing was reported.
 func (e Events) Empty() bool {
-	return !e.Lost && !e.RoutesLost &&
-		len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes)+len(e.Sysctls) == 0
+	return !e.Lost && !e.RoutesLost && e.Len() == 0
+}
+
+// Len is how many reports there are.
+func (e Events) Len() int {
+	return len(e.Down) + len(e.Gone) + len(e.Links) + len(e.Addrs) + len(e.Neighs) + len(e.FDB) + len(e.Routes) + len(e.Rules) + len(e.Sysctls)
 }

@@ -18,11 +18,14 @@ import (
 
 // Marks by which our objects are known.
 const (
-	RouteProtocol = 80 // rtm_protocol of every route of ours, as in Calico
+	RouteProtocol = 80 // rtm_protocol of every route and rule of ours, as in Calico
 
-	VXLANDevice  = "vxlan.calico"
-	VXLAN6Device = "vxlan-v6.calico"
-	IPIPDevice   = "tunl0"
+	VXLANDevice      = "vxlan.calico"
+	VXLAN6Device     = "vxlan-v6.calico"
+	IPIPDevice       = "tunl0"
+	WireGuardDevice  = "wireguard.cali"
+	WireGuard6Device = "wg-v6.cali"
+	LinkAlias        = "muslin" // of WireGuard devices, which settings may name otherwise
 
 	WorkloadPrefix = "cali"   // of the host's side of every workload's veth pair
 	SetPrefix      = "cali40" // of every IPv4 ipset
@@ -70,11 +73,12 @@ type LinkType uint8
 
 // The kinds of devices.
 const (
-	VXLAN LinkType = iota + 1
-	IPIP           // without endpoints: a route's gateway is where its packets go
+	VXLAN         LinkType = iota + 1
+	IPIP                   // without endpoints: a route's gateway is where its packets go
+	WireGuardLink          // its keys, port and peers are tables of their own
 )
 
-// Link is a device that we make, or find made by the kernel. Up is part of it. Of an IPIP device there is nothing to say but the MTU.
+// Link is a device that we make, or find made by the kernel. Up is part of it. Of an IPIP or WireGuard device there is nothing to say but the MTU.
 type Link struct {
 	Type   LinkType
 	VNI    uint32
@@ -91,10 +95,19 @@ type AddrKey struct {
 	Addr netip.Prefix
 }
 
-// RouteKey names a route of the main table: the kernel holds one route of ours per destination and metric.
+// RouteKey names a route: the kernel holds one route of ours per table, destination and metric.
 type RouteKey struct {
 	Dst    netip.Prefix
 	Metric int // 0: none. For IPv6 say 1024 instead, which the kernel takes 0 for and lists
+	Table  int // 0: the main table
+}
+
+// String orders routes as they are to be written: those of other tables before the main one's, which would send in clear what WireGuard's have not claimed yet.
+func (k RouteKey) String() string {
+	if k.Table == 0 {
+		return fmt.Sprintf("main %v %d", k.Dst, k.Metric)
+	}
+	return fmt.Sprintf("%d %v %d", k.Table, k.Dst, k.Metric)
 }
 
 // RouteType is the kind of a route.
@@ -104,6 +117,8 @@ type RouteType uint8
 const (
 	Unicast RouteType = iota
 	Blackhole
+	Prohibit // the sender is told that it may not
+	Throw    // the lookup goes on with the next rule, as if the table had no route
 )
 
 // RouteScope is the scope of a route.
@@ -119,7 +134,7 @@ const (
 type Route struct {
 	Type     RouteType
 	Scope    RouteScope
-	Dev      Dev        // zero for a blackhole
+	Dev      Dev        // zero unless Unicast
 	Gateway  netip.Addr // zero if none
 	Src      netip.Addr // preferred source; zero if none
 	Onlink   bool
@@ -170,9 +185,13 @@ type State struct {
 	Neighs  map[NeighKey]MAC
 	FDB     map[FDBKey]netip.Addr // the remote node's address
 	Routes  map[RouteKey]Route
+	Rules   map[Rule]struct{}
 	Sets    map[SetKey]Set
 	Chains  map[ChainKey]Chain // of IPv4
 	Chains6 map[ChainKey]Chain // of IPv6
+
+	WireGuard map[Dev]WireGuard
+	Peers     map[PeerKey]Peer
 
 	// Held are places of routes that cannot be written yet, since the device that they lead through is not there or the other node is
 	// not ready. What stands in such a place, as from before a change of mode, is not changed meanwhile. Where nothing does, the route
@@ -189,9 +208,13 @@ func NewState() State {
 		Neighs:  map[NeighKey]MAC{},
 		FDB:     map[FDBKey]netip.Addr{},
 		Routes:  map[RouteKey]Route{},
+		Rules:   map[Rule]struct{}{},
 		Sets:    map[SetKey]Set{},
 		Chains:  map[ChainKey]Chain{},
 		Chains6: map[ChainKey]Chain{},
 		Held:    map[RouteKey]Route{},
+
+		WireGuard: map[Dev]WireGuard{},
+		Peers:     map[PeerKey]Peer{},
 	}
 }

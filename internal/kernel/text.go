@@ -14,6 +14,7 @@ func (s State) Text() string {
 	var b strings.Builder
 	section(&b, "sysctl", lines(s.Sysctls, func(k SysctlKey, v string) string { return k.Path + " = " + v }))
 	section(&b, "ip -d link", lines(s.Links, linkText))
+	section(&b, "wg", append(lines(s.WireGuard, WireGuardText), lines(s.Peers, PeerText)...))
 	section(&b, "ip addr", lines(s.Addrs, addrText))
 	section(&b, "ip neigh", lines(s.Neighs, func(k NeighKey, m MAC) string {
 		return fmt.Sprintf("%v dev %v lladdr %v PERMANENT", k.Addr, k.Dev, m)
@@ -21,6 +22,7 @@ func (s State) Text() string {
 	section(&b, "bridge fdb", lines(s.FDB, func(k FDBKey, dst netip.Addr) string {
 		return fmt.Sprintf("%v dev %v dst %v self permanent", k.MAC, k.Dev, dst)
 	}))
+	section(&b, "ip rule", lines(s.Rules, func(r Rule, _ struct{}) string { return r.String() }))
 	section(&b, "ip route", routeLines(s.Routes))
 	section(&b, "ip route, not yet", lines(s.Held, heldText))
 	section(&b, "ipset", lines(s.Sets, func(k SetKey, v Set) string { return string(k) + ": " + strings.ReplaceAll(v.Members, ",", " ") }))
@@ -39,6 +41,9 @@ func heldText(k RouteKey, r Route) string {
 func linkText(name string, l Link) string {
 	if l.Type == IPIP {
 		return fmt.Sprintf("%s mtu %d link/ipip any remote any local any", name, l.MTU)
+	}
+	if l.Type == WireGuardLink {
+		return fmt.Sprintf("%s mtu %d link/none wireguard", name, l.MTU)
 	}
 	return fmt.Sprintf("%s mtu %d link/ether %v vxlan id %d local %v dev %v dstport %d nolearning", name, l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
 }
@@ -66,8 +71,13 @@ func RouteText(k RouteKey, r Route) string {
 		dst = k.Dst.Addr().String()
 	}
 	var b strings.Builder
-	if r.Type == Blackhole {
+	switch r.Type {
+	case Blackhole:
 		b.WriteString("blackhole ")
+	case Prohibit:
+		b.WriteString("prohibit ")
+	case Throw:
+		b.WriteString("throw ")
 	}
 	b.WriteString(dst)
 	if r.Gateway.IsValid() {
@@ -75,6 +85,9 @@ func RouteText(k RouteKey, r Route) string {
 	}
 	if r.Dev.Name != "" {
 		fmt.Fprintf(&b, " dev %v", r.Dev)
+	}
+	if k.Table != 0 {
+		fmt.Fprintf(&b, " table %d", k.Table)
 	}
 	fmt.Fprintf(&b, " proto %d", r.Protocol)
 	if r.Scope == LinkScope {
@@ -100,7 +113,7 @@ func RouteText(k RouteKey, r Route) string {
 
 func routeLines(routes map[RouteKey]Route) []string {
 	keys := slices.SortedFunc(maps.Keys(routes), func(a, b RouteKey) int {
-		return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.Metric, b.Metric))
+		return cmp.Or(cmp.Compare(a.Table, b.Table), a.Dst.Compare(b.Dst), cmp.Compare(a.Metric, b.Metric))
 	})
 	out := make([]string, len(keys))
 	for i, k := range keys {

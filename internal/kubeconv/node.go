@@ -168,7 +168,7 @@ func addresses(n *api.Node) []netip.Addr {
 	}
 	out = append(out, n.Spec.IPv4VXLANTunnelAddr, n.Spec.IPv6VXLANTunnelAddr)
 	if w := n.Spec.Wireguard; w != nil {
-		out = append(out, parsed([]string{w.InterfaceIPv4Address, w.InterfaceIPv6Address})...)
+		out = append(out, w.InterfaceIPv4Address, w.InterfaceIPv6Address)
 	}
 	for _, a := range n.Spec.Addresses {
 		out = append(out, parsed([]string{a.Address})...)

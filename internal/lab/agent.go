@@ -83,6 +83,14 @@ func (l *Lab) Reimage(ctx context.Context, node string) error {
 	})
 }
 
+// SetAgentEnv replaces the NAME=value pairs that every agent gets over the lab's own settings, from its next start.
+func (l *Lab) SetAgentEnv(ctx context.Context, env []string) error {
+	return l.update(ctx, func(s *state) error {
+		s.Options.AgentEnv = env
+		return nil
+	})
+}
+
 // startAgent records the process in n, whose state the caller saves.
 func (l *Lab) startAgent(ctx context.Context, s *state, n *Node) error {
 	if s.Options.NoAgents {
@@ -142,6 +150,9 @@ func agentEnv(s *state, n *Node) []string {
 			"CALICO_IPV6POOL_VXLAN="+modes()[s.Options.mode(true)].vxlan,
 			"CALICO_IPV6POOL_NAT_OUTGOING=true",
 		)
+	}
+	if s.Options.WireGuard {
+		env = append(env, "FELIX_WIREGUARDENABLED=true", fmt.Sprintf("FELIX_WIREGUARDENABLEDV6=%t", s.Options.DualStack))
 	}
 	return slices.Concat(env, s.Options.etcdEnv(), s.Options.AgentEnv)
 }

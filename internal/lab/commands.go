@@ -98,6 +98,7 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 	f.StringVar(&mode6, "mode6", "", "the same for IPv6, with --dual-stack: direct, vxlan or vxlan-crosssubnet (default: as --mode, and vxlan in place of ipip)")
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
 	f.BoolVar(&o.BGP, "bgp", false, "have nodes speak BGP; with direct pools and several subnets the router between these does too (needs bird2), so that all pods reach each other")
+	f.BoolVar(&o.WireGuard, "wireguard", false, "encrypt what pods of different nodes send each other, for which the kernel needs WireGuard")
 	f.BoolVar(&o.TLS, "tls", false, "have the lab's own etcd want TLS and certificates, which all get; not together with --etcd")
 	f.IntVar(&o.BlockSize, "block-size", o.BlockSize, "prefix length of the address blocks that nodes take from the pool")
 	f.StringVar(&pool, "pool", pool, "IPv4 CIDR of the pods")
@@ -119,16 +120,19 @@ func downCommand(set Settings) *cobra.Command {
 }
 
 func demoCommand(set Settings) *cobra.Command {
-	return &cobra.Command{
+	wireGuard := false
+	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Bring up three nodes, show that their pods reach each other, take all down",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(cmd)
 			defer cancel()
-			return Demo(ctx, set.Dir, set.Bin, cmd.OutOrStdout())
+			return Demo(ctx, set.Dir, set.Bin, wireGuard, cmd.OutOrStdout())
 		},
 	}
+	cmd.Flags().BoolVar(&wireGuard, "wireguard", false, "encrypt what pods of different nodes send each other")
+	return cmd
 }
 
 func checkCommand(set Settings) *cobra.Command {

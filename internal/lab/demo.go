@@ -19,8 +19,8 @@ const (
 var ErrUnreachable = errors.New("not every way works")
 
 // Demo brings up a lab beside the one in dir, attaches two pods to each of three nodes on two subnets, shows on w how they reach each
-// other, and takes everything down again, whatever happens. It fails unless the whole matrix holds.
-func Demo(ctx context.Context, dir, bin string, w io.Writer) (err error) {
+// other, encrypted between nodes or not, and takes everything down again, whatever happens. It fails unless the whole matrix holds.
+func Demo(ctx context.Context, dir, bin string, wireGuard bool, w io.Writer) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, patient(demoTimeout))
 	defer cancel()
 	began := time.Now()
@@ -38,7 +38,7 @@ func Demo(ctx context.Context, dir, bin string, w io.Writer) (err error) {
 		return err
 	}
 	options := Defaults()
-	options.Nodes, options.Subnets, options.Mode = demoNodes, 2, CrossSubnet
+	options.Nodes, options.Subnets, options.Mode, options.WireGuard = demoNodes, 2, CrossSubnet, wireGuard
 	say("bringing up " + options.String())
 	l, err := Up(ctx, Config{Dir: dir, Bin: bin, Options: options, Progress: say, Guarded: true})
 	if err != nil {

@@ -83,6 +83,9 @@ func wireAll(s *state, fabric *place, h *netlink.Handle) error {
 	if err := setUpFabric(fabric, h, s.Options); err != nil {
 		return fmt.Errorf("set up fabric: %w", err)
 	}
+	if err := tryWireGuard(h, s.Options); err != nil {
+		return err
+	}
 	o := s.Options
 	for _, n := range s.Nodes {
 		if err := plugNode(h, o, n); err != nil {
@@ -98,6 +101,18 @@ func wireAll(s *state, fabric *place, h *netlink.Handle) error {
 		return fmt.Errorf("find link outside: %w", err)
 	}
 	return addAddrs(h, link, gateways)
+}
+
+// tryWireGuard sees that the kernel has what a lab with encryption is for.
+func tryWireGuard(h *netlink.Handle, o Options) error {
+	if !o.WireGuard {
+		return nil
+	}
+	trial := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "trial"}}
+	if err := h.LinkAdd(trial); err != nil {
+		return fmt.Errorf("this kernel has no WireGuard: try the lab in a virtual machine, `sudo make vm CMD='bin/muslin-lab demo --wireguard'`: %w", err)
+	}
+	return h.LinkDel(trial)
 }
 
 func bridgeName(subnet int) string { return fmt.Sprintf("br-%d", subnet) }

@@ -50,6 +50,7 @@ type Options struct {
 	BlockSize6 int          `json:"blockSize6"`          // as BlockSize, with DualStack
 	Pool6      netip.Prefix `json:"pool6"`               // as Pool, with DualStack
 	BGP        bool         `json:"bgp,omitempty"`       // nodes speak BGP, and with direct pools the router between subnets does too
+	WireGuard  bool         `json:"wireGuard,omitempty"` // what pods of different nodes send each other is encrypted, by every family
 	NoAgents   bool         `json:"noAgents,omitempty"`  // only nodes and fabric: no agent, no pods
 	AgentEnv   []string     `json:"agentEnv,omitempty"`  // NAME=value for every agent, over the lab's own settings
 }

@@ -149,6 +149,9 @@ func (o Options) String() string {
 	if o.BGP {
 		text += " --bgp"
 	}
+	if o.WireGuard {
+		text += " --wireguard"
+	}
 	return text
 }
 

@@ -19,6 +19,7 @@ type family struct {
 	parent kernel.Dev      // the device that holds it; zero if none
 	vxlan  tunnel          // of the family
 	ipip   tunnel          // IPv4 only
+	wg     encryption      // of the family
 	vteps  map[string]bool // nodes whose VXLAN device we reach through ours
 	hosts  []nodeAddr      // of all nodes, by address
 }
@@ -43,7 +44,9 @@ func (c *computation) family(v6 bool) *family {
 	f.vxlan, f.ipip = tunnel{kind: "VXLAN", setting: "vxlanEnabled"}, tunnel{kind: "IP-in-IP", setting: "ipipEnabled"}
 	if v6 {
 		f.vxlan.when(c.pooled.VXLAN6, c.asked.VXLAN6, c.Keep.VXLAN6)
+		f.wg = c.WireGuard.encryption(true, c.asked.WireGuard6, c.Keep.WireGuard6)
 	} else {
+		f.wg = c.WireGuard.encryption(false, c.asked.WireGuard, c.Keep.WireGuard)
 		f.vxlan.when(c.pooled.VXLAN, c.asked.VXLAN, c.Keep.VXLAN)
 		f.ipip.when(c.pooled.IPIP, c.asked.IPIP, c.Keep.IPIP)
 	}
@@ -86,8 +89,10 @@ func (f *family) size(host int) (pods int) {
 	f.ipip.mtu = cmp.Or(f.IPIPMTU, host-ipipOverhead)
 	f.limitMTU(&f.vxlan, f.vxlanName(), overhead)
 	f.limitMTU(&f.ipip, kernel.IPIPDevice, ipipOverhead)
+	f.wg.mtu = cmp.Or(f.wg.mtu, host-f.wg.overhead)
+	f.limitMTU(&f.wg.tunnel, f.wg.name, f.wg.overhead)
 	pods = host
-	for _, t := range []tunnel{f.vxlan, f.ipip} {
+	for _, t := range []tunnel{f.vxlan, f.ipip, f.wg.tunnel} {
 		if t.asked {
 			pods = min(pods, t.mtu)
 		}

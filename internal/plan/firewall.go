@@ -42,6 +42,9 @@ func (f *family) firewall() {
 	if f.vxlan.on {
 		post = append(post, ownTraffic(f.vxlanName()))
 	}
+	if f.wg.on {
+		post = append(post, f.wg.ownTraffic(f.self))
+	}
 	if len(post) > 0 {
 		f.chain("nat", "POSTROUTING", "-j cali-POSTROUTING")
 		f.chain("nat", "cali-POSTROUTING", post...)
@@ -86,6 +89,9 @@ func (f *family) masquerade() []string {
 func (f *family) takes() {
 	if f.ipip.on {
 		f.tunnels.IPIP, f.tunnels.IPIPPeers = true, f.addresses(true)
+	}
+	if f.wg.on {
+		f.takesWireGuard()
 	}
 	if !f.vxlan.on {
 		return

@@ -59,12 +59,13 @@ type Settings struct {
 	LeaveForwarding bool             // the host's forwarding is not ours to switch on
 	Spoofing        bool             // workloads may send from the ranges that their endpoints name
 	FloatingIPs     bool             // what is sent to endpoints' floating addresses goes to them
-	Keep            Modes            // receiving side stays although no pool uses it any more
-	IPIPBegun       bool             // pools ask for IP-in-IP since a short while only: nodes may not know yet
+	WireGuard       WireGuard
+	Keep            Modes // receiving side stays although no pool uses it any more
+	IPIPBegun       bool  // pools ask for IP-in-IP since a short while only: nodes may not know yet
 }
 
 // Modes are encapsulations.
-type Modes struct{ IPIP, VXLAN, VXLAN6 bool }
+type Modes struct{ IPIP, VXLAN, VXLAN6, WireGuard, WireGuard6 bool }
 
 // Problem is input that could not be used. It is data, not an error: everything else is in the state.
 type Problem struct {
@@ -83,22 +84,24 @@ func (p Problem) String() string { return p.Object + ": " + p.Text }
 type Result struct {
 	State    kernel.State
 	PodMTU   int   // for new pods, in bytes
-	Modes    Modes // that pools ask for
+	Modes    Modes // that pools and settings ask for
 	Tunnels  Tunnels
 	Problems []Problem
 }
 
 // Tunnels are what this host takes packets of, and from whom, for policy to let them in.
 type Tunnels struct {
-	IPIP, VXLAN, VXLAN6   bool
-	IPIPPeers, VXLANPeers []netip.Prefix // of both families
+	IPIP, VXLAN, VXLAN6, WireGuard, WireGuard6 bool
+	IPIPPeers, VXLANPeers, WireGuardPeers      []netip.Prefix // of both families
 }
 
-// Overheads of the encapsulations, in bytes (RFC 2003; RFC 7348 over IPv4 and IPv6).
+// Overheads of the encapsulations, in bytes (RFC 2003; RFC 7348 over IPv4 and IPv6; WireGuard's of wireguard.cali and wg-v6.cali).
 const (
 	ipipOverhead    = 20
 	vxlanOverhead   = 50
 	vxlanOverheadV6 = 70
+	wgOverhead      = 60   // IPv4, UDP, and 32 of its own
+	wgOverheadV6    = 80   // IPv6 likewise
 	fallbackMTU     = 1460 // where no device matches
 )
 
@@ -134,7 +137,7 @@ func compute(in inputs) *computation {
 		c.workload(e, own[i])
 	}
 	c.families = []*family{c.family(false)}
-	if c.IPv6 && (c.Keep.VXLAN6 || c.asksForIPv6()) {
+	if c.IPv6 && (c.Keep.VXLAN6 || c.Keep.WireGuard6 || c.asksForIPv6()) {
 		c.forward("net/ipv6/conf/all/forwarding")
 		c.families = append(c.families, c.family(true))
 	}
@@ -144,6 +147,7 @@ func compute(in inputs) *computation {
 		c.podMTU = min(c.podMTU, f.size(mtu))
 		f.vxlanDevice()
 		f.ipipDevice()
+		f.wireGuard()
 		f.firewall()
 		f.takes()
 	}
@@ -205,6 +209,7 @@ func (c *computation) modes() Modes {
 	if c.VXLANEnabled != nil {
 		m.VXLAN, m.VXLAN6 = *c.VXLANEnabled, *c.VXLANEnabled && c.IPv6 && c.asksForIPv6()
 	}
+	m.WireGuard, m.WireGuard6 = c.WireGuard.Enabled, c.WireGuard.Enabled6 && c.IPv6 && c.asksForIPv6()
 	return m
 }
 

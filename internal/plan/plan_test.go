@@ -69,7 +69,7 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 	if r.Modes != (Modes{}) {
 		fmt.Fprintf(&b, "## modes\n%+v\n", r.Modes)
 	}
-	if t := r.Tunnels; t.IPIP || t.VXLAN || t.VXLAN6 {
+	if t := r.Tunnels; t.IPIP || t.VXLAN || t.VXLAN6 || t.WireGuard || t.WireGuard6 {
 		fmt.Fprintf(&b, "## tunnels\n%+v\n", t)
 	}
 	for i, p := range r.Problems {
@@ -82,7 +82,10 @@ func computed(t *testing.T, ar *txtar.Archive) string {
 }
 
 func settings() Settings {
-	return Settings{Node: "node-1", IPv6: true, AcceptMark: 0x10000, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth")}
+	return Settings{
+		Node: "node-1", IPv6: true, AcceptMark: 0x10000, VXLANPort: 4789, VXLANVNI: 4096, MTUIface: regexp.MustCompile("^eth"),
+		WireGuard: WireGuard{Device: "wireguard.cali", Device6: "wg-v6.cali", Port: 51820, Port6: 51821, Table: 1, Priority: 99, Mark: 0x80000000},
+	}
 }
 
 // changed reads lines of "name: value" into settings.
@@ -98,6 +101,19 @@ func changed(t *testing.T, s Settings, text string) Settings {
 			s.NoIPIP = value
 		case "keep":
 			s.Keep = Modes{IPIP: strings.Contains(value, "ipip"), VXLAN: strings.Contains(value, "vxlan4"), VXLAN6: strings.Contains(value, "vxlan6")}
+			s.Keep.WireGuard, s.Keep.WireGuard6 = strings.Contains(value, "wireguard4"), strings.Contains(value, "wireguard6")
+		case "wireguard":
+			s.WireGuard.Enabled, s.WireGuard.Enabled6 = strings.Contains(value, "4"), strings.Contains(value, "6")
+			s.WireGuard.Hosts, s.WireGuard.Plain = strings.Contains(value, "hosts"), strings.Contains(value, "plain")
+		case "wireguard-lacking":
+			s.WireGuard.Lacking = value
+		case "wireguard-table, priority, mtu, keepalive":
+			_, err = fmt.Sscan(value, &s.WireGuard.Table, &s.WireGuard.Priority, &s.WireGuard.MTU, &s.WireGuard.KeepAlive)
+		case "wireguard-exempt":
+			s.WireGuard.Own = []uint16{9099}
+			for _, a := range strings.Fields(value) {
+				s.WireGuard.Exempt = append(s.WireGuard.Exempt, netip.MustParseAddrPort(a))
+			}
 		case "floating":
 			s.FloatingIPs = value == "true"
 		case "spoofing":
@@ -209,6 +225,9 @@ func host(t *testing.T, text string) kernel.Host {
 			t.Fatal(err)
 		}
 		l.Up, l.Live = f[3] != "down", f[3] == "up"
+		if strings.HasPrefix(f[0], "wireguard") || strings.HasPrefix(f[0], "wg") {
+			l.Kind = "wireguard"
+		}
 		h.Links[f[0]] = l
 		for _, a := range f[4:] {
 			h.Addrs = append(h.Addrs, kernel.HostAddr{Dev: f[0], Addr: netip.MustParsePrefix(a)})

@@ -42,6 +42,7 @@ func (in inputs) equal(other inputs) bool {
 type blockPlan struct {
 	routes   []namedRoute
 	held     []namedRoute
+	allowed  []allowed
 	problems []Problem
 	beyond   []beyond
 	turn     int // the last in which there was the block
@@ -70,11 +71,13 @@ func (p *Planner) Compute(m Model, s Settings, h kernel.Host) Result {
 	maps.Copy(r.State.Routes, p.base.out.Routes)
 	r.State.Held = map[kernel.RouteKey]kernel.Route{}
 	var far []beyond
+	var nodes []allowed
 	for _, b := range blocks {
 		x := p.part(b)
 		x.add(&r)
-		far = append(far, x.beyond...)
+		far, nodes = append(far, x.beyond...), append(nodes, x.allowed...)
 	}
+	r.State.Peers = p.base.peers(nodes)
 	r.Problems = append(r.Problems, p.heard.lacking(far)...)
 	p.heard.merge(&r, p.base.local)
 	if len(p.parts) > len(blocks) {

@@ -27,6 +27,7 @@ type world struct {
 func TestPlannerGivesWhatComputeGives(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m, h := cluster(8)
+		h.Links["wireguard.cali"] = kernel.HostLink{Index: 77, MTU: 1440, Kind: "wireguard", Up: true}
 		w := &world{T: t, m: m, s: settings(), h: h}
 		changes := []func(){w.block, w.block, w.noBlock, w.block6, w.node, w.noNode, w.pool, w.endpoint, w.device, w.setting, w.hear, func() {}}
 		var p Planner
@@ -119,6 +120,10 @@ func (w *world) node() {
 	}
 	i := w.index(len(w.m.Nodes))
 	n := *w.m.Nodes[i]
+	if key := rapid.IntRange(0, 3).Draw(w.T, "key"); key > 0 {
+		n.Status.WireguardPublicKey = kernel.PublicKey{byte(key)}.String()
+		n.Spec.Wireguard = &api.NodeWireguard{InterfaceIPv4Address: nth(netip.MustParseAddr("10.0.0.0"), key)}
+	}
 	if rapid.Bool().Draw(w.T, "address") {
 		at := rapid.SampledFrom([]string{"172.16.0.1/16", "172.16.0.9/16", "172.17.0.9/16"}).Draw(w.T, "to")
 		n.Spec.BGP = &api.NodeBGP{IPv4Address: api.Prefix{Prefix: netip.MustParsePrefix(at)}, IPv6Address: api.Prefix{Prefix: netip.MustParsePrefix("fd01::9/64")}}
@@ -163,11 +168,15 @@ func (w *world) device() {
 }
 
 func (w *world) setting() {
-	switch rapid.IntRange(0, 2).Draw(w.T, "setting") {
+	switch rapid.IntRange(0, 4).Draw(w.T, "setting") {
 	case 0:
 		w.s.Keep = Modes{VXLAN: !w.s.Keep.VXLAN}
 	case 1:
 		w.s.Ours.Protocol = 80 + 81 - max(w.s.Ours.Protocol, 80)
+	case 2:
+		w.s.WireGuard.Enabled, w.s.WireGuard.Hosts = !w.s.WireGuard.Enabled, rapid.Bool().Draw(w.T, "hosts")
+	case 3:
+		w.s.Keep.WireGuard = !w.s.Keep.WireGuard
 	default:
 		w.s.IPv6 = !w.s.IPv6
 	}

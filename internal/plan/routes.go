@@ -41,6 +41,9 @@ func (r *routing) borrowed(b *api.Block, owner string) {
 		if at == nil || *at < 0 || *at >= len(b.Attributes) {
 			continue
 		}
+		if owner != r.Node {
+			r.passBy(nth(b.CIDR.Addr(), i))
+		}
 		user := b.Attributes[*at].Secondary[api.AttrNode]
 		if user == "" || user == owner || user == r.Node {
 			continue
@@ -58,6 +61,7 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 	if dst.IsSingleIP() && r.coversNode(dst) {
 		return
 	}
+	encrypted := r.encrypt(dst, owner)
 	object := "Node(" + owner + ")"
 	n := r.nodes[owner]
 	if n == nil {
@@ -92,6 +96,7 @@ func (r *routing) remote(dst netip.Prefix, owner string) {
 		r.throughIPIP(dst, name, n, addr.Addr())
 	case near:
 		r.route(dst, kernel.Route{Gateway: addr.Addr(), Dev: r.parent, Onlink: true})
+	case encrypted: // needs no route of the network's
 	default:
 		r.part.beyond = append(r.part.beyond, beyond{dst, newProblem(object, "is outside our subnet %v and %s is not encapsulated there: "+
 			"the route to %v must come from the network. Use vxlanMode CrossSubnet or Always if it does not", r.self.Masked(), name, dst)})

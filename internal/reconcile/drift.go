@@ -145,9 +145,29 @@ func linkWords() words[string, kernel.Link] {
 			return "a device of another kind or with other options"
 		case l.MTU == 0:
 			return "down"
+		case l.Type == kernel.WireGuardLink:
+			return fmt.Sprintf("mtu %d wireguard", l.MTU)
 		}
 		return fmt.Sprintf("mtu %d %v vxlan id %d local %v dev %v dstport %d", l.MTU, l.MAC, l.VNI, l.Local, l.Parent, l.Port)
 	}}
+}
+
+func wireGuardWords() words[kernel.Dev, kernel.WireGuard] {
+	return words[kernel.Dev, kernel.WireGuard]{
+		object: func(d kernel.Dev) string { return d.Name },
+		value:  kernel.WireGuardText,
+	}
+}
+
+func peerWords() words[kernel.PeerKey, kernel.Peer] {
+	return words[kernel.PeerKey, kernel.Peer]{
+		object: func(k kernel.PeerKey) string { return "peer " + k.Key.String() + " of " + k.Dev.Name },
+		value:  kernel.PeerText,
+	}
+}
+
+func ruleWords() words[kernel.Rule, struct{}] {
+	return words[kernel.Rule, struct{}]{object: kernel.Rule.String, value: func(r kernel.Rule, _ struct{}) string { return r.String() }}
 }
 
 func addrWords() words[kernel.AddrKey, struct{}] {

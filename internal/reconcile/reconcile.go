@@ -48,11 +48,14 @@ type Table[K, V comparable] interface {
 type Tables struct {
 	Sysctls Table[kernel.SysctlKey, string]
 	Links   Table[string, kernel.Link]
+	WGs     Table[kernel.Dev, kernel.WireGuard]
+	Peers   Table[kernel.PeerKey, kernel.Peer]
 	Addrs   Table[kernel.AddrKey, struct{}]
 	Neighs  Table[kernel.NeighKey, kernel.MAC]
 	FDB     Table[kernel.FDBKey, netip.Addr]
 	Sets    Table[kernel.SetKey, kernel.Set]
 	Routes  Table[kernel.RouteKey, kernel.Route]
+	Rules   Table[kernel.Rule, struct{}]
 	Chains  Table[kernel.ChainKey, kernel.Chain] // of IPv4
 	Chains6 Table[kernel.ChainKey, kernel.Chain] // of IPv6
 }
@@ -64,11 +67,14 @@ type Name string
 const (
 	Sysctls Name = "sysctls"
 	Links   Name = "links"
+	WGs     Name = "WireGuard devices"
+	Peers   Name = "WireGuard peers"
 	Addrs   Name = "addresses"
 	Neighs  Name = "neighbours"
 	FDB     Name = "forwarding entries"
 	Sets    Name = "sets"
 	Routes  Name = "routes"
+	Rules   Name = "rules"
 	Chains  Name = "chains"
 	Chains6 Name = "IPv6 chains"
 )
@@ -86,11 +92,14 @@ type Reconciler struct {
 	log     *slog.Logger
 	sysctls table[kernel.SysctlKey, string]
 	links   table[string, kernel.Link]
+	wgs     table[kernel.Dev, kernel.WireGuard]
+	peers   table[kernel.PeerKey, kernel.Peer]
 	addrs   table[kernel.AddrKey, struct{}]
 	neighs  table[kernel.NeighKey, kernel.MAC]
 	fdb     table[kernel.FDBKey, netip.Addr]
 	sets    table[kernel.SetKey, kernel.Set]
 	routes  table[kernel.RouteKey, kernel.Route]
+	rules   table[kernel.Rule, struct{}]
 	chains  table[kernel.ChainKey, kernel.Chain]
 	chains6 table[kernel.ChainKey, kernel.Chain]
 
@@ -107,6 +116,8 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 			sysctlWords(), points{put: fault.ApplySysctlsPut}),
 		links: newTable(Links, t.Links, func(s kernel.State) map[string]kernel.Link { return s.Links },
 			linkWords(), points{put: fault.ApplyLinksPut, removed: fault.ApplyLinksRemoved}),
+		wgs:   newTable(WGs, t.WGs, func(s kernel.State) map[kernel.Dev]kernel.WireGuard { return s.WireGuard }, wireGuardWords(), uncut()),
+		peers: newTable(Peers, t.Peers, func(s kernel.State) map[kernel.PeerKey]kernel.Peer { return s.Peers }, peerWords(), uncut()),
 		addrs: newTable(Addrs, t.Addrs, func(s kernel.State) map[kernel.AddrKey]struct{} { return s.Addrs },
 			addrWords(), points{put: fault.ApplyAddrsPut, removed: fault.ApplyAddrsRemoved}),
 		neighs: newTable(Neighs, t.Neighs, func(s kernel.State) map[kernel.NeighKey]kernel.MAC { return s.Neighs },
@@ -117,18 +128,22 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 			setWords(), points{put: fault.ApplySetsPut, removed: fault.ApplySetsRemoved}),
 		routes: newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes },
 			routeWords(), points{put: fault.ApplyRoutesPut, removed: fault.ApplyRoutesRemoved}),
+		rules: newTable(Rules, t.Rules, func(s kernel.State) map[kernel.Rule]struct{} { return s.Rules }, ruleWords(), uncut()),
 		chains: newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains },
 			chainWords(xtables.Marks), points{put: fault.ApplyChainsPut, removed: fault.ApplyChainsRemoved}),
 		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 },
 			chainWords(xtables.Marks), points{put: fault.ApplyChains6Put, removed: fault.ApplyChains6Removed}),
 	}
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
-	r.routes.group = func(k kernel.RouteKey) any { return k.Dst }
+	r.routes.group = func(k kernel.RouteKey) any { return kernel.RouteKey{Dst: k.Dst, Table: k.Table} }
 	r.links.noted = r.remake
 	r.addrs.noted = r.empty
 	r.routes.held = func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Held }
 	return r
 }
+
+// uncut are the points of a table whose apply no test cuts off.
+func uncut() points { return points{put: fault.Nowhere, removed: fault.Nowhere} }
 
 // part is a table of any kind.
 type part interface {
@@ -141,10 +156,10 @@ type part interface {
 	doubted() bool
 }
 
-// parts lists the tables in order of dependency: what is in one needs nothing of a later one. Routes are last: a packet is sent into a
-// tunnel only when what comes back through it is let in, and by the time that the tunnel closes nothing leads there.
+// parts lists the tables in order of dependency: what is in one needs nothing of a later one. Routes are late: a packet is sent into a
+// tunnel only when what comes back through it is let in, and by the time that the tunnel closes nothing leads there. Rules lead to routes.
 func (r *Reconciler) parts() []part {
-	all := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.chains, &r.chains6, &r.routes}
+	all := []part{&r.sysctls, &r.links, &r.wgs, &r.peers, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.chains, &r.chains6, &r.routes, &r.rules}
 	return slices.DeleteFunc(all, part.absent)
 }
 
@@ -249,7 +264,7 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 		r.settled = false
 	}
 	if e.Lost {
-		r.MarkDirty(Sysctls, Links, Addrs, Neighs, FDB, Routes)
+		r.MarkDirty(Sysctls, Links, WGs, Peers, Addrs, Neighs, FDB, Routes, Rules)
 	}
 	if e.RoutesLost {
 		r.MarkDirty(Routes)
@@ -259,7 +274,9 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 	r.neighs.observe(e.Neighs)
 	r.fdb.observe(e.FDB)
 	r.routes.observe(e.Routes)
-	return r.sysctls.dirty || r.links.dirty || r.addrs.dirty || r.neighs.dirty || r.fdb.dirty || r.routes.dirty
+	r.rules.observe(e.Rules)
+	observed := []part{&r.sysctls, &r.links, &r.addrs, &r.neighs, &r.fdb, &r.routes, &r.rules}
+	return slices.ContainsFunc(observed, part.doubted)
 }
 
 // flushed drops what the kernel drops when a device is set down.
@@ -314,11 +331,15 @@ func (r *Reconciler) gone(d kernel.Dev) {
 	fdb := r.fdb.forget(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev == d })
 	addrs := r.addrs.forget(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
 	sysctls := r.sysctls.forget(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })
-	r.settled = r.settled && !fdb && !addrs && !sysctls
+	wgs := r.wgs.forget(func(k kernel.Dev, _ kernel.WireGuard) bool { return k == d })
+	peers := r.peers.forget(func(k kernel.PeerKey, _ kernel.Peer) bool { return k.Dev == d })
+	r.settled = r.settled && !fdb && !addrs && !sysctls && !wgs && !peers
 	if strings.HasPrefix(d.Name, kernel.WorkloadPrefix) || r.remade[d.Name] {
 		delete(r.remade, d.Name)
 		r.neighs.pardon(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Name == d.Name })
 		r.routes.pardon(func(_ kernel.RouteKey, v kernel.Route) bool { return v.Dev.Name == d.Name })
+		r.wgs.pardon(func(k kernel.Dev, _ kernel.WireGuard) bool { return k.Name == d.Name })
+		r.peers.pardon(func(k kernel.PeerKey, _ kernel.Peer) bool { return k.Dev.Name == d.Name })
 		r.fdb.pardon(func(k kernel.FDBKey, _ netip.Addr) bool { return k.Dev.Name == d.Name })
 		r.addrs.pardon(func(k kernel.AddrKey, _ struct{}) bool { return k.Link == d.Name })
 		r.sysctls.pardon(func(k kernel.SysctlKey, _ string) bool { return k.Index == d.Index })

@@ -231,7 +231,7 @@ func TestRouteForTheMeantimeIsWrittenOnlyWhereNoneStands(t *testing.T) {
 	mustRefresh(t, r)
 	for range 2 {
 		mustApply(t, r, s)
-		if want := []string{"list route", "put route {" + empty.Dst.String() + " 0}"}; !slices.Equal(want, *journal) || f.have[taken] != old || f.have[empty] != meantime {
+		if want := []string{"list route", "put route main " + empty.Dst.String() + " 0"}; !slices.Equal(want, *journal) || f.have[taken] != old || f.have[empty] != meantime {
 			t.Errorf("journal %v, have %v", *journal, f.have)
 		}
 	}

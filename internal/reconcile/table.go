@@ -30,7 +30,7 @@ type table[K, V comparable] struct {
 	suspects  suspects[K, V]
 }
 
-// points are where a table's apply can be cut off. A table of which nothing is ever removed has no second one.
+// points are where a table's apply can be cut off: after additions, and after removals, of which a table may have none.
 type points struct{ put, removed fault.Point }
 
 // outcome is what was done to a table.
@@ -154,7 +154,7 @@ func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V], 
 	if err = fault.At(fault.ApplyBegun); err == nil {
 		err = x.t.Apply(ctx, changes)
 	}
-	if err == nil {
+	if err == nil && after != fault.Nowhere {
 		err = fault.At(after)
 	}
 	if err == nil {

@@ -28,16 +28,16 @@ func (t Addrs) List(ctx context.Context) (map[kernel.AddrKey]struct{}, error) {
 	}
 	out := map[kernel.AddrKey]struct{}{}
 	for _, a := range all {
-		if name := devices[a.index].name; ourAddr(name, a) {
-			out[kernel.AddrKey{Link: name, Addr: a.addr}] = struct{}{}
+		if d := devices[a.index]; ourAddr(d, a) {
+			out[kernel.AddrKey{Link: d.name, Addr: a.addr}] = struct{}{}
 		}
 	}
 	return out, nil
 }
 
-func ourAddr(dev string, a address) bool {
+func ourAddr(d device, a address) bool {
 	ip := a.addr.Addr()
-	return ourLink(dev) && !(ip.Is6() && ip.IsLinkLocalUnicast())
+	return d.ours() && !(ip.Is6() && ip.IsLinkLocalUnicast())
 }
 
 // Apply adds and removes addresses.

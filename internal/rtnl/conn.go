@@ -1,4 +1,4 @@
-// Package rtnl reads and writes the network devices, addresses, neighbours, forwarding entries and routes of one network
+// Package rtnl reads and writes the network devices, addresses, neighbours, forwarding entries, routes and rules of one network
 // namespace, and watches them.
 //
 // Every kind of object is a table with List and Apply, see internal/kernel. List returns only what carries our mark. Apply is

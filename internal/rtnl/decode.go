@@ -21,6 +21,7 @@ type device struct {
 	name  string
 	host  kernel.HostLink
 	admin bool // set up by the administrator, whatever its carrier says
+	alias string
 }
 
 // dev is how other objects name the device.
@@ -53,6 +54,8 @@ func decodeLink(m []byte) (d device, ok bool, err error) {
 			copy(d.host.MAC[:], a.Value)
 		case unix.IFLA_OPERSTATE:
 			oper = byte(number(a.Value))
+		case unix.IFLA_IFALIAS:
+			d.alias = text(a.Value)
 		case unix.IFLA_LINKINFO:
 			d.host.Kind = kind(a.Value)
 		}
@@ -148,7 +151,7 @@ func decodeNeigh(m []byte) (neighbour, error) {
 	return n, nil
 }
 
-// route is a route of the main table. Of its devices only the indexes are known until name has been called.
+// route is a route of any table. Of its devices only the indexes are known until name has been called.
 type route struct {
 	key  kernel.RouteKey
 	val  kernel.Route
@@ -171,7 +174,7 @@ func (r *route) name(of func(index int) string) {
 const otherType = 100
 
 // decodeRoute reads an RTM_NEWROUTE or RTM_DELROUTE message: struct rtmsg and attributes. ok is false for what is no
-// route of the main table.
+// route, and for those of the table of the host's own addresses, which are the kernel's.
 func decodeRoute(m []byte) (r route, ok bool, err error) {
 	if len(m) < unix.SizeofRtMsg {
 		return route{}, false, fmt.Errorf("decode route: message of %d bytes", len(m))
@@ -202,8 +205,11 @@ func decodeRoute(m []byte) (r route, ok bool, err error) {
 		}
 	}
 	r.key.Dst = netip.PrefixFrom(dst, int(msg.Dst_len))
+	if table != unix.RT_TABLE_MAIN {
+		r.key.Table = int(table)
+	}
 	r.classify(msg)
-	return r, table == unix.RT_TABLE_MAIN, nil
+	return r, table != unix.RT_TABLE_LOCAL, nil
 }
 
 func (r *route) attribute(a syscall.NetlinkRouteAttr) {
@@ -253,8 +259,10 @@ func (r *route) classify(msg *nl.RtMsg) {
 		if msg.Scope != unix.RT_SCOPE_UNIVERSE || msg.Family == unix.AF_INET6 && !r.val.Gateway.IsValid() && len(r.hops) == 0 {
 			r.val.Scope = kernel.LinkScope
 		}
-	case unix.RTN_BLACKHOLE:
-		r.val.Type = kernel.Blackhole
+	case unix.RTN_BLACKHOLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
+		r.val.Type = map[uint8]kernel.RouteType{
+			unix.RTN_BLACKHOLE: kernel.Blackhole, unix.RTN_PROHIBIT: kernel.Prohibit, unix.RTN_THROW: kernel.Throw,
+		}[msg.Type]
 		r.val.Dev = kernel.Dev{} // IPv6 says lo
 	default:
 		r.val.Type = kernel.RouteType(otherType + msg.Type)
@@ -313,12 +321,22 @@ func (c *Conn) addresses(ctx context.Context) ([]address, error) {
 	return out, nil
 }
 
-// ourLink tells whether a device is in the table of links.
-func ourLink(name string) bool { return ourTunnel(name) || name == kernel.IPIPDevice }
+// ours tells whether a device is in the table of links.
+func (d device) ours() bool {
+	return ourTunnel(d.name) || d.name == kernel.IPIPDevice || d.host.Kind == kindWireGuard && d.alias == kernel.LinkAlias
+}
 
-// ourTunnel tells whether a device is one that we alone make, so that whatever hangs on it is ours: a VXLAN device. Routes through the
+const kindWireGuard = "wireguard"
+
+// ourTunnel tells whether a device is one that we alone make, so that whatever hangs on it is ours: a VXLAN or WireGuard device. Routes through the
 // IPIP device may be those of a routing daemon.
-func ourTunnel(name string) bool { return name == kernel.VXLANDevice || name == kernel.VXLAN6Device }
+func ourTunnel(name string) bool {
+	switch name {
+	case kernel.VXLANDevice, kernel.VXLAN6Device, kernel.WireGuardDevice, kernel.WireGuard6Device:
+		return true
+	}
+	return false
+}
 
 // ourDevice tells whether a device belongs to us with all neighbours on it.
 func (c *Conn) ourDevice(name string) bool { return ourTunnel(name) || c.ownership().Workload(name) }

@@ -13,7 +13,7 @@ import (
 func (c *Conn) DefaultDevices(ctx context.Context, v6 bool) ([]string, error) {
 	var best []route
 	err := c.Routes().all(ctx, func(r route) {
-		fits := r.key.Dst.Bits() == 0 && r.key.Dst.Addr().Is6() == v6 && r.val.Type == kernel.Unicast && r.val.Dev.Name != ""
+		fits := r.key.Table == 0 && r.key.Dst.Bits() == 0 && r.key.Dst.Addr().Is6() == v6 && r.val.Type == kernel.Unicast && r.val.Dev.Name != ""
 		if !fits || len(best) > 0 && r.key.Metric > best[0].key.Metric {
 			return
 		}

@@ -75,3 +75,18 @@ func (c *Conn) RemovePair(name string) error {
 	}
 	return nil
 }
+
+// WireGuards lists the WireGuard devices that are ours.
+func (c *Conn) WireGuards(ctx context.Context) ([]kernel.Dev, error) {
+	devices, err := c.devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []kernel.Dev
+	for _, d := range devices {
+		if d.host.Kind == kindWireGuard && d.ours() {
+			out = append(out, d.dev())
+		}
+	}
+	return out, nil
+}

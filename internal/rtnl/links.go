@@ -17,7 +17,11 @@ import (
 // ErrNoIPIP says that the kernel has no IP-in-IP devices.
 var ErrNoIPIP = errors.New("the kernel has no IP-in-IP devices; load its module with `modprobe ipip`")
 
-// Links is the table of our VXLAN devices and of the IPIP device. Their mark is the name.
+// ErrNoWireGuard says that the kernel has no WireGuard devices.
+var ErrNoWireGuard = errors.New("WireGuard not supported by this kernel; load its module with `modprobe wireguard`, which kernels have since 5.6")
+
+// Links is the table of our VXLAN and WireGuard devices and of the IPIP device. Their mark is the name; that of a WireGuard device, which settings may
+// name, is its alias too.
 //
 // The kernel's module ipip makes tunl0 itself, in every namespace and at the latest when one is asked for, and never removes it
 // (net/ipv4/ip_tunnel.c, the fallback device). So the device is in the table while it is up: to create it is to set it up, and to
@@ -36,7 +40,7 @@ func (t Links) List(ctx context.Context) (map[string]kernel.Link, error) {
 	}
 	out := map[string]kernel.Link{}
 	for _, d := range devices {
-		if !ourLink(d.name) {
+		if !d.ours() {
 			continue
 		}
 		l, err := t.c.h.LinkByIndex(d.host.Index)
@@ -65,6 +69,8 @@ func linkOf(l netlink.Link, parent func(int) kernel.Dev) kernel.Link {
 		return vxlanOf(d, parent)
 	case *netlink.Iptun:
 		return ipipOf(d)
+	case *netlink.Wireguard:
+		return wireGuardOf(d)
 	}
 	return kernel.Link{}
 }
@@ -74,6 +80,14 @@ func ipipOf(d *netlink.Iptun) kernel.Link {
 		return kernel.Link{Type: kernel.IPIP, MTU: d.MTU}
 	}
 	return kernel.Link{}
+}
+
+func wireGuardOf(d *netlink.Wireguard) kernel.Link {
+	out := kernel.Link{Type: kernel.WireGuardLink, MTU: d.MTU}
+	if d.Flags&net.FlagUp == 0 {
+		out.MTU = 0
+	}
+	return out
 }
 
 func unspecified(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
@@ -155,6 +169,11 @@ func (t Links) adjust(l netlink.Link, want kernel.Link) error {
 			return fmt.Errorf("set MTU %d of device %s: %w", want.MTU, name, err)
 		}
 	}
+	if want.Type == kernel.WireGuardLink && l.Attrs().Alias != kernel.LinkAlias {
+		if err := t.c.h.LinkSetAlias(l, kernel.LinkAlias); err != nil {
+			return fmt.Errorf("mark device %s as ours: %w", name, err)
+		}
+	}
 	if err := t.c.h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set device %s up: %w", name, err)
 	}
@@ -162,10 +181,30 @@ func (t Links) adjust(l netlink.Link, want kernel.Link) error {
 }
 
 func (t Links) create(name string, want kernel.Link) error {
-	if want.Type == kernel.IPIP {
+	switch want.Type {
+	case kernel.IPIP:
 		return t.createIPIP(name, want)
+	case kernel.WireGuardLink:
+		return t.createWireGuard(name, want)
 	}
 	return t.createVXLAN(name, want)
+}
+
+func (t Links) createWireGuard(name string, want kernel.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, want.MTU
+	err := t.c.h.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	switch {
+	case is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("add device %s: %w", name, ErrNoWireGuard)
+	case err != nil:
+		return fmt.Errorf("add device %s: %w", name, err)
+	}
+	l, err := t.c.h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("read device %s: %w", name, err)
+	}
+	return t.adjust(l, want)
 }
 
 // createIPIP asks for the device. The kernel loads the module for that, which makes the device itself: then the answer is that it is

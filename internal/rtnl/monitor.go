@@ -49,7 +49,7 @@ type Monitor struct {
 func NewMonitor(ctx context.Context, c *Conn, log *slog.Logger) (*Monitor, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to netlink events: %w", err)
 	}
@@ -204,8 +204,7 @@ func (m *Monitor) take(msgs []syscall.NetlinkMessage) {
 
 // bound makes of too many events one that says that everything may have changed.
 func (m *Monitor) bound() {
-	e := m.events
-	if len(e.Down)+len(e.Gone)+len(e.Links)+len(e.Addrs)+len(e.Neighs)+len(e.FDB)+len(e.Routes)+len(e.Sysctls) <= maxEvents {
+	if m.events.Len() <= maxEvents {
 		return
 	}
 	m.events = kernel.NewEvents()
@@ -232,6 +231,9 @@ func (m *Monitor) one(msg syscall.NetlinkMessage) (news bool, err error) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, ok, err := decodeRoute(msg.Data)
 		return err == nil && ok && m.route(r, msg.Header), err
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		r, ok, err := decodeRule(msg.Data)
+		return err == nil && ok && m.rule(r, msg.Header.Type == unix.RTM_NEWRULE), err
 	case unix.RTM_NEWNETCONF:
 		n, err := decodeNetconf(msg.Data)
 		return err == nil && m.settings(n), err
@@ -246,15 +248,15 @@ func (m *Monitor) link(d device) (news bool) {
 		m.events.Down = append(m.events.Down, d.dev())
 		m.forget(d.host.Index)
 	}
-	if known && old.name != d.name && ourLink(old.name) {
+	if known && old.name != d.name && old.ours() {
 		m.events.Lost = true // what hangs on it goes by another name now, and no event says so
 		m.events.Links[old.name] = nil
 	}
-	if ourLink(d.name) {
+	if d.ours() {
 		m.events.Links[d.name] = m.describe(d)
 	}
 	m.stale = m.stale || old != d
-	return old != d || ourLink(d.name)
+	return old != d || d.ours()
 }
 
 // describe reads a device of ours in full, which its event does not describe. It is nil for one that the table would not list.
@@ -282,7 +284,7 @@ func (m *Monitor) linkGone(d device) (news bool) {
 	maps.DeleteFunc(m.events.Addrs, func(k kernel.AddrKey, _ *struct{}) bool { return k.Link == d.name })
 	m.events.Down = slices.DeleteFunc(m.events.Down, func(x kernel.Dev) bool { return x.Index == d.host.Index })
 	m.events.Gone = append(m.events.Gone, d.dev())
-	if ourLink(d.name) {
+	if d.ours() {
 		m.events.Links[d.name] = nil
 	}
 	m.stale = true
@@ -308,8 +310,8 @@ func (m *Monitor) address(a address, added bool) (news bool) {
 	default:
 		return false
 	}
-	if name := m.devices[a.index].name; ourAddr(name, a) {
-		m.events.Addrs[kernel.AddrKey{Link: name, Addr: a.addr}] = present(struct{}{}, added)
+	if d := m.devices[a.index]; ourAddr(d, a) {
+		m.events.Addrs[kernel.AddrKey{Link: d.name, Addr: a.addr}] = present(struct{}{}, added)
 	}
 	m.stale = true
 	return true
@@ -346,11 +348,19 @@ func (m *Monitor) neighbourOf(k kernel.NeighKey, mac kernel.MAC, there bool) (ne
 // route looks at foreign routes only for whether they took the place of one that may be ours.
 func (m *Monitor) route(r route, h syscall.NlMsghdr) (news bool) {
 	r.name(func(index int) string { return m.devices[index].name })
-	ours, added := ourRoute(m.c.ownership(), r.val), h.Type == unix.RTM_NEWROUTE
+	ours, added := ourRoute(m.c.ownership(), r), h.Type == unix.RTM_NEWROUTE
 	if !ours && (!added || h.Flags&unix.NLM_F_REPLACE == 0) {
 		return false
 	}
 	m.events.Routes[r.key] = present(r.val, ours && added)
+	return true
+}
+
+func (m *Monitor) rule(r kernel.Rule, added bool) (news bool) {
+	if !m.c.ownership().HasProtocol(r.Protocol) {
+		return false
+	}
+	m.events.Rules[r] = present(struct{}{}, added)
 	return true
 }
 

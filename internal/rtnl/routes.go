@@ -14,26 +14,26 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
-// Routes is the table of our routes in the main table. Their mark is the protocol, and on our own devices the device.
+// Routes is the table of our routes, in the main table and in any other. Their mark is the protocol, and in the main table on our own devices the device.
 type Routes struct{ c *Conn }
 
 // Routes returns the table of our routes.
 func (c *Conn) Routes() Routes { return Routes{c} }
 
-// List returns every route of our protocol; on our VXLAN devices every unicast route but those that the kernel makes for
+// List returns every route of our protocol; of the main table also on our tunnels' devices every unicast route but those that the kernel makes for
 // addresses; and on workloads' devices, as Own says, the same or only those of protocol boot, which plugins have made for us. IPv6 routes
 // always have a metric: where none was asked for, the kernel chose 1024.
 func (t Routes) List(ctx context.Context) (map[kernel.RouteKey]kernel.Route, error) {
 	out, own := map[kernel.RouteKey]kernel.Route{}, t.c.ownership()
 	err := t.all(ctx, func(r route) {
-		if ourRoute(own, r.val) {
+		if ourRoute(own, r) {
 			out[r.key] = r.val
 		}
 	})
 	return out, err
 }
 
-// all calls f for every route of the main table.
+// all calls f for every route but the kernel's own to the host's addresses.
 func (t Routes) all(ctx context.Context, f func(route)) error {
 	devices, err := t.c.devices(ctx)
 	if err != nil {
@@ -56,10 +56,13 @@ func (t Routes) all(ctx context.Context, f func(route)) error {
 	return nil
 }
 
-func ourRoute(own kernel.Ownership, r kernel.Route) bool {
+func ourRoute(own kernel.Ownership, found route) bool {
+	r := found.val
 	switch {
 	case own.HasProtocol(r.Protocol):
 		return true
+	case found.key.Table != 0: // whoever has a table of his own puts there what he likes
+		return false
 	case r.Type != kernel.Unicast || r.Protocol == unix.RTPROT_KERNEL:
 		return false
 	case ourTunnel(r.Dev.Name):
@@ -149,7 +152,7 @@ func (x *routing) listForeign(ctx context.Context) error {
 	}
 	foreign, own := map[kernel.RouteKey]kernel.Route{}, x.c.ownership()
 	err := x.all(ctx, func(have route) {
-		if !ourRoute(own, have.val) {
+		if !ourRoute(own, have) {
 			foreign[have.key] = have.val
 		}
 	})
@@ -171,7 +174,7 @@ func (t Routes) refused(flags uint16, k kernel.RouteKey, r kernel.Route, err err
 	if !is(err, unix.EINVAL) || !r.Onlink || !r.Gateway.Is6() {
 		return err
 	}
-	key := kernel.RouteKey{Dst: netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), Metric: 1}
+	key := kernel.RouteKey{Dst: netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), Metric: 1, Table: k.Table}
 	way := kernel.Route{Dev: r.Dev, Protocol: kernel.RouteProtocol}
 	if err := t.c.sender.one(func(m *messages) { appendRoute(m, addFlags, key, way) }); err != nil && !is(err, unix.EEXIST) {
 		return fmt.Errorf("make the gateway known: %w", err)
@@ -205,6 +208,7 @@ func appendRoute(m *messages, flags uint16, k kernel.RouteKey, r kernel.Route) {
 	m.addr(unix.RTA_PREFSRC, r.Src)
 	m.addr(unix.RTA_GATEWAY, r.Gateway)
 	m.uint32(unix.RTA_PRIORITY, k.Metric)
+	m.uint32(unix.RTA_TABLE, k.Table)
 	m.uint32(unix.RTA_OIF, r.Dev.Index)
 	if r.Hops != "" {
 		m.attr(unix.RTA_MULTIPATH, encodeHops(r.Hops.List()))
@@ -237,19 +241,28 @@ func appendRemoval(m *messages, k kernel.RouteKey, r kernel.Route) {
 	m.begin(unix.RTM_DELROUTE, 0, rtmsg(k, r, unix.RT_SCOPE_NOWHERE, 0)...) // of any scope
 	m.addr(unix.RTA_DST, k.Dst.Addr())
 	m.uint32(unix.RTA_PRIORITY, k.Metric)
+	m.uint32(unix.RTA_TABLE, k.Table)
 	m.uint32(unix.RTA_OIF, r.Dev.Index)
 }
 
-// rtmsg is struct rtmsg (rtnetlink(7)) of a route in the main table.
+// rtmsg is struct rtmsg (rtnetlink(7)) of a route. The number of a table other than the main one is in an attribute, where it may be larger.
 func rtmsg(k kernel.RouteKey, r kernel.Route, scope byte, flags uint32) []byte {
 	kind := byte(unix.RTN_UNICAST)
 	switch r.Type {
 	case kernel.Unicast:
 	case kernel.Blackhole:
 		kind = unix.RTN_BLACKHOLE
+	case kernel.Prohibit:
+		kind = unix.RTN_PROHIBIT
+	case kernel.Throw:
+		kind = unix.RTN_THROW
 	default:
 		kind = byte(r.Type - otherType)
 	}
-	b := []byte{family(k.Dst.Addr()), byte(k.Dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, byte(r.Protocol), scope, kind}
+	table := byte(unix.RT_TABLE_MAIN)
+	if k.Table != 0 {
+		table = unix.RT_TABLE_UNSPEC
+	}
+	b := []byte{family(k.Dst.Addr()), byte(k.Dst.Bits()), 0, 0, table, byte(r.Protocol), scope, kind}
 	return binary.NativeEndian.AppendUint32(b, flags)
 }

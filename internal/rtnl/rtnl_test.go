@@ -294,7 +294,7 @@ func TestRoutesListOnlyOurs(t *testing.T) {
 		{"10.1.0.0/16", "via", "172.30.0.5", "proto", "bird"},
 		{"10.2.0.0/16", "dev", "cali0", "proto", "static"},
 		{"10.3.0.0/16", "dev", "eth0"},
-		{"10.4.0.0/16", "dev", "eth0", "proto", "80", "table", "77"},
+		{"10.4.0.0/16", "dev", "eth0", "proto", "static", "table", "77"},
 		{"blackhole", "10.5.0.0/16"},
 	}
 	ours := [][]string{

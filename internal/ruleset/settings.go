@@ -29,9 +29,15 @@ type Settings struct {
 	IPIPPeers           []netip.Prefix
 	ProbePort           uint16         // UDP, by which nodes test the paths between them; 0: they do not
 	ProbePeers          []netip.Prefix // the addresses that other nodes do so from, of both families
-	WorkloadVXLAN       bool           // workloads may send VXLAN packets
-	WorkloadIPIP        bool           // workloads may send IP in IP
-	Spoofing            bool           // workloads may send from what their endpoints name as Spoofable
+
+	// The UDP ports of the host's WireGuard devices, 0 if there is none, and the other nodes, whose packets get there whatever policy says. From
+	// others they may come too: the device takes nothing that is not encrypted for it.
+	WireGuardPort, WireGuardPort6 uint16
+	WireGuardPeers                []netip.Prefix
+
+	WorkloadVXLAN bool // workloads may send VXLAN packets
+	WorkloadIPIP  bool // workloads may send IP in IP
+	Spoofing      bool // workloads may send from what their endpoints name as Spoofable
 
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe
@@ -66,6 +72,9 @@ func Marks(mask uint32) (accept, pass uint32) {
 	accept = 1 << bits.TrailingZeros32(mask)
 	return accept, 1 << bits.TrailingZeros32(mask&^accept)
 }
+
+// WireGuardMark returns the bit that is on WireGuard's own packets, on those that come in too: the highest of the mask.
+func WireGuardMark(mask uint32) uint32 { return 1 << (31 - bits.LeadingZeros32(mask)) }
 
 // rendering is what all rules depend on.
 func (s Settings) rendering() string {

@@ -50,6 +50,7 @@ func (l *Layout) putStaticSets() {
 		l.putPeers(f.v6, f.vxlanPeers, f.vxlanNets, f.addr, l.settings.VXLANPeers)
 		l.putPeers(f.v6, f.ipipPeers, f.ipipNets, f.addr, l.settings.IPIPPeers)
 		l.putProbePeers(f)
+		l.ed.PutSet(nftable.NewSet(f.wgPeers, f.addr, singles(f.v6, l.settings.WireGuardPeers)...))
 	}
 	l.ed.PutSet(nftable.NewSet("failsafe-in", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeIn)...))
 	l.ed.PutSet(nftable.NewSet("failsafe-out", nftable.ProtoPorts, failsafeElems(l.settings.FailsafeOut)...))
@@ -59,18 +60,13 @@ func (l *Layout) putStaticSets() {
 }
 
 func (l *Layout) putPeers(v6 bool, hosts, nets string, typ nftable.Type, peers []netip.Prefix) {
-	var single []nftable.Elem
 	var ranges []netip.Prefix
 	for _, p := range peers {
-		switch {
-		case p.Addr().Is6() != v6:
-		case p.IsSingleIP():
-			single = append(single, nftable.Elem{Key: nftable.AddrKey(p.Addr())})
-		default:
+		if p.Addr().Is6() == v6 && !p.IsSingleIP() {
 			ranges = append(ranges, p)
 		}
 	}
-	l.ed.PutSet(nftable.NewSet(hosts, typ, single...))
+	l.ed.PutSet(nftable.NewSet(hosts, typ, singles(v6, peers)...))
 	l.ed.PutSet(nftable.NewIntervals(nets, typ, nftable.Ranges(ranges)...))
 }
 
@@ -82,13 +78,17 @@ func (l *Layout) putProbePeers(f family) {
 		}
 		return
 	}
-	var elems []nftable.Elem
-	for _, p := range l.settings.ProbePeers {
-		if p.Addr().Is6() == f.v6 {
-			elems = append(elems, nftable.Elem{Key: nftable.AddrKey(p.Addr())})
+	l.ed.PutSet(nftable.NewSet(f.probePeers, f.addr, singles(f.v6, l.settings.ProbePeers)...))
+}
+
+// singles are the elements for single addresses of a family.
+func singles(v6 bool, peers []netip.Prefix) (out []nftable.Elem) {
+	for _, p := range peers {
+		if p.Addr().Is6() == v6 && p.IsSingleIP() {
+			out = append(out, nftable.Elem{Key: nftable.AddrKey(p.Addr())})
 		}
 	}
-	l.ed.PutSet(nftable.NewSet(f.probePeers, f.addr, elems...))
+	return out
 }
 
 // failsafeElems returns the ports that are open from and to everywhere.
@@ -139,7 +139,7 @@ func (l *Layout) putStaticChains() {
 	}
 	put("forward", base(nftable.Forward, priorityFilter), l.forward())
 	put("input", base(nftable.Input, priorityFilter), l.input())
-	if l.used[toHost] || l.settings.VXLAN || l.settings.VXLAN6 || l.settings.IPIP {
+	if l.used[toHost] || len(l.tunnels())+len(l.wireGuard()) > 0 || l.settings.IPIP {
 		put("output", base(nftable.Output, priorityFilter), l.output())
 	}
 	put("forward-again", base(nftable.Forward, priorityAgain), l.forwardAgain())
@@ -175,6 +175,9 @@ func (l *Layout) rawPrerouting() (r rules) {
 	for _, s := range l.tunnels(nftable.Local{}) {
 		r.add(append(s, nftable.NoTrack{})...)
 	}
+	for _, s := range l.wireGuard(nftable.Local{}) { // with the mark, for a filter by the way back would look for it behind the tunnel
+		r.add(append(s, nftable.SetMark{Set: WireGuardMark(l.settings.MarkMask)}, nftable.NoTrack{})...)
+	}
 	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("wl-spoof")) })
 	l.passProbes(&r, nftable.Local{})
 	l.askHosts(&r, fromRaw)
@@ -184,7 +187,7 @@ func (l *Layout) rawPrerouting() (r rules) {
 
 func (l *Layout) rawOutput() (r rules) {
 	r.add(l.clear())
-	for _, s := range l.tunnels() {
+	for _, s := range slices.Concat(l.tunnels(), l.wireGuard()) {
 		r.add(append(s, nftable.NoTrack{})...)
 	}
 	l.passProbes(&r)
@@ -221,6 +224,22 @@ func (l *Layout) tunnels(more ...nftable.Stmt) (out [][]nftable.Stmt) {
 		if f.v6 && l.settings.VXLAN6 || !f.v6 && l.settings.VXLAN {
 			out = append(out, append([]nftable.Stmt{
 				nftable.Family{V6: f.v6}, nftable.Proto{Number: api.ProtoUDP}, l.vxlanPort(),
+			}, more...))
+		}
+	}
+	return out
+}
+
+// wireGuard returns the conditions on packets of the host's own WireGuard devices, of each family that has one.
+func (l *Layout) wireGuard(more ...nftable.Stmt) (out [][]nftable.Stmt) {
+	for _, f := range families {
+		port := l.settings.WireGuardPort
+		if f.v6 {
+			port = l.settings.WireGuardPort6
+		}
+		if port != 0 {
+			out = append(out, append([]nftable.Stmt{
+				nftable.Family{V6: f.v6}, nftable.Proto{Number: api.ProtoUDP}, nftable.Port{Dst: true, First: port, Last: port},
 			}, more...))
 		}
 	}
@@ -312,6 +331,10 @@ func (l *Layout) input() (r rules) {
 		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: api.ProtoIPIP}, nftable.Local{}}
 		l.fromPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
 	}
+	for _, s := range l.wireGuard(nftable.Local{}) {
+		v6 := s[0].(nftable.Family).V6
+		r.add(append(s, nftable.AddrIn{V6: v6, Set: families[index(v6)].wgPeers}, goTo("accepted"))...)
+	}
 	if l.used[fromHost] {
 		r.add(l.isAccepted(), nftable.Verdict{Kind: nftable.Accept})
 	}
@@ -338,6 +361,10 @@ func (l *Layout) output() (r rules) {
 	if l.settings.IPIP {
 		s := []nftable.Stmt{nftable.Family{}, nftable.Proto{Number: api.ProtoIPIP}}
 		l.toPeers(&r, s, families[0].ipipPeers, families[0].ipipNets, false)
+	}
+	for _, s := range l.wireGuard() {
+		v6 := s[0].(nftable.Family).V6
+		r.add(append(s, nftable.AddrIn{Dst: true, V6: v6, Set: families[index(v6)].wgPeers}, goTo("accepted"))...)
 	}
 	l.askHosts(&r, toHost)
 	return r

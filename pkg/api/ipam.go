@@ -44,6 +44,9 @@ const (
 	AttrTypeIPIP   = "ipipTunnelAddress"
 	AttrTypeVXLAN  = "vxlanTunnelAddress"
 	AttrTypeVXLAN6 = "vxlanV6TunnelAddress"
+
+	AttrTypeWireguard  = "wireguardTunnelAddress"
+	AttrTypeWireguard6 = "wireguardV6TunnelAddress"
 )
 
 // HostAffinityOf is the value of Block.Affinity for a node's blocks.

@@ -33,8 +33,8 @@ type NodeBGP struct {
 
 // NodeWireguard holds the addresses of a node's WireGuard interfaces.
 type NodeWireguard struct {
-	InterfaceIPv4Address string `json:"interfaceIPv4Address,omitempty" want:"ip4"`
-	InterfaceIPv6Address string `json:"interfaceIPv6Address,omitempty" want:"ip6"`
+	InterfaceIPv4Address netip.Addr `json:"interfaceIPv4Address,omitzero" want:"ip4"`
+	InterfaceIPv6Address netip.Addr `json:"interfaceIPv6Address,omitzero" want:"ip6"`
 }
 
 // OrchRef ties the node to an orchestrator's name for it.

@@ -16,20 +16,23 @@ import (
 
 // The kinds of tunnel addresses, as TunnelAddr names them.
 const (
-	TunnelIPIP   = "IP-in-IP"
-	TunnelVXLAN  = "VXLAN"
-	TunnelVXLAN6 = "IPv6 VXLAN"
+	TunnelIPIP       = "IP-in-IP"
+	TunnelVXLAN      = "VXLAN"
+	TunnelVXLAN6     = "IPv6 VXLAN"
+	TunnelWireGuard  = "WireGuard"
+	TunnelWireGuard6 = "IPv6 WireGuard"
 )
 
 // tunnelKind is a kind of tunnel address that a node has.
 type tunnelKind struct {
 	name    string // for messages
 	v6      bool
-	handle  string // without the node's name
-	attr    string // api.AttrType
-	carries func(api.IPPoolSpec) bool
+	handle  string                     // without the node's name
+	attr    string                     // api.AttrType
+	carries func(api.IPPoolSpec) bool  // nil: all pools of the family, where it is asked for
 	has     func(*api.Node) netip.Addr // zero if it has none
 	set     func(*api.Node, netip.Addr)
+	key     func(*api.NodeStatus) *string // where the Node has the tunnel's public key; nil: it has none
 }
 
 // tunnelKinds lists the kinds in the order in which a node gets its addresses, as Calico does: IP-in-IP takes the first of a block.
@@ -47,7 +50,38 @@ func tunnelKinds() []tunnelKind {
 		name: TunnelVXLAN6, v6: true, handle: api.VXLANHandle("", true), attr: api.AttrTypeVXLAN6, carries: vxlan,
 		has: func(n *api.Node) netip.Addr { return n.Spec.IPv6VXLANTunnelAddr },
 		set: func(n *api.Node, a netip.Addr) { n.Spec.IPv6VXLANTunnelAddr = a },
+	}, {
+		name: TunnelWireGuard, handle: api.WireguardHandle("", false), attr: api.AttrTypeWireguard,
+		has: func(n *api.Node) netip.Addr { return wireguard(n).InterfaceIPv4Address },
+		set: func(n *api.Node, a netip.Addr) {
+			setWireguard(n, func(w *api.NodeWireguard) { w.InterfaceIPv4Address = a })
+		},
+		key: func(s *api.NodeStatus) *string { return &s.WireguardPublicKey },
+	}, {
+		name: TunnelWireGuard6, v6: true, handle: api.WireguardHandle("", true), attr: api.AttrTypeWireguard6,
+		has: func(n *api.Node) netip.Addr { return wireguard(n).InterfaceIPv6Address },
+		set: func(n *api.Node, a netip.Addr) {
+			setWireguard(n, func(w *api.NodeWireguard) { w.InterfaceIPv6Address = a })
+		},
+		key: func(s *api.NodeStatus) *string { return &s.WireguardPublicKeyV6 },
 	}}
+}
+
+func wireguard(n *api.Node) api.NodeWireguard {
+	if n.Spec.Wireguard == nil {
+		return api.NodeWireguard{}
+	}
+	return *n.Spec.Wireguard
+}
+
+// setWireguard leaves no empty part behind.
+func setWireguard(n *api.Node, change func(*api.NodeWireguard)) {
+	w := wireguard(n)
+	change(&w)
+	n.Spec.Wireguard = &w
+	if w == (api.NodeWireguard{}) {
+		n.Spec.Wireguard = nil
+	}
 }
 
 func ipipAddr(n *api.Node) netip.Addr {
@@ -94,13 +128,24 @@ func TunnelAddrs(n *api.Node) []TunnelAddr {
 	return out
 }
 
-// EnsureTunnels gives the node the tunnel addresses that it should have, of every kind that its pools use, takes back the others, and
-// records them on the Node object, all in one transaction. What it needs is read from etcd. An address that the node has is kept while
-// it is the node's and in a pool that still serves; one of the kinds in keep, while it is the node's and in any pool. have is what the Node records then, changed what was written, if anything.
+// Wish is what a node asks for beside what its pools say.
+type Wish struct {
+	Keep []string          // kinds that keep the address that they have though no pool uses them any more
+	Keys map[string]string // kinds of WireGuard that are on, with the device's public key; "": it is not known yet, and what the Node has stays
+}
+
+// EnsureTunnels is EnsureWish for a node without WireGuard.
+func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time, keep ...string) (have []TunnelAddr, changed []store.KV, err error) {
+	return EnsureWish(ctx, c, node, now, Wish{Keep: keep})
+}
+
+// EnsureWish gives the node the tunnel addresses that it should have, of every kind that its pools use or that is WireGuard and on, takes back the others, and
+// records them on the Node object with the public keys, all in one transaction. What it needs is read from etcd. An address that the node has is kept while
+// it is the node's and in a pool that still serves; one of the kinds in Keep, while it is the node's and in any pool. have is what the Node records then, changed what was written, if anything.
 //
 // A kind that is refused keeps what it has, and does not stop the others: the error comes beside what was done. The errors are
 // *Refusal or the store's; after store.ErrUnknown, call it again.
-func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time, keep ...string) (have []TunnelAddr, changed []store.KV, err error) {
+func EnsureWish(ctx context.Context, c *store.Client, node string, now func() time.Time, w Wish) (have []TunnelAddr, changed []store.KV, err error) {
 	var refused error
 	err = Retry(ctx, func(int) error {
 		t, err := readTunnels(ctx, c, node, now)
@@ -110,7 +155,8 @@ func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func()
 		if err := t.plan.facts.ready(node); err != nil {
 			return err
 		}
-		t.lingering = keep
+		t.wish = w
+		t.tellKeys()
 		if refused, err = t.ensureAll(ctx); err != nil {
 			return err
 		}
@@ -124,7 +170,7 @@ func EnsureTunnels(ctx context.Context, c *store.Client, node string, now func()
 	return have, changed, nil
 }
 
-// dropTunnels takes back all tunnel addresses of a node, also those of kinds that only Calico gives. The Node need not exist.
+// dropTunnels takes back all tunnel addresses of a node. The Node need not exist.
 func dropTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) error {
 	return Retry(ctx, func(int) error {
 		t, err := readTunnels(ctx, c, node, now)
@@ -153,7 +199,7 @@ type tunnels struct {
 	handles map[string]store.Entry[api.Handle] // by ID
 	node    *api.Node                          // as it shall be; nil if there is none
 
-	lingering []string // kinds that keep the address that they have though no pool uses them any more
+	wish Wish
 }
 
 func readTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) (*tunnels, error) {
@@ -162,7 +208,7 @@ func readTunnels(ctx context.Context, c *store.Client, node string, now func() t
 	if err = errors.Join(err, facts.Err); err != nil {
 		return nil, err
 	}
-	ids := []string{api.WireguardHandle(node, false), api.WireguardHandle(node, true)}
+	var ids []string
 	for _, k := range tunnelKinds() {
 		ids = append(ids, k.handle+node)
 	}
@@ -212,7 +258,7 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 	serving := pools
 	switch {
 	case len(pools) > 0:
-	case slices.Contains(t.lingering, k.name):
+	case slices.Contains(t.wish.Keep, k.name):
 		serving = t.known(k)
 	default:
 		serving = t.carried(k)
@@ -235,6 +281,31 @@ func (t *tunnels) ensure(ctx context.Context, k tunnelKind) error {
 		t.node = k.with(t.node, want)
 	}
 	return nil
+}
+
+// tellKeys has the Node tell the public keys of what is on, and no others.
+func (t *tunnels) tellKeys() {
+	next := *t.node
+	for _, k := range tunnelKinds() {
+		if k.key == nil {
+			continue
+		}
+		if key, on := t.wish.Keys[k.name]; !on || key != "" {
+			*k.key(&next.Status) = key
+		}
+	}
+	if next.Status.WireguardPublicKey != t.node.Status.WireguardPublicKey || next.Status.WireguardPublicKeyV6 != t.node.Status.WireguardPublicKeyV6 {
+		t.node = &next
+	}
+}
+
+// carries tells whether the tunnel carries the traffic of a pool of its family.
+func (t *tunnels) carries(k tunnelKind, pool api.IPPoolSpec) bool {
+	if k.carries == nil {
+		_, on := t.wish.Keys[k.name]
+		return on
+	}
+	return k.carries(pool)
 }
 
 // recount makes the handle count the address that the Node records, if it holds it and does not.
@@ -275,14 +346,14 @@ func (t *tunnels) pools(k tunnelKind) []store.Entry[api.IPPool] {
 	labels := selector.Map(t.plan.facts.Node.Value.Metadata.Labels)
 	return slices.DeleteFunc(t.plan.facts.enabled(k.v6), func(e store.Entry[api.IPPool]) bool {
 		selects, err := selector.Parse(e.Value.Spec.NodeSelector)
-		return err != nil || !selects.Match(labels) || !k.carries(e.Value.Spec) || !e.Value.Allows(api.UseTunnel)
+		return err != nil || !selects.Match(labels) || !t.carries(k, e.Value.Spec) || !e.Value.Allows(api.UseTunnel)
 	})
 }
 
 // carried are the pools whose traffic the tunnel carries, also those that hand out no more addresses on this node: pods that have theirs live on,
 // and nobody reaches them once the tunnel has no address.
 func (t *tunnels) carried(k tunnelKind) []store.Entry[api.IPPool] {
-	return slices.DeleteFunc(t.known(k), func(e store.Entry[api.IPPool]) bool { return !k.carries(e.Value.Spec) })
+	return slices.DeleteFunc(t.known(k), func(e store.Entry[api.IPPool]) bool { return !t.carries(k, e.Value.Spec) })
 }
 
 // known are the pools of the kind's family, also disabled ones, but for those that are being deleted.

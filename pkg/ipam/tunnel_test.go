@@ -359,3 +359,61 @@ func TestTunnelsByTheTable(t *testing.T) {
 		})
 	}
 }
+
+// TestWireGuardHasItsAddressAndKeyInOneTransaction goes through the life of encryption on a node: on with a key that is not known yet, the key, another
+// key, off for a while, off.
+func TestWireGuardHasItsAddressAndKeyInOneTransaction(t *testing.T) {
+	w := newWorld(t)
+	w.pool("pool", `"cidr":"10.0.0.0/28","blockSize":30`)
+	w.pool("pool6", `"cidr":"fd00::/120","blockSize":122`)
+	w.put(nodeKey, `{"metadata":{"name":"node-1"},"spec":{},"status":{"wireguardPublicKeyV6":"of-before","podCIDRs":["10.9.0.0/24"]}}`)
+	node := func() *api.Node {
+		n, err := store.Get[api.Node](w.ctx(), w.c, nodeKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.Value
+	}
+	ensure := func(wish ipam.Wish) (addrs []ipam.TunnelAddr, writes int) {
+		t.Helper()
+		have, changed, err := ipam.EnsureWish(w.ctx(), w.c, "node-1", time.Now, wish)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return have, len(changed)
+	}
+	on := func(key, key6 string) ipam.Wish {
+		return ipam.Wish{Keys: map[string]string{ipam.TunnelWireGuard: key, ipam.TunnelWireGuard6: key6}}
+	}
+	have, _ := ensure(on("", ""))
+	if len(have) != 2 || have[0].Kind != ipam.TunnelWireGuard || have[1].Kind != ipam.TunnelWireGuard6 || node().Status.WireguardPublicKeyV6 != "of-before" {
+		t.Fatalf("with keys that are not known: %v and %+v, want addresses of both families and the key of before", have, node().Status)
+	}
+	a := have[0].Addr
+	if got := node().Spec.Wireguard; got == nil || got.InterfaceIPv4Address != a || got.InterfaceIPv6Address != have[1].Addr {
+		t.Errorf("the Node says %+v, want %v", got, have)
+	}
+	b, err := store.Get[api.Block](w.ctx(), w.c, api.BlockKey(netip.PrefixFrom(a, 30).Masked()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, held := block.OwnerOf(b.Value, a); !held || o.Secondary[api.AttrType] != "wireguardTunnelAddress" || o.HandleID == nil || *o.HandleID != "wireguard-tunnel-addr-node-1" {
+		t.Errorf("the address is held by %+v", o)
+	}
+	ensure(on("one", "six"))
+	ensure(on("two", "six"))
+	if s := node().Status; s.WireguardPublicKey != "two" || s.WireguardPublicKeyV6 != "six" || len(s.PodCIDRs) != 1 {
+		t.Errorf("with keys the Node says %+v", s)
+	}
+	if _, writes := ensure(on("two", "")); writes > 0 {
+		t.Errorf("nothing to do wrote %d keys", writes)
+	}
+	have, _ = ensure(ipam.Wish{Keep: []string{ipam.TunnelWireGuard, ipam.TunnelWireGuard6}})
+	if s := node().Status; len(have) != 2 || s.WireguardPublicKey != "" || s.WireguardPublicKeyV6 != "" {
+		t.Errorf("off for a while: %v, %+v, want the addresses without keys", have, s)
+	}
+	have, _ = ensure(ipam.Wish{})
+	if len(have) > 0 || node().Spec.Wireguard != nil || w.get(api.HandleKey(api.WireguardHandle("node-1", false))) != "" {
+		t.Errorf("off: %v, %+v", have, node().Spec)
+	}
+}

@@ -73,8 +73,9 @@ var Layers = []Row{
 	{Level: 2, Path: "internal/nft", Sentence: "the doorway to nftables"},
 	{Level: 2, Path: "internal/kube", Sentence: "follows what a node needs of Kubernetes"},
 	{Level: 2, Path: "internal/machineid", Sentence: "names the machine that this is"},
-	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, neighbours and the FDB, and to their events"},
+	{Level: 2, Path: "internal/rtnl", Sentence: "the doorway to links, addresses, routes, rules, neighbours and the FDB, and to their events"},
 	{Level: 2, Path: "internal/sysctl", Sentence: "the doorway to kernel settings"},
+	{Level: 2, Path: "internal/wireguard", Sentence: "the doorway to WireGuard devices: keys, ports, peers"},
 	{Level: 2, Path: "internal/xtables", Sentence: "the doorway to iptables and ipset"},
 	{Level: 2, Path: "pkg/store", Sentence: "typed create, read, compare-and-swap, transaction and watch on etcd"},
 
@@ -151,7 +152,7 @@ type LinkRule struct {
 // LinkRules holds for programs whose size and start-up time are promised.
 var LinkRules = []LinkRule{{
 	Program: "cmd/muslin",
-	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http"},
+	Without: []string{"go.etcd.io/etcd", "google.golang.org/grpc", "k8s.io/client-go", "net/http", "golang.zx2c4.com/wireguard"},
 	Why:     "the plugin starts once per pod and must start in a millisecond or two",
 }, {
 	Program: "cmd/muslin-ipam",

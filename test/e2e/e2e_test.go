@@ -45,6 +45,18 @@ func up(t *testing.T, change func(*lab.Options)) *lab.Lab {
 // upWith is up with the programs of a folder.
 func upWith(t *testing.T, bin string, change func(*lab.Options)) *lab.Lab {
 	t.Helper()
+	l, nodes := upBare(t, bin, change)
+	for n := range nodes {
+		for _, p := range []string{"a", "b"} {
+			addPod(t, l, fmt.Sprintf("%s%d", p, n+1), fmt.Sprintf("node-%d", n+1))
+		}
+	}
+	return l
+}
+
+// upBare is upWith without pods. It returns the number of nodes too.
+func upBare(t *testing.T, bin string, change func(*lab.Options)) (l *lab.Lab, nodes int) {
+	t.Helper()
 	nettest.Need(t, "root")
 	o := lab.Defaults()
 	change(&o)
@@ -65,12 +77,7 @@ func upWith(t *testing.T, bin string, change func(*lab.Options)) *lab.Lab {
 			t.Errorf("take the lab down: %v", err)
 		}
 	})
-	for n := range o.Nodes {
-		for _, p := range []string{"a", "b"} {
-			addPod(t, l, fmt.Sprintf("%s%d", p, n+1), fmt.Sprintf("node-%d", n+1))
-		}
-	}
-	return l
+	return l, o.Nodes
 }
 
 // fnv32 makes a short name of a long one.
