@@ -82,9 +82,9 @@ modelcheck: need-go ## Explore address management in every order of events, for 
 	$(GO) test -count=1 -timeout 60m -v ./test/modelcheck -long=$(or $(LONG),8m) -seed=$(or $(SEED),$$RANDOM)
 
 # A run is its seed: it is printed in front of each, and whatever breaks is shown again by it.
-sim: need-go ## Simulate a cluster whatever goes wrong in it: SEED (random), NODES (2000), OPS (100000)
-	@seed=$(or $(SEED),$$((1 + RANDOM * 32768 + RANDOM))); echo "SEED=$$seed NODES=$(or $(NODES),2000) OPS=$(or $(OPS),100000)"; \
-	$(GO) test -count=1 -timeout 120m -v ./test/sim -run '^TestSeed$$' -seed=$$seed -nodes=$(or $(NODES),2000) -ops=$(or $(OPS),100000)
+sim: need-go ## Simulate a cluster whatever goes wrong in it: SEED (random), NODES (60), OPS (100000)
+	@seed=$(or $(SEED),$$((1 + RANDOM * 32768 + RANDOM))); echo "SEED=$$seed NODES=$(or $(NODES),60) OPS=$(or $(OPS),100000)"; \
+	$(GO) test -count=1 -timeout 120m -v ./test/sim -run '^TestSeed$$' -seed=$$seed -nodes=$(or $(NODES),60) -ops=$(or $(OPS),100000)
 
 # One target at a time, each for FUZZTIME; what breaks one is written below its package's testdata/fuzz, to be committed as a regression test.
 fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the other

@@ -50,12 +50,9 @@ func (w *World) quiet() {
 		w.settle()
 		idle := len(w.waiting) == 0
 		for len(w.waiting) > 0 {
-			c := w.take(0)
-			if w.serve(c, answered); c.door {
-				w.settle()
-			}
+			w.serve(w.take(0), answered)
+			w.settle() // who comes to a door next finds there whom the answer has set free
 		}
-		w.settle()
 		behind := w.tellAll()
 		switch {
 		case w.out.Err != nil:
