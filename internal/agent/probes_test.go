@@ -167,19 +167,20 @@ func TestNodeThatCannotAnswerDoesNotSayThatItDoes(t *testing.T) {
 }
 
 func TestOffloadThatCannotBeTurnedOffIsAProblem(t *testing.T) {
+	x := newTester(t)
+	x.publishes("node-2", api.NodePaths{})
+	x.answer = func(probe.Target) probe.Answers {
+		return probe.Answers{Plain: probe.Answered, Offloaded: probe.NoAnswer, Largest: 1450}
+	}
 	nettest.New(t).Do(func() { // where there is no such device
-		x := newTester(t)
-		x.publishes("node-2", api.NodePaths{})
-		x.answer = func(probe.Target) probe.Answers {
-			return probe.Answers{Plain: probe.Answered, Offloaded: probe.NoAnswer, Largest: 1450}
-		}
 		x.round(t.Context())
 		x.again()
-		x.tell()
-		if got := x.troubles(); len(got) != 1 || !strings.Contains(got[0], "path node-1 to node-2 by VXLAN") || !strings.Contains(got[0], "ethtool -K vxlan.calico tx-checksum-ip-generic off") || x.logged.Len() > 0 {
-			t.Errorf("problems are %q, the log is %s", got, &x.logged)
-		}
 	})
+	x.tell()
+	if got := x.troubles(); len(got) != 1 || !strings.Contains(got[0], "path node-1 to node-2 by VXLAN") ||
+		!strings.Contains(got[0], "ethtool -K vxlan.calico tx-checksum-ip-generic off") || x.logged.Len() > 0 {
+		t.Errorf("problems are %q, the log is %s", got, &x.logged)
+	}
 }
 
 func TestNodeThatStopsAnsweringWithdrawsWhatItSaid(t *testing.T) {

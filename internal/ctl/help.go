@@ -47,6 +47,7 @@ func examplesBelow() map[string][]string {
 		"datastore migrate export": {"datastore migrate export > cluster.txt", "datastore migrate export --backup > backup.txt"},
 		"datastore migrate import": {"datastore migrate import -f cluster.txt", "datastore migrate import -f cluster.txt --config=new-etcd.cfg"},
 		"node status":              {"node status"},
+		"node paths":               {"node paths", "node paths --all", "node paths -o json"},
 		"node diags":               {"node diags --output-dir=/root"},
 		"node checksystem":         {"node checksystem"},
 		"node adopt":               {"node adopt node-1"},

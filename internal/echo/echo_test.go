@@ -201,8 +201,10 @@ func checksumOf(packet []byte, v6 bool) (right, udp bool) {
 		datagram = append(datagram, 0)
 	}
 	sum := uint32(0)
-	for b := append(pseudo, datagram...); len(b) > 0; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
+	for _, b := range [][]byte{pseudo, datagram} {
+		for ; len(b) > 0; b = b[2:] {
+			sum += uint32(binary.BigEndian.Uint16(b))
+		}
 	}
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
