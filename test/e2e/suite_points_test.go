@@ -129,12 +129,12 @@ func (s *suite) livedThrough() {
 	s.mended()
 }
 
-// provokes has the victim's programs do all that they ever do, one thing after the other, until one has passed the point. The crowd goes on meanwhile. A point
+// provokes has the victim's programs do all that they ever do, one thing after the other, until one has passed the point. The bustle goes on meanwhile. A point
 // that nothing of this leads to fails the test.
 func (s *suite) provokes(p fault.Point) {
 	s.t.Helper()
 	ways := []func(){
-		func() { s.crowd.works(s.t, 3*heldFor) },
+		func() { s.bustle.works(s.t, 3*heldFor) },
 		s.collects,
 		s.withoutAgent,
 		s.spoils,
@@ -191,14 +191,14 @@ func (s *suite) withoutAgent() {
 	if err := s.lab.KillAgent(s.t.Context(), suiteVictim); err != nil {
 		s.t.Fatal(err)
 	}
-	s.crowd.works(s.t, 3*heldFor)
+	s.bustle.works(s.t, 3*heldFor)
 	_ = s.lab.StartAgent(s.t.Context(), suiteVictim)
 }
 
 // spoils damages the victim's kernel, with its agent stopped so long that it does not mend one thing while another is being damaged.
 func (s *suite) spoils() {
 	s.t.Helper()
-	s.crowd.still(s.t, false, func() {
+	s.bustle.still(s.t, false, func() {
 		if isDead(s.t, s.lab, suiteVictim) {
 			return // it has passed
 		}

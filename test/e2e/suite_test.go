@@ -24,7 +24,7 @@ const (
 	suiteMembers = 3
 	suiteQuota   = 48 << 20
 	suiteVictim  = "node-3" // whose agent and kernel are broken: no chat leads there
-	heldFor      = 12       // commands of the crowd while a fault lasts
+	heldFor      = 12       // commands of the bustle while a fault lasts
 )
 
 // suite is a cluster on real parts in which one part after the other breaks while pods come and go on every node.
@@ -33,14 +33,14 @@ type suite struct {
 	lab   *lab.Lab
 	bin   string
 	etcd  *clientv3.Client
-	crowd *crowd
+	bustle *bustle
 	chats []*chat
 	books books
 	guest *guest
 	costs []cost
 }
 
-// breakage is a fault that begins, lasts while the crowd gives some commands, and ends.
+// breakage is a fault that begins, lasts while the bustle gives some commands, and ends.
 type breakage struct {
 	name       string
 	begin, end func()
@@ -50,7 +50,7 @@ type breakage struct {
 // cost is what a breakage has cost.
 type cost struct {
 	name     string
-	crowd    tally
+	bustle    tally
 	recovery time.Duration // from its end until every node takes pods and every other one reaches them
 	silence
 }
@@ -76,7 +76,7 @@ func partsBreakWhilePodsComeAndGo(t *testing.T, bin string) {
 	for _, p := range applyPoints() {
 		s.failsAt(p, "EBUSY")
 	}
-	if left := *suiteOperations - s.crowd.count().done; left > 0 {
+	if left := *suiteOperations - s.bustle.count().done; left > 0 {
 		s.endures(breakage{name: "nothing", begin: func() {}, end: func() {}, lasts: left})
 	}
 }
@@ -102,20 +102,20 @@ func newSuite(t *testing.T, bin string) *suite {
 	for from, to := range map[string]string{"a1": "b1", "b2": "a1"} {
 		s.chats = append(s.chats, startChat(t, l, from, to, pod(t, l, to).Addr, 5*time.Millisecond))
 	}
-	s.crowd = startCrowd(t, l, seed)
+	s.bustle = startBustle(t, l, seed)
 	return s
 }
 
 // endures has a fault come and go, and holds the cluster to what it must be afterwards.
 func (s *suite) endures(b breakage) {
 	s.t.Helper()
-	before := s.crowd.count()
+	before := s.bustle.count()
 	for _, c := range s.chats {
 		c.mark()
 	}
 	b.begin()
 	if b.lasts > 0 {
-		s.crowd.works(s.t, b.lasts)
+		s.bustle.works(s.t, b.lasts)
 	}
 	b.end()
 	ended := time.Now()
@@ -128,10 +128,10 @@ func (s *suite) endures(b breakage) {
 			s.t.Errorf("%s: %s lost %d datagrams, the longest gap was %v", b.name, c.name, one.lost, one.gap)
 		}
 	}
-	now := s.crowd.count()
-	out.crowd = tally{now.done - before.done, now.failed - before.failed}
+	now := s.bustle.count()
+	out.bustle = tally{now.done - before.done, now.failed - before.failed}
 	s.costs = append(s.costs, out)
-	s.crowd.still(s.t, true, func() { s.books.balance(s.t, s.lab, s.crowd.pods()) })
+	s.bustle.still(s.t, true, func() { s.books.balance(s.t, s.lab, s.bustle.pods()) })
 }
 
 // report prints what each fault has cost.
@@ -140,9 +140,9 @@ func (s *suite) report() {
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "recovery\tcommands\tof them failed\tlongest gap\tlost\t  fault")
 	for _, c := range s.costs {
-		fmt.Fprintf(w, "%v\t%d\t%d\t%v\t%d\t  %s\n", c.recovery.Round(time.Millisecond), c.crowd.done, c.crowd.failed, c.gap.Round(time.Millisecond), c.lost, c.name)
+		fmt.Fprintf(w, "%v\t%d\t%d\t%v\t%d\t  %s\n", c.recovery.Round(time.Millisecond), c.bustle.done, c.bustle.failed, c.gap.Round(time.Millisecond), c.lost, c.name)
 	}
 	_ = w.Flush() // into memory
-	all := s.crowd.count()
+	all := s.bustle.count()
 	s.t.Logf("%d pods came or went, %d commands failed\n%s", all.done, all.failed, strings.TrimRight(text.String(), "\n"))
 }

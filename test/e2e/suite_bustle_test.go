@@ -21,21 +21,21 @@ const (
 	breath       = 30 * time.Millisecond
 )
 
-// crowd adds pods and removes them, on every node, as the numbers of a seed say, until it is stopped. As a runtime does, it removes what an ADD or a DEL
+// bustle adds pods and removes them, on every node, as the numbers of a seed say, until it is stopped. As a runtime does, it removes what an ADD or a DEL
 // that failed may have left, until that succeeds.
-type crowd struct {
+type bustle struct {
 	lab   *lab.Lab
 	hands []*hand
 	group errgroup.Group
 	stop  context.CancelFunc
 
-	work sync.RWMutex // each command is read-locked: who writes has the crowd stand still
+	work sync.RWMutex // each command is read-locked: who writes has the bustle stand still
 
 	mu    sync.Mutex
 	tally tally
 }
 
-// tally is how many commands a crowd has given.
+// tally is how many commands a bustle has given.
 type tally struct{ done, failed int }
 
 // hand is what adds and removes the same pods of a node, one after the other.
@@ -47,13 +47,13 @@ type hand struct {
 	doubtful   []string // that may be left in part
 }
 
-func startCrowd(t *testing.T, l *lab.Lab, seed uint64) *crowd {
+func startBustle(t *testing.T, l *lab.Lab, seed uint64) *bustle {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	c := &crowd{lab: l, stop: stop}
+	c := &bustle{lab: l, stop: stop}
 	for _, n := range nodesOf(t, l) {
 		for i := range handsPerNode {
-			h := &hand{name: fmt.Sprintf("crowd-%s-%d", n.Name, i), node: n.Name}
+			h := &hand{name: fmt.Sprintf("bustle-%s-%d", n.Name, i), node: n.Name}
 			h.numbers = rand.New(rand.NewPCG(seed, uint64(len(c.hands))))
 			c.hands = append(c.hands, h)
 			c.group.Go(func() error { c.busy(ctx, h); return nil })
@@ -63,14 +63,14 @@ func startCrowd(t *testing.T, l *lab.Lab, seed uint64) *crowd {
 	return c
 }
 
-// finish ends the crowd, whose pods stay. Twice is no harm.
-func (c *crowd) finish() {
+// finish ends the bustle, whose pods stay. Twice is no harm.
+func (c *bustle) finish() {
 	c.stop()
 	_ = c.group.Wait() // no hand fails: what commands do is counted
 }
 
 // busy is the work of one hand. It pauses after each command, and longer after one that failed, as runtimes do.
-func (c *crowd) busy(ctx context.Context, h *hand) {
+func (c *bustle) busy(ctx context.Context, h *hand) {
 	for ctx.Err() == nil {
 		c.work.RLock()
 		err := h.next(c.lab)
@@ -133,8 +133,8 @@ func forget(l *lab.Lab, name string) error {
 	return l.RemovePod(context.Background(), name)
 }
 
-// pods counts them by node. Only for who has the crowd stand still.
-func (c *crowd) pods() map[string]int {
+// pods counts them by node. Only for who has the bustle stand still.
+func (c *bustle) pods() map[string]int {
 	out := map[string]int{}
 	for _, h := range c.hands {
 		out[h.node] += len(h.pods)
@@ -142,26 +142,26 @@ func (c *crowd) pods() map[string]int {
 	return out
 }
 
-func (c *crowd) count() tally {
+func (c *bustle) count() tally {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.tally
 }
 
-// works waits until the crowd has given so many commands more, whatever becomes of them.
-func (c *crowd) works(t *testing.T, commands int) {
+// works waits until the bustle has given so many commands more, whatever becomes of them.
+func (c *bustle) works(t *testing.T, commands int) {
 	t.Helper()
 	begun := c.count()
 	patiently(t, func() error {
 		if now := c.count(); now.done < begun.done+commands {
-			return fmt.Errorf("the crowd gave %d of %d commands", now.done-begun.done, commands)
+			return fmt.Errorf("the bustle gave %d of %d commands", now.done-begun.done, commands)
 		}
 		return nil
 	})
 }
 
 // still calls fn while no command is under way, and with nothing left in doubt if tidy.
-func (c *crowd) still(t *testing.T, tidy bool, fn func()) {
+func (c *bustle) still(t *testing.T, tidy bool, fn func()) {
 	t.Helper()
 	c.work.Lock()
 	defer c.work.Unlock()
