@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/muslin-cni/muslin/internal/embedetcd"
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // TestMain builds the program that the lab's own processes run.
@@ -385,7 +386,10 @@ func TestEtcdOfThreeMembersOutlivesOne(t *testing.T) {
 		if err := l.SignalEtcd(t.Context(), member, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		put(t, etcdOf(t, l, "node-1"), "/a", fmt.Sprint(member))
+		nettest.Eventually(t, func() error { // a write is refused while the members elect another leader
+			_, err := c.Put(t.Context(), "/a", fmt.Sprint(member))
+			return err
+		})
 		if err := l.StartEtcd(t.Context()); err != nil {
 			t.Fatal(err)
 		}
