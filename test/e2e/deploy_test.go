@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/config"
@@ -156,8 +158,17 @@ func runsOn(t *testing.T, l *lab.Lab, keep []string) {
 	}
 	env := []string{"IP=autodetect", "CALICO_NETWORKING_BACKEND=bird", "FELIX_IPV6SUPPORT=false"}
 	reduced := append([]string{"setpriv", "--no-new-privs", "--bounding-set=-all," + strings.Join(keep, ","), "--inh-caps=-all", "--"}, "muslin-node")
-	if slices.Contains(keep, "+dac_override") { // a host's folder of programs may be another user's
-		run(t, l, "node-1", "sh", "-ec", "mkdir -p /run/host-cni && chown 1001:1001 /run/host-cni && chmod 755 /run/host-cni && mkdir -p /host 2>/dev/null || true")
+	if slices.Contains(keep, "+dac_override") { // it is the manifest, whose agent installs, and the host's folder of programs may be another user's
+		sh := ownHost(t, l, "node-1")
+		if _, err := sh("chown -R 1001:1001 /opt/cni && chmod 755 /opt/cni/bin"); err != nil {
+			t.Fatal(err)
+		}
+		env = append(env, "MUSLIN_INSTALL_CNI=true", "TLS_ASSETS_DIR=/etc/cni/secret", "CNI_CONF_NAME=10-muslin.conflist")
+		defer func() {
+			if got, err := sh("ls /opt/cni/bin /etc/cni/net.d"); err != nil || !strings.Contains(got, "muslin-ipam") || !strings.Contains(got, "10-muslin.conflist") {
+				t.Errorf("installed: %q, %v", got, err)
+			}
+		}()
 	}
 	rival := exec.Command("sleep", "60")
 	rival.Args[0] = "calico-node"

@@ -29,15 +29,15 @@ const (
 
 // suite is a cluster on real parts in which one part after the other breaks while pods come and go on every node.
 type suite struct {
-	t     *testing.T
-	lab   *lab.Lab
-	bin   string
-	etcd  *clientv3.Client
+	t      *testing.T
+	lab    *lab.Lab
+	bin    string
+	etcd   *clientv3.Client
 	bustle *bustle
-	chats []*chat
-	books books
-	guest *guest
-	costs []cost
+	chats  []*chat
+	books  books
+	guest  *guest
+	costs  []cost
 }
 
 // breakage is a fault that begins, lasts while the bustle gives some commands, and ends.
@@ -50,7 +50,7 @@ type breakage struct {
 // cost is what a breakage has cost.
 type cost struct {
 	name     string
-	bustle    tally
+	bustle   tally
 	recovery time.Duration // from its end until every node takes pods and every other one reaches them
 	silence
 }
