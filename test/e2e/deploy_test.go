@@ -211,7 +211,7 @@ func runsOn(t *testing.T, l *lab.Lab, keep []string) {
 		t.Errorf("ip_forward is %s", v)
 	}
 	policy(t, l, "later", `"selector": "!has(app)", "types": ["Ingress"]`)
-	soon(t, "policy is not enforced", func() bool { return answersTo(l, "node-2", pod(t, l, "later").Addr) != nil })
+	soon(t, "policy is not enforced", func() bool { return getsThrough(l, "node-2", pod(t, l, "later").Addr) != nil })
 	remove(t, l, "networkpolicies/default/default.later")
 	soon(t, "nobody listens for BGP", func() bool {
 		return l.Within("node-1", func() error {

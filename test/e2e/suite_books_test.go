@@ -137,8 +137,8 @@ func routesOf(t *testing.T, l *lab.Lab, node string) map[string]string {
 	return out
 }
 
-// answersTo returns nil if a host gets an answer from a pod: a refused connection is one.
-func answersTo(l *lab.Lab, from string, to netip.Addr) error {
+// getsThrough returns nil if a host gets an answer from a pod: a refused connection is one.
+func getsThrough(l *lab.Lab, from string, to netip.Addr) error {
 	return l.Within(from, func() error {
 		conn, err := net.DialTimeout("tcp", net.JoinHostPort(to.String(), "7777"), time.Second)
 		if err == nil {
@@ -177,7 +177,7 @@ func takes(ctx context.Context, l *lab.Lab, node string, from []lab.Node) error 
 	})
 	for _, n := range from {
 		if err == nil {
-			err = insist(func() error { return answersTo(l, n.Name, pod.Addr) })
+			err = insist(func() error { return getsThrough(l, n.Name, pod.Addr) })
 		}
 	}
 	if err != nil {
