@@ -119,6 +119,7 @@ func TestMixedClusterWithBIRD(t *testing.T) {
 		sameSessions(t, l, "node-1", torPeer, before)
 	})
 	t.Run("nonsense from a peer harms nobody", func(t *testing.T) { talksNonsense(t, l) })
+	t.Run("a peer leads away neither the host nor its pods", func(t *testing.T) { leadsAstray(t, l) })
 	t.Run("sessions and routes stay while etcd is away", func(t *testing.T) { etcdIsAway(t, l, calico) })
 	t.Run("ten thousand routes get into the kernel, and out again", func(t *testing.T) { tenThousand(t, l) })
 	allWell(t, l)
