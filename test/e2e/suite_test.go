@@ -106,8 +106,17 @@ func newSuite(t *testing.T, bin string) *suite {
 	return s
 }
 
-// endures has a fault come and go, and holds the cluster to what it must be afterwards.
+// endures has a fault come and go as a test of its own, and holds the cluster to what it must be afterwards.
 func (s *suite) endures(b breakage) {
+	all := s.t
+	defer func() { s.t = all }()
+	all.Run(b.name, func(t *testing.T) {
+		s.t = t
+		s.endure(b)
+	})
+}
+
+func (s *suite) endure(b breakage) {
 	s.t.Helper()
 	before := s.bustle.count()
 	for _, c := range s.chats {
