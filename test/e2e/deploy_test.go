@@ -213,9 +213,10 @@ func runsOn(t *testing.T, l *lab.Lab, keep []string) {
 	policy(t, l, "later", `"selector": "!has(app)", "types": ["Ingress"]`)
 	soon(t, "policy is not enforced", func() bool { return getsThrough(l, "node-2", pod(t, l, "later").Addr) != nil })
 	remove(t, l, "networkpolicies/default/default.later")
+	speaker := net.JoinHostPort(nodesOf(t, l)[0].Addr.String(), "179")
 	soon(t, "nobody listens for BGP", func() bool {
 		return l.Within("node-1", func() error {
-			c, err := net.DialTimeout("tcp", net.JoinHostPort(nodesOf(t, l)[0].Addr.String(), "179"), time.Second)
+			c, err := net.DialTimeout("tcp", speaker, time.Second)
 			if err == nil {
 				err = c.Close()
 			}
