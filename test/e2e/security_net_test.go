@@ -192,12 +192,33 @@ func TestPodThatLiesOnItsLinkHarmsNobodyElse(t *testing.T) {
 	}
 }
 
-// TestVMPodThatFillsTheTableOfConnectionsStopsNoOther needs a kernel of its own: the limit is the machine's.
-func TestVMPodThatFillsTheTableOfConnectionsStopsNoOther(t *testing.T) {
+// TestVMWhatBefallsTheWholeMachineHarmsNoPod needs a machine of its own, for a pod that fills the table of connections, whose limit is the machine's, and for a
+// clock that jumps. (A namespace for time has no wall clock, and programs ask for theirs past every library.)
+func TestVMWhatBefallsTheWholeMachineHarmsNoPod(t *testing.T) {
 	nettest.Need(t, "vm")
-	const limit, most = "/proc/sys/net/netfilter/nf_conntrack_max", 2000
 	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
-	allWell(t, l)
+	books, agents := openBooks(t, l), nodesOf(t, l)
+	c := startChat(t, l, "b1", "a2", pod(t, l, "a2").Addr, 20*time.Millisecond)
+	c.mark()
+	t.Run("a pod fills the table of connections", func(t *testing.T) { tableIsFull(t, l) })
+	if cost := c.goesOn(t); cost.lost > 0 {
+		t.Errorf("%d datagrams were lost of a connection that there was", cost.lost)
+	}
+	t.Run("the clock jumps", func(t *testing.T) { clockJumps(t, l) })
+	if cost := c.goesOn(t); cost.lost > 0 {
+		t.Errorf("%d datagrams were lost", cost.lost)
+	}
+	books.balance(t, l, nil)
+	for i, n := range nodesOf(t, l) {
+		if n.Agent != agents[i].Agent || isDead(t, l, n.Name) {
+			t.Errorf("the agent of %s was started anew, or is dead", n.Name)
+		}
+	}
+}
+
+// tableIsFull has new connections of others get through all the same: the kernel drops what was never answered in favour of them.
+func tableIsFull(t *testing.T, l *lab.Lab) {
+	const limit, most = "/proc/sys/net/netfilter/nf_conntrack_max", 1000
 	was, err := os.ReadFile(limit)
 	if err != nil {
 		t.Fatal(err)
@@ -210,18 +231,14 @@ func TestVMPodThatFillsTheTableOfConnectionsStopsNoOther(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	c := startChat(t, l, "b1", "a2", pod(t, l, "a2").Addr, 20*time.Millisecond)
-	c.mark()
-	floodFrom(t, l, "a1", 5*most)
-	if now := strings.TrimSpace(run(t, l, "node-1", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")); len(now) < 4 {
+	floodFrom(t, l, "a1", 3*most)
+	if now := strings.TrimSpace(run(t, l, "node-1", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")); len(now) < 3 || now < "900" && len(now) == 3 {
 		t.Errorf("node-1 tracks %s connections: the table was never full", now)
 	}
-	for range 20 { // the kernel drops what was never answered in favour of these
-		nettest.Eventually(t, func() error { return getsThrough(l, "node-1", pod(t, l, "a2").Addr) })
-		nettest.Eventually(t, func() error { return getsThrough(l, "node-2", pod(t, l, "b1").Addr) })
-	}
-	if cost := c.goesOn(t); cost.lost > 0 {
-		t.Errorf("%d datagrams were lost of a connection that there was", cost.lost)
+	far, near := pod(t, l, "a2").Addr, pod(t, l, "b1").Addr
+	for range 3 {
+		nettest.Eventually(t, func() error { return getsThrough(l, "node-1", far) })
+		nettest.Eventually(t, func() error { return getsThrough(l, "node-2", near) })
 	}
 }
 
@@ -239,15 +256,8 @@ func floodFrom(t *testing.T, l *lab.Lab, name string, many int) {
 	}
 }
 
-// TestVMClockJumpsHarmNothing needs a clock of its own: the whole machine's jumps, by hours forwards and backwards, while pods come and go. A namespace for
-// time has no wall clock, and programs ask for theirs past every library.
-func TestVMClockJumpsHarmNothing(t *testing.T) {
-	nettest.Need(t, "vm")
-	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
-	allWell(t, l)
-	books := openBooks(t, l)
-	agents := nodesOf(t, l)
-	c := startChat(t, l, "a1", "a2", pod(t, l, "a2").Addr, 20*time.Millisecond)
+// clockJumps by hours and days, forwards and backwards, between the ADD of a pod and its DEL.
+func clockJumps(t *testing.T, l *lab.Lab) {
 	var off time.Duration
 	jump := func(by time.Duration) {
 		t.Helper()
@@ -262,8 +272,7 @@ func TestVMClockJumpsHarmNothing(t *testing.T) {
 		off += by
 	}
 	defer func() { jump(-off) }()
-	for i, by := range []time.Duration{5 * time.Hour, -29 * time.Hour, 400 * 24 * time.Hour, -100 * 24 * time.Hour} {
-		c.mark()
+	for i, by := range []time.Duration{5 * time.Hour, -29 * time.Hour, 400 * 24 * time.Hour} {
 		stays := fmt.Sprintf("stays-%d", i)
 		addPod(t, l, stays, "node-1")
 		jump(by)
@@ -272,15 +281,6 @@ func TestVMClockJumpsHarmNothing(t *testing.T) {
 		if err := l.RemovePod(t.Context(), stays); err != nil {
 			t.Error(err)
 		}
-		if cost := c.goesOn(t); cost.lost > 0 {
-			t.Errorf("by %v: %d datagrams were lost", by, cost.lost)
-		}
-		books.balance(t, l, nil)
-		t.Logf("clock jumped by %v: pods came and went again after %v", by, time.Since(began).Round(time.Millisecond))
-	}
-	for i, n := range nodesOf(t, l) {
-		if n.Agent != agents[i].Agent || isDead(t, l, n.Name) {
-			t.Errorf("the agent of %s was started anew, or is dead", n.Name)
-		}
+		t.Logf("the clock jumped by %v: pods had come and gone %v later", by, time.Since(began).Round(time.Millisecond))
 	}
 }
