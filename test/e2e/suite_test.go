@@ -38,6 +38,8 @@ type suite struct {
 	books  books
 	guest  *guest
 	costs  []cost
+
+	before int // the complaints that the victim had made of its kernel before the fault at hand
 }
 
 // breakage is a fault that begins, lasts while the bustle gives some commands, and ends.
@@ -74,7 +76,7 @@ func partsBreakWhilePodsComeAndGo(t *testing.T, bin string) {
 		s.cutAt(p)
 	}
 	for _, p := range applyPoints() {
-		s.failsAt(p, "EBUSY")
+		s.failsAt(p)
 	}
 	if left := *suiteOperations - s.bustle.count().done; left > 0 {
 		s.endures(breakage{name: "nothing", begin: func() {}, end: func() {}, lasts: left})
