@@ -27,11 +27,11 @@ var ownFolders = []string{"/run/muslin", "/etc/cni", "/var/lib/calico", "/var/lo
 
 func TestFilesAndSocketsOfOursAreRootsAlone(t *testing.T) {
 	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.TLS = 1, lab.VXLAN, true })
+	addPod(t, l, "late", "node-1")
 	sh := ownHost(t, l, "node-1")
 	if _, err := sh("umask 0; for f in etcd-ca etcd-cert etcd-key; do echo SECRET > /etc/cni/secret/$f; done; muslin-node install"); err != nil {
 		t.Fatal(err)
 	}
-	addPod(t, l, "late", "node-1")
 	list, err := sh("find " + strings.Join(ownFolders, " ") + ` -printf '%y %m %U %p\n' 2>/dev/null || true`)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestSecretsAreNeverSaid(t *testing.T) {
 			t.Errorf("%s is said:\n%s", secret, text[max(0, i-500):min(len(text), i+200)])
 		}
 	}
-	for _, part := range []string{"level=DEBUG", "muslin_request_seconds", "commands/", "10-muslin.conflist", "authentication failed"} {
+	for _, part := range []string{"level=DEBUG", "muslin_request_seconds", "commands/", "10-muslin.conflist", "etcd refused our credentials"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("nothing of what was collected holds %q: this test does not see it", part)
 		}
