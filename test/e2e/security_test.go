@@ -32,7 +32,8 @@ func TestFilesAndSocketsOfOursAreRootsAlone(t *testing.T) {
 	if _, err := sh("umask 0; for f in etcd-ca etcd-cert etcd-key; do echo SECRET > /etc/cni/secret/$f; done; muslin-node install"); err != nil {
 		t.Fatal(err)
 	}
-	list, err := sh("find " + strings.Join(ownFolders, " ") + ` -printf '%y %m %U %p\n' 2>/dev/null || true`)
+	list, err := sh( // without the mount of ownHost
+		"find " + strings.Join(ownFolders, " ") + ` ! -path /etc/cni -printf '%y %m %U %p\n' 2>/dev/null || true`)
 	if err != nil {
 		t.Fatal(err)
 	}
