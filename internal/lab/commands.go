@@ -404,7 +404,7 @@ func holderCommand() *cobra.Command {
 
 func etcdCommand() *cobra.Command {
 	var m etcdMember
-	cmd := daemonCommand("run-etcd", func(ctx context.Context, log *slog.Logger) error { return m.run(ctx, log) })
+	cmd := daemonCommand("run-etcd", m.run)
 	f := cmd.Flags()
 	f.StringVar(&m.dir, "dir", "", "")
 	f.StringVar(&m.certificates, "tls", "", "")

@@ -124,7 +124,7 @@ type etcdMember struct {
 }
 
 // run serves on the fabric, whose network namespace this process is in, until ctx ends.
-func (m etcdMember) run(ctx context.Context, log *slog.Logger) error {
+func (m *etcdMember) run(ctx context.Context, log *slog.Logger) error {
 	tls, scheme := serverTLS(m.certificates)
 	addrs := Options{Members: m.members}.etcdAddrs()
 	if m.self < 0 || m.self >= len(addrs) {
