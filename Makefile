@@ -25,8 +25,9 @@ GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint
 TEST_TIMEOUT ?= 25m
 FUZZTIME     ?= 10m
 CASES        ?= 100000
+OPERATIONS   ?= 2000
 
-.PHONY: help build image lab test test-vm vm test-k8s k8s check policycheck modelcheck sim fuzz lint bench bench-policy golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
+.PHONY: help build image lab test test-faults test-vm vm test-k8s k8s check policycheck modelcheck sim fuzz lint vulncheck bench bench-policy golden clean deps deps-test deps-vm deps-bgp deps-k8s need-go need-root need-cc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +56,11 @@ test-vm: need-root need-go deps deps-vm build ## Run, in one boot of a virtual m
 
 vm: need-root need-go deps deps-vm build ## Run a command there: make vm CMD='bin/muslin-lab demo' (root)
 	@$(GO) run -buildvcs=false ./test/vm bash -c "$$CMD"
+
+# OPERATIONS pods (2000) come or go meanwhile. SEED repeats a run: it is printed in front of each. Of the same faults `make test` has the short form.
+test-faults: need-root need-go deps deps-test build ## Kill every program at every fault point, and break etcd and the kernel in every way, under pods that come and go (root; up to half an hour)
+	@seed=$(or $(SEED),$$RANDOM$$RANDOM); echo "SEED=$$seed"; \
+	NETTEST=require $(GO) test -count=1 -timeout 40m -v -run '^TestFaults$$' ./test/e2e -operations=$(OPERATIONS) -faultseed=$$seed
 
 # RUN chooses among them by a regular expression: Iptables and Nftables are walks of an operator, KubernetesSpecs/policy and KubernetesSpecs/conformance what
 # Kubernetes brings along. RECORD=1 writes what they show into test/k8s/RESULTS.md.
@@ -97,6 +103,12 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (10m) each, one after the ot
 
 lint: need-go ## Run golangci-lint at the version that test/tools/go.mod pins
 	$(GOLANGCI_LINT) run
+
+# It asks the database that Go's project keeps, or the one that GOVULNDB names, so it is no part of what runs without a network. It fails where one of our calls reaches
+# what is known to be broken.
+vulncheck: need-go ## Hold our calls against the Go vulnerability database (needs the network, or GOVULNDB=file:///folder)
+	timeout 20m $(GO) tool -modfile=test/tools/go.mod govulncheck $(if $(GOVULNDB),-db '$(GOVULNDB)') ./... || \
+	  { echo "govulncheck failed: either it names what to update, or the database cannot be reached; GOVULNDB=file:///folder names a copy" >&2; exit 1; }
 
 # RECORD=1 keeps the page in test/bench/RESULTS.md, with commit, date and machine. BENCH chooses parts, e.g. BENCH='-serial -memory': see BENCH=-h. BENCH=-profile
 # says where the time of an ADD goes.

@@ -86,6 +86,8 @@ type Agent struct {
 	first sync.Once     // the first complete apply
 	isUp  chan struct{} // closed by it
 
+	doubts chan struct{} // that the outcome of a plugin's command is unknown; one is enough
+
 	serving chan struct{} // closed once plugins can connect
 
 	// Owned by the loop.
@@ -105,7 +107,7 @@ type Agent struct {
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
 func Run(ctx context.Context, p Process) error {
-	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version}
+	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), doubts: make(chan struct{}, 1), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version}
 	a.log = a.logs.logger()
 	if err := a.read(lookup(p.Environ)); err != nil {
 		return err
@@ -283,7 +285,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 // newAudit makes the audit of this node's addresses.
 func (a *Agent) newAudit() *audit {
 	return &audit{
-		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.FreeOrphan, now: time.Now, log: a.log,
+		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.FreeOrphan, now: time.Now, doubts: a.doubts, log: a.log,
 		picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
 			if err := a.catchUp(ctx); err != nil {
 				return feed.Snapshot{}, false, err
@@ -338,7 +340,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
-	s := &server{handler: a.handler, programmed: a.programmed, told: a.metrics.Request, took: a.metrics.Stage, log: a.log, self: a.self}
+	s := &server{handler: a.handler, programmed: a.programmed, told: a.told, took: a.metrics.Stage, log: a.log, self: a.self}
 	if a.cluster != nil {
 		s.ranges = a.cluster.PodRanges
 	}
@@ -363,6 +365,17 @@ func (a *Agent) current() []string {
 		return *p
 	}
 	return nil
+}
+
+// told counts a plugin's command, and has the audit look soon where nobody knows whether it was carried out.
+func (a *Agent) told(verb string, took time.Duration, err error) {
+	a.metrics.Request(verb, took, err)
+	if errors.Is(err, store.ErrUnknown) {
+		select {
+		case a.doubts <- struct{}{}:
+		default: // it knows
+		}
+	}
 }
 
 func openReports() (reports.Source, error) { return nft.OpenReports(ruleset.LogGroup) }

@@ -20,6 +20,8 @@ import (
 
 const (
 	auditInterval = 3 * time.Minute  // between two looks, and up to a third more
+	doubtInterval = 10 * time.Second // between looks once the outcome of a command was unknown
+	doubtLooks    = 12               // of these: what etcd had received before it fell silent may be done when it speaks again, behind the DEL
 	emptyGrace    = 15 * time.Minute // for which a block stays the node's after its last address was freed
 	lockPatience  = 5 * time.Millisecond
 	freeTimeout   = 15 * time.Second // for one orphan
@@ -43,10 +45,12 @@ type audit struct {
 	free    func(context.Context, register.Orphan) ([]netip.Prefix, error)
 	giveUp  func(context.Context, ipam.Unused) error // of an empty block
 	now     func() time.Time
+	doubts  <-chan struct{} // tells of commands whose outcome is unknown
 	log     *slog.Logger
 
 	// Owned by run.
 	looked  bool
+	soon    int                      // so many looks more follow each other quickly
 	missing map[string]int64         // endpoints that the last look found without interface, with their revisions
 	empty   map[netip.Prefix]emptied // blocks that were empty at the last look
 	finding bool                     // addresses without endpoint were found, and said
@@ -59,7 +63,8 @@ type emptied struct {
 	since time.Time
 }
 
-// run looks once when up is closed, and then every few minutes, until ctx ends. A look that fails is repeated sooner.
+// run looks once when up is closed, and then every few minutes, until ctx ends. A look that fails is repeated sooner, and so are those after a command
+// that may have been done or may yet be.
 func (a *audit) run(ctx context.Context, up <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
@@ -68,18 +73,38 @@ func (a *audit) run(ctx context.Context, up <-chan struct{}) error {
 	}
 	retry := backoff{}
 	for {
-		next := time.After(auditInterval + rand.N(auditInterval/3))
 		if a.look(ctx) {
 			retry.reset()
 		} else {
 			retry.next()
 		}
+		if !a.rest(ctx, &retry) {
+			return nil
+		}
+	}
+}
+
+// rest waits until it is time for the next look. It returns false when ctx has ended.
+func (a *audit) rest(ctx context.Context, retry *backoff) bool {
+	next := time.After(auditInterval + rand.N(auditInterval/3))
+	if a.soon > 0 {
+		a.soon--
+		next = time.After(doubtInterval)
+	}
+	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return false
 		case <-next:
+			return true
 		case <-retry.due():
 			retry.fired()
+			return true
+		case <-a.doubts:
+			if a.soon == 0 {
+				next = time.After(doubtInterval)
+			}
+			a.soon = doubtLooks
 		}
 	}
 }

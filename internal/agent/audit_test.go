@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -257,6 +258,44 @@ func TestInterfaceThatVanishesLaterMustBeMissingTwice(t *testing.T) {
 	h.want("b")
 	h.look()
 	h.want()
+}
+
+// What etcd had received before it fell silent may be done when it speaks again, also after the DEL.
+func TestAuditLooksSoonAfterACommandWhoseOutcomeIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		looks, doubts, up := 0, make(chan struct{}, 1), make(chan struct{})
+		a := &audit{
+			doubts: doubts, log: slog.New(slog.DiscardHandler),
+			links:   func(context.Context) (map[string]bool, error) { looks++; return nil, nil },
+			picture: func(context.Context) (feed.Snapshot, bool, error) { return feed.Snapshot{}, false, nil },
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done := make(chan error)
+		go func() { done <- a.run(ctx, up) }()
+		close(up)
+		after := func(d time.Duration, want int) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if looks != want {
+				t.Errorf("%d looks, want %d", looks, want)
+			}
+		}
+		after(0, 1)
+		after(auditInterval/2, 1)
+		doubts <- struct{}{}
+		after(doubtInterval, 2)
+		doubts <- struct{}{} // another puts none off
+		after(doubtInterval, 3)
+		after(doubtLooks*doubtInterval, 3+doubtLooks)
+		after(auditInterval-time.Second, 3+doubtLooks)
+		after(auditInterval/2, 4+doubtLooks)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestNothingIsFreedWithoutEtcd(t *testing.T) {

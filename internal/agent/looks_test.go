@@ -18,7 +18,8 @@ func TestTablesAreListedByTheirIntervals(t *testing.T) {
 	if got := l.take(start.Add(89 * time.Second)); len(got) > 0 {
 		t.Errorf("too early: %v", got)
 	}
-	rest := []reconcile.Name{reconcile.Addrs, reconcile.FDB, reconcile.Links, reconcile.Neighs, reconcile.Routes, reconcile.Sets, reconcile.Sysctls}
+	rest := []reconcile.Name{reconcile.Addrs, reconcile.FDB, reconcile.Links, reconcile.Neighs, reconcile.Peers, reconcile.Routes, reconcile.Rules, reconcile.Sets,
+		reconcile.Sysctls, reconcile.WGs}
 	slices.Sort(rest)
 	if d := cmp.Diff(rest, l.take(start.Add(100*time.Second))); d != "" {
 		t.Errorf("after 100 s (-want +got):\n%s", d)

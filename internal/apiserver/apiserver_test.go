@@ -2,10 +2,13 @@ package apiserver
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -114,6 +117,18 @@ func node(ctx context.Context, path string, env func(string) string, account, na
 	var n struct{ Metadata struct{ Name string } }
 	err = c.Get(ctx, "/api/v1/nodes/"+name, &n)
 	return n.Metadata.Name, err
+}
+
+func TestServerOfAnOldTLSIsRefused(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.NotFoundHandler())
+	s.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11} //nolint:gosec // this is what is to be refused
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)                                  // it says that it has refused us
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	path := write(t, filepath.Join(t.TempDir(), "kubeconfig"), fmt.Sprintf(shape, s.URL, "insecure-skip-tls-verify: true", "token: sesame"))
+	if _, err := node(t.Context(), path, noEnv, "", "kube-1"); err == nil || !strings.Contains(err.Error(), "protocol version") {
+		t.Errorf("error %v, want one that names the protocol version", err)
+	}
 }
 
 func TestMissingAndSlowAnswersAreSaid(t *testing.T) {

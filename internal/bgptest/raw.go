@@ -89,10 +89,19 @@ func (w FarEnd) open(from netip.Addr, as uint16) error {
 	}
 }
 
-// Route is the body of a well-formed UPDATE for 203.0.113.0/24 by the next hop, from the AS (RFC 4271 section 4.3).
+// Route is Routes for 203.0.113.0/24.
 func Route(as uint16, hop netip.Addr) []byte {
+	return Routes(as, hop, netip.MustParsePrefix("203.0.113.0/24"))
+}
+
+// Routes is the body of a well-formed UPDATE for IPv4 prefixes by the next hop, from the AS (RFC 4271 section 4.3).
+func Routes(as uint16, hop netip.Addr, dsts ...netip.Prefix) []byte {
 	h := hop.As4()
 	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 4, 2, 1, byte(as >> 8), byte(as), 0x40, 3, 4, h[0], h[1], h[2], h[3]}
 	body := append([]byte{0, 0, 0, byte(len(attrs))}, attrs...)
-	return append(body, 24, 203, 0, 113)
+	for _, p := range dsts {
+		a := p.Addr().As4()
+		body = append(append(body, byte(p.Bits())), a[:(p.Bits()+7)/8]...)
+	}
+	return body
 }

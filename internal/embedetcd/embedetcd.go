@@ -1,6 +1,7 @@
-// Package embedetcd runs an etcd server of one member inside this process, for the lab and for tests.
+// Package embedetcd runs an etcd server inside this process, for the lab and for tests.
 //
-// It has no peer listener, so that a server takes exactly one port, and it elects itself within a few ticks.
+// One that is alone has no peer listener, so that it takes exactly one port, and it elects itself within a few ticks. One of several members is
+// ready when it knows of a leader, so they are started at the same time.
 package embedetcd
 
 import (
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,10 +32,19 @@ type Config struct {
 	Dir       string // holds the data; made if absent. Data of an earlier server in it is kept and served
 	ClientURL string // http://address:port, or https:// with TLS; port 0 picks a free one. "": a free port on 127.0.0.1
 	// TLS has the server take only clients with a certificate of its CA. Zero: plain connections.
-	TLS TLS
+	TLS     TLS
+	Members []Member // of its cluster, itself at the place Self; none: it is alone, and has no peer listener
+	Self    int
+	Quota   int64 // bytes that the data may have before etcd raises its alarm NOSPACE; 0: etcd's own default
 	// UnsafeNoFsync trades the last writes before a power loss for speed.
 	UnsafeNoFsync bool
 	Log           *slog.Logger // etcd's warnings and errors; nil: none
+}
+
+// Member is a server of a cluster, as the others know it.
+type Member struct {
+	Name    string
+	PeerURL string // http://address:port, where it listens for the others
 }
 
 // TLS names files in PEM form. The server's certificate and key are read anew for each connection.
@@ -97,24 +108,49 @@ func settings(cfg Config) (*embed.Config, error) {
 	if listen.Scheme+"://" != cfg.scheme() || listen.Port() == "" {
 		return nil, fmt.Errorf("client URL %q: want %saddress:port", cfg.ClientURL, cfg.scheme())
 	}
-	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"} // only a name: nobody listens there
 	ec := embed.NewConfig()
 	ec.Dir = cfg.Dir
 	ec.ListenClientUrls = []url.URL{*listen}
 	ec.AdvertiseClientUrls = []url.URL{*listen}
-	ec.ListenPeerUrls = nil
-	ec.AdvertisePeerUrls = []url.URL{peer}
-	ec.InitialCluster = ec.Name + "=" + peer.String()
+	if err := join(ec, cfg); err != nil {
+		return nil, err
+	}
 	ec.EnableGRPCGateway = false
+	ec.QuotaBackendBytes = cfg.Quota
 	if cfg.TLS != (TLS{}) {
 		ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.TLS.CertFile, cfg.TLS.KeyFile
 		ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.TLS.CAFile, true
 	}
-	ec.TickMs, ec.ElectionMs = 10, 100 // there is no other member that could be slow
-	ec.BcryptCost = 4                  // the least: no password of a lab or a test is worth the tenth of a second that a login would take
+	ec.BcryptCost = 4 // the least: no password of a lab or a test is worth the tenth of a second that a login would take
 	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(cfg.Log))
 	return ec, nil
+}
+
+// join makes the server a member of its cluster.
+func join(ec *embed.Config, cfg Config) error {
+	if len(cfg.Members) == 0 {
+		peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"} // only a name: nobody listens there
+		ec.ListenPeerUrls, ec.AdvertisePeerUrls = nil, []url.URL{peer}
+		ec.InitialCluster = ec.Name + "=" + peer.String()
+		ec.TickMs, ec.ElectionMs = 10, 100 // there is no other member that could be slow
+		return nil
+	}
+	if cfg.Self < 0 || cfg.Self >= len(cfg.Members) {
+		return fmt.Errorf("member %d: there are %d", cfg.Self, len(cfg.Members))
+	}
+	self := cfg.Members[cfg.Self]
+	peer, err := url.Parse(self.PeerURL)
+	if err != nil {
+		return fmt.Errorf("parse peer URL: %w", err)
+	}
+	var all []string
+	for _, m := range cfg.Members {
+		all = append(all, m.Name+"="+m.PeerURL)
+	}
+	ec.Name, ec.InitialCluster = self.Name, strings.Join(all, ",")
+	ec.ListenPeerUrls, ec.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	return nil
 }
 
 // lockDir takes a lock that ends with the file's closing; etcd itself would wait for another user of the directory for ever.

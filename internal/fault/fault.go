@@ -5,6 +5,7 @@
 //
 //	plugin.add.registered=kill          the process gets SIGKILL
 //	plugin.add.registered=error         At returns ErrInjected
+//	apply.route.put=error:EBUSY         At returns that error of the kernel
 //	plugin.add.registered=pause:/file   At makes /file.reached and goes on once /file is there
 //
 // What is listed for one point happens in turn: a pause may end in a kill.

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrInjected is the error of a point that the variable sets to "error".
+// ErrInjected is the error of a point that the variable sets to "error" without saying which.
 var ErrInjected = errors.New("injected fault")
 
 // pauseLimit bounds a pause: a test that forgot a program must not leave it behind.
@@ -27,7 +27,7 @@ func At(p Point) error {
 		if name != Name(p) {
 			continue
 		}
-		verb, file, _ := strings.Cut(what, ":")
+		verb, which, _ := strings.Cut(what, ":") // error, or file
 		switch verb {
 		case "kill":
 			if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
@@ -35,16 +35,30 @@ func At(p Point) error {
 			}
 			select {} // until the signal has arrived
 		case "error":
-			return fmt.Errorf("%s: %w", Name(p), ErrInjected)
+			return fmt.Errorf("%s: %w", Name(p), failure(which))
 		case "pause":
-			if err := pause(p, file); err != nil {
+			if err := pause(p, which); err != nil {
 				return err
 			}
 		default:
-			return fmt.Errorf("%s: %s says %q, want kill, error or pause:file", Name(p), Variable, what)
+			return fmt.Errorf("%s: %s says %q, want kill, error, error:NAME or pause:file", Name(p), Variable, what)
 		}
 	}
 	return nil
+}
+
+// failure is the error of the kernel that has the name, as errno(3) lists them; "": our own.
+func failure(name string) error {
+	if name == "" {
+		return ErrInjected
+	}
+	const most = 133 // EHWPOISON
+	for e := unix.Errno(1); e <= most; e++ {
+		if unix.ErrnoName(e) == name {
+			return e
+		}
+	}
+	return fmt.Errorf("%s says error:%s, and the kernel has no such error", Variable, name)
 }
 
 // orders is the variable's value, or the content of the file that it names.

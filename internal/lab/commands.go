@@ -73,7 +73,7 @@ func upCommand(set Settings) *cobra.Command {
 		Long: `Bring a lab up: nodes in network namespaces of their own, a fabric that joins them, and a host outside.
 
 node-N on subnet S has the address 172.30.S.N, with --dual-stack also fd00:172:30:S::N (N in hexadecimal digits).
-The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:172:30:fe::1; etcd listens on ` + etcdAddr + `.`,
+The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:172:30:fe::1; etcd listens on ` + etcdAddr + `, and its other members on the addresses that follow.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(cmd)
@@ -97,6 +97,8 @@ The router has 254 (fe) on every subnet, the outside host 172.30.254.1 and fd00:
 	f.StringVar(&mode, "mode", mode, "how pods of different nodes reach each other: direct, ipip, ipip-crosssubnet, vxlan or vxlan-crosssubnet")
 	f.StringVar(&mode6, "mode6", "", "the same for IPv6, with --dual-stack: direct, vxlan or vxlan-crosssubnet (default: as --mode, and vxlan in place of ipip)")
 	f.StringVar(&o.Etcd, "etcd", "", "an etcd that this machine reaches, http://host:port (default: one inside the lab)")
+	f.IntVar(&o.Members, "members", 0, "members of the lab's own etcd, not together with --etcd (default: one)")
+	f.Int64Var(&o.EtcdQuota, "etcd-quota", 0, "bytes that the lab's own etcd may hold before it is full (default: etcd's own)")
 	f.BoolVar(&o.BGP, "bgp", false, "have nodes speak BGP; with direct pools and several subnets the router between these does too (needs bird2), so that all pods reach each other")
 	f.BoolVar(&o.WireGuard, "wireguard", false, "encrypt what pods of different nodes send each other, for which the kernel needs WireGuard")
 	f.BoolVar(&o.TLS, "tls", false, "have the lab's own etcd want TLS and certificates, which all get; not together with --etcd")
@@ -405,10 +407,14 @@ func holderCommand() *cobra.Command {
 }
 
 func etcdCommand() *cobra.Command {
-	dir, certificates := "", ""
-	cmd := daemonCommand("run-etcd", func(ctx context.Context, log *slog.Logger) error { return runEtcd(ctx, dir, certificates, log) })
-	cmd.Flags().StringVar(&dir, "dir", "", "")
-	cmd.Flags().StringVar(&certificates, "tls", "", "")
+	var m etcdMember
+	cmd := daemonCommand("run-etcd", m.run)
+	f := cmd.Flags()
+	f.StringVar(&m.dir, "dir", "", "")
+	f.StringVar(&m.certificates, "tls", "", "")
+	f.IntVar(&m.self, "member", 0, "")
+	f.IntVar(&m.members, "members", 1, "")
+	f.Int64Var(&m.quota, "quota", 0, "")
 	return cmd
 }
 

@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/embedetcd"
@@ -23,66 +25,121 @@ const (
 	stopTimeout = 10 * time.Second
 )
 
-// StartEtcd starts the lab's etcd, or the relay to the one outside, where it does not run. It returns when that serves.
+// StartEtcd starts the lab's etcd, or the relay to the one outside, where it does not run, and sets what SignalEtcd has stopped going again. It returns
+// when all members serve.
 func (l *Lab) StartEtcd(ctx context.Context) error {
 	return l.update(ctx, func(s *state) error { return l.startEtcd(ctx, s) })
 }
 
-// StopEtcd takes etcd away, as kill -9 does; its data stay. An etcd outside goes on: only the lab's way to it ends.
+// StopEtcd takes etcd away with all its members, as kill -9 does; its data stay. An etcd outside goes on: only the lab's way to it ends.
 func (l *Lab) StopEtcd(ctx context.Context) error {
 	return l.update(ctx, func(s *state) error {
 		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 		defer cancel()
-		if err := s.Etcd.end(ctx, unix.SIGKILL); err != nil {
-			return fmt.Errorf("stop etcd: %w", err)
+		for i, p := range s.Etcd {
+			if err := p.end(ctx, unix.SIGKILL); err != nil {
+				return fmt.Errorf("stop etcd: %w", err)
+			}
+			s.Etcd[i] = process{}
 		}
-		s.Etcd = process{}
 		return nil
 	})
 }
 
-// startEtcd records the process in s, which the caller saves.
-func (l *Lab) startEtcd(ctx context.Context, s *state) error {
-	if s.Etcd.alive() {
+// SignalEtcd sends a signal to one of etcd's members, which count from 0; to one that was killed, SIGKILL is no error. The other members go on. After SIGKILL
+// it returns when the member is gone.
+func (l *Lab) SignalEtcd(ctx context.Context, member int, sig unix.Signal) error {
+	return l.update(ctx, func(s *state) error {
+		if member < 0 || member >= len(s.Etcd) {
+			return fmt.Errorf("etcd's member %d: it has %d", member, len(s.Etcd))
+		}
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+		defer cancel()
+		act := s.Etcd[member].signal
+		if sig == unix.SIGKILL {
+			act = func(sig unix.Signal) error { return s.Etcd[member].end(ctx, sig) }
+		}
+		if err := act(sig); err != nil {
+			return fmt.Errorf("signal etcd's member %d: %w", member, err)
+		}
 		return nil
-	}
+	})
+}
+
+// startEtcd records the processes in s, which the caller saves. Members start at the same time: none is ready before it knows of a leader.
+func (l *Lab) startEtcd(ctx context.Context, s *state) error {
 	fabric, err := openPlace(s.Fabric)
 	if err != nil {
 		return fmt.Errorf("enter fabric: %w", err)
 	}
 	defer fabric.close()
-	d := daemon{
-		args:  []string{self(s.Bin), "run-etcd", "--dir", filepath.Join(l.dir, "etcd")},
-		env:   markedEnv(s, roleEtcd),
-		log:   l.logPath("etcd"),
-		in:    &place{net: fabric.net}, // the state folder is the machine's
-		ready: true,
-	}
-	if s.Options.TLS {
-		d.args = append(d.args, "--tls", l.serverDir())
-	}
-	if s.Options.Etcd != "" {
-		d.args = []string{self(s.Bin), "run-relay", "--fabric", fmt.Sprint(s.Fabric.PID), "--etcd", s.Options.Etcd}
-		d.in = nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
 	defer cancel()
-	c, err := d.start(ctx)
-	if err != nil {
-		return err
+	daemons := l.etcdDaemons(s, &place{net: fabric.net}) // the state folder is the machine's
+	s.Etcd = slices.Grow(s.Etcd, len(daemons))[:len(daemons)]
+	var group errgroup.Group
+	for i, d := range daemons {
+		if s.Etcd[i].alive() {
+			group.Go(func() error { return s.Etcd[i].signal(unix.SIGCONT) })
+			continue
+		}
+		group.Go(func() error {
+			c, err := d.start(ctx)
+			s.Etcd[i] = c.process
+			return err
+		})
 	}
-	s.Etcd = c.process
-	return nil
+	return group.Wait()
 }
 
-// runEtcd serves etcd on the fabric, whose network namespace this process is in, until ctx ends; with TLS if there is a folder of
-// certificates.
-func runEtcd(ctx context.Context, dir, certificates string, log *slog.Logger) error {
-	tls, scheme := serverTLS(certificates)
+// etcdDaemons are etcd's members, or the relay to the one outside.
+func (l *Lab) etcdDaemons(s *state, fabric *place) []daemon {
+	d := daemon{env: markedEnv(s, roleEtcd), log: l.logPath("etcd"), ready: true}
+	if s.Options.Etcd != "" {
+		d.args = []string{self(s.Bin), "run-relay", "--fabric", fmt.Sprint(s.Fabric.PID), "--etcd", s.Options.Etcd}
+		return []daemon{d}
+	}
+	var out []daemon
+	for i := range s.Options.etcdAddrs() {
+		dir := filepath.Join(l.dir, "etcd")
+		if i > 0 {
+			dir += fmt.Sprintf("-%d", i+1)
+		}
+		d := d
+		d.in = fabric
+		d.args = []string{self(s.Bin), "run-etcd", "--dir", dir, "--member", fmt.Sprint(i), "--members", fmt.Sprint(s.Options.Members), "--quota", fmt.Sprint(s.Options.EtcdQuota)}
+		if s.Options.TLS {
+			d.args = append(d.args, "--tls", l.serverDir())
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// etcdMember is one of the lab's etcd, as the hidden command is told.
+type etcdMember struct {
+	dir, certificates string // no certificates: it serves without TLS
+	self, members     int
+	quota             int64
+}
+
+// run serves on the fabric, whose network namespace this process is in, until ctx ends.
+func (m *etcdMember) run(ctx context.Context, log *slog.Logger) error {
+	tls, scheme := serverTLS(m.certificates)
+	addrs := Options{Members: m.members}.etcdAddrs()
+	if m.self < 0 || m.self >= len(addrs) {
+		return fmt.Errorf("member %d: there are %d", m.self, len(addrs))
+	}
 	// A lab's data need not outlive the machine, and fsync is most of what an ADD would wait for.
-	server, err := embedetcd.Start(ctx, embedetcd.Config{
-		Dir: dir, ClientURL: scheme + net.JoinHostPort(etcdAddr, etcdPort), TLS: tls, UnsafeNoFsync: true, Log: log,
-	})
+	cfg := embedetcd.Config{
+		Dir: m.dir, ClientURL: scheme + net.JoinHostPort(addrs[m.self], etcdPort), TLS: tls, Self: m.self, Quota: m.quota, UnsafeNoFsync: true, Log: log,
+	}
+	if len(addrs) > 1 {
+		for i, addr := range addrs {
+			cfg.Members = append(cfg.Members, embedetcd.Member{Name: fmt.Sprintf("member-%d", i+1), PeerURL: "http://" + net.JoinHostPort(addr, peerPort)})
+		}
+	}
+	server, err := embedetcd.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ const (
 	underlayNet6  = "fd00:172:30::/48"
 	etcdAddr      = "172.30.0.1" // on the fabric's loopback: the same from every subnet
 	etcdPort      = "2379"
+	peerPort      = "2380"           // between etcd's members
 	fabricAddr6   = "fd00:172:30::1" // beside it, in a dual-stack lab
 	outsideSubnet = 254
 	gatewayHost   = 254
@@ -138,7 +139,10 @@ func setUpFabric(fabric *place, h *netlink.Handle, o Options) error {
 	if err != nil {
 		return fmt.Errorf("find link lo: %w", err)
 	}
-	own := []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(etcdAddr), 32)}
+	var own []netip.Prefix
+	for _, addr := range o.etcdAddrs() {
+		own = append(own, netip.PrefixFrom(netip.MustParseAddr(addr), 32))
+	}
 	if o.DualStack {
 		own = append(own, netip.PrefixFrom(netip.MustParseAddr(fabricAddr6), 128))
 	}

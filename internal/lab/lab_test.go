@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/muslin-cni/muslin/internal/embedetcd"
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // TestMain builds the program that the lab's own processes run.
@@ -110,8 +111,12 @@ func etcdOf(t *testing.T, l *Lab, node string) *clientv3.Client {
 		})
 		return conn, err
 	}
+	s, err := l.load()
+	if err != nil {
+		t.Fatal(err)
+	}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints:   []string{Defaults().endpoint()},
+		Endpoints:   strings.Split(s.Options.endpoint(), ","),
 		Logger:      zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial)},
 	})
@@ -364,11 +369,40 @@ func TestUpStartsADeadEtcdAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Etcd.end(t.Context(), unix.SIGKILL); err != nil {
+	if err := s.Etcd[0].end(t.Context(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	up(t, cfg)
 	put(t, etcdOf(t, l, "node-1"), "/a", "1")
+}
+
+func TestEtcdOfThreeMembersOutlivesOne(t *testing.T) {
+	cfg := bare(t)
+	cfg.Options.Nodes, cfg.Options.Subnets, cfg.Options.Members = 1, 1, 3
+	l := up(t, cfg)
+	c := etcdOf(t, l, "node-1")
+	put(t, c, "/a", "1")
+	for member := range 3 {
+		if err := l.SignalEtcd(t.Context(), member, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		nettest.Eventually(t, func() error { // a write is refused while the members elect another leader
+			_, err := c.Put(t.Context(), "/a", fmt.Sprint(member))
+			return err
+		})
+		if err := l.StartEtcd(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(l.SignalEtcd(t.Context(), 0, unix.SIGSTOP), l.StartEtcd(t.Context()), l.StopEtcd(t.Context()), l.StartEtcd(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, etcdOf(t, l, "node-1"), "/a"); got != "2" {
+		t.Errorf("/a holds %q, want 2", got)
+	}
+	if err := l.SignalEtcd(t.Context(), 3, unix.SIGSTOP); err == nil {
+		t.Error("a member that there is not was stopped")
+	}
 }
 
 func TestDownAfterKillOfAnything(t *testing.T) {
@@ -378,9 +412,9 @@ func TestDownAfterKillOfAnything(t *testing.T) {
 	}{
 		{"a node's holder", func(s *state) []process { return []process{s.Nodes[0].Holder} }},
 		{"the fabric's holder", func(s *state) []process { return []process{s.Fabric} }},
-		{"etcd", func(s *state) []process { return []process{s.Etcd} }},
+		{"etcd", func(s *state) []process { return s.Etcd }},
 		{"all", func(s *state) []process {
-			return []process{s.Etcd, s.Fabric, s.Outside, s.Nodes[0].Holder, s.Nodes[1].Holder}
+			return append(s.Etcd, s.Fabric, s.Outside, s.Nodes[0].Holder, s.Nodes[1].Holder)
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

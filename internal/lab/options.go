@@ -34,6 +34,7 @@ func modes() map[Mode]struct{ ipip, vxlan string } {
 const (
 	maxNodes   = 100
 	maxSubnets = 9
+	maxMembers = 7
 )
 
 // Options say what a lab looks like. They are kept with it, so that `up` can tell whether the lab that is up is the one asked for.
@@ -41,9 +42,11 @@ type Options struct {
 	Nodes      int          `json:"nodes"`
 	Subnets    int          `json:"subnets"` // nodes take turns on them
 	Mode       Mode         `json:"mode"`
-	Etcd       string       `json:"etcd,omitempty"` // URL of an etcd that the machine reaches; "": the lab runs one
-	TLS        bool         `json:"tls,omitempty"`  // the lab's etcd wants TLS, with certificates of its clients
-	BlockSize  int          `json:"blockSize"`      // prefix length of an address block
+	Etcd       string       `json:"etcd,omitempty"`      // URL of an etcd that the machine reaches; "": the lab runs one
+	TLS        bool         `json:"tls,omitempty"`       // the lab's etcd wants TLS, with certificates of its clients
+	Members    int          `json:"members,omitempty"`   // of the lab's own etcd; 0: one
+	EtcdQuota  int64        `json:"etcdQuota,omitempty"` // bytes that the lab's own etcd may hold; 0: etcd's default
+	BlockSize  int          `json:"blockSize"`           // prefix length of an address block
 	Pool       netip.Prefix `json:"pool"`
 	DualStack  bool         `json:"dualStack,omitempty"` // IPv6 beside IPv4, from the fabric to the pods
 	Mode6      Mode         `json:"mode6,omitempty"`     // as Mode for IPv6, with DualStack; "": as Mode, and VXLAN for IP-in-IP
@@ -134,8 +137,14 @@ func familyName(v6 bool) string {
 }
 
 func (o Options) validateEtcd() error {
+	if o.Members < 0 || o.Members > maxMembers {
+		return fmt.Errorf("members %d: want 1 to %d", o.Members, maxMembers)
+	}
 	if o.Etcd == "" {
 		return nil
+	}
+	if o.Members > 1 {
+		return fmt.Errorf("etcd %q: --members is for the lab's own etcd: leave out one of the two", o.Etcd)
 	}
 	if o.TLS {
 		return fmt.Errorf("etcd %q: --tls is for the lab's own etcd: leave out one of the two", o.Etcd)

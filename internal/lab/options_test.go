@@ -43,6 +43,8 @@ func TestOptionsThatCannotWorkAreNamed(t *testing.T) {
 		{"IPv6 block larger than the pool", func(o *Options) { o.DualStack, o.Pool6 = true, netip.MustParsePrefix("fd00:9::/126") }, "larger than the pool6"},
 		{"etcd without a port", func(o *Options) { o.Etcd = "http://127.0.0.1" }, "want http://host:port"},
 		{"another etcd and TLS", func(o *Options) { o.Etcd, o.TLS = "http://127.0.0.1:2379", true }, "leave out one of the two"},
+		{"another etcd and members", func(o *Options) { o.Etcd, o.Members = "http://127.0.0.1:2379", 3 }, "leave out one of the two"},
+		{"too many members", func(o *Options) { o.Members = 8 }, "members 8: want 1 to 7"},
 		{"etcd with TLS", func(o *Options) { o.Etcd = "https://127.0.0.1:2379" }, "want http://host:port"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -55,16 +55,16 @@ func valid(addrs ...netip.Addr) []netip.Addr {
 
 // state is what lab.json holds.
 type state struct {
-	ID      string  `json:"id"`
-	Since   uint64  `json:"since"` // clock ticks since boot: no process of the lab is older
-	Ready   bool    `json:"ready"` // up has finished
-	Bin     string  `json:"bin"`   // folder of the programs
-	Options Options `json:"options"`
-	Fabric  process `json:"fabric"`
-	Outside process `json:"outside"`
-	Etcd    process `json:"etcd,omitzero"` // etcd, or the relay to the one outside
-	Nodes   []Node  `json:"nodes"`
-	Pods    []Pod   `json:"pods"`
+	ID      string    `json:"id"`
+	Since   uint64    `json:"since"` // clock ticks since boot: no process of the lab is older
+	Ready   bool      `json:"ready"` // up has finished
+	Bin     string    `json:"bin"`   // folder of the programs
+	Options Options   `json:"options"`
+	Fabric  process   `json:"fabric"`
+	Outside process   `json:"outside"`
+	Etcd    []process `json:"etcd,omitempty"` // etcd's members, zero where one was stopped; or the relay to the one outside
+	Nodes   []Node    `json:"nodes"`
+	Pods    []Pod     `json:"pods"`
 
 	FabricRouter *Router  `json:"fabricRouter,omitempty"` // the fabric's own BGP; nil: it has none
 	Routers      []Router `json:"routers,omitempty"`

@@ -2,7 +2,10 @@ package lab
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/muslin-cni/muslin/internal/authority"
 	"github.com/muslin-cni/muslin/internal/embedetcd"
@@ -12,13 +15,27 @@ import (
 // Calico's installer puts a host's.
 const CertificateDir = cniConfDir + "/calico-tls"
 
-// endpoint is etcd's URL inside the lab's nodes and its fabric.
+// endpoint is etcd's URL inside the lab's nodes and its fabric; with commas between them those of all members.
 func (o Options) endpoint() string {
 	scheme := "http://"
 	if o.TLS {
 		scheme = "https://"
 	}
-	return scheme + etcdAddr + ":" + etcdPort
+	var urls []string
+	for _, addr := range o.etcdAddrs() {
+		urls = append(urls, scheme+net.JoinHostPort(addr, etcdPort))
+	}
+	return strings.Join(urls, ",")
+}
+
+// etcdAddrs are the addresses of etcd's members, which are one after the other.
+func (o Options) etcdAddrs() (out []string) {
+	addr := netip.MustParseAddr(etcdAddr)
+	for range max(1, o.Members) {
+		out = append(out, addr.String())
+		addr = addr.Next()
+	}
+	return out
 }
 
 // etcdSettings is how to reach etcd from inside the lab, by the names that the environment has for it. The keys of a CNI
@@ -54,7 +71,7 @@ func (l *Lab) makeCertificates(s *state) error {
 	if err != nil {
 		return err
 	}
-	server, err := ca.Server(etcdAddr)
+	server, err := ca.Server(s.Options.etcdAddrs()...)
 	if err != nil {
 		return err
 	}

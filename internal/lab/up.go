@@ -146,6 +146,12 @@ func (o Options) String() string {
 	if o.TLS {
 		text += " --tls"
 	}
+	if o.Members > 1 {
+		text += fmt.Sprintf(" --members %d", o.Members)
+	}
+	if o.EtcdQuota > 0 {
+		text += fmt.Sprintf(" --etcd-quota %d", o.EtcdQuota)
+	}
 	if o.BGP {
 		text += " --bgp"
 	}

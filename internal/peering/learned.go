@@ -94,7 +94,7 @@ func (r Rules) route(dst netip.Prefix, paths []Path) (KernelRoute, bool) {
 
 // routable tells whether routes may lead to ranges that begin with the address. Those of a host or a link alone, and groups, are nobody's to announce.
 func routable(a netip.Addr) bool {
-	return !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
+	return !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 func encapsulates(m api.EncapMode) bool { return m == api.Always || m == api.CrossSubnet }

@@ -20,6 +20,18 @@ import (
 // which opens the file is in.
 const Root = "/proc/sys"
 
+// HostRoot is where a container finds them if it was given the host's: its own are read-only unless it is privileged. That there are settings
+// of the network is enough, for we write no others.
+const HostRoot = "/host" + Root
+
+// Where is HostRoot if it is there, else Root.
+func Where() string {
+	if _, err := os.Stat(HostRoot + "/net"); err == nil {
+		return HostRoot
+	}
+	return Root
+}
+
 // Table is the table of the settings that we want. Nothing is ever removed: a setting that is no longer wanted keeps its value. Any
 // goroutine may use it.
 type Table struct {
@@ -84,7 +96,7 @@ func (t *Table) write(k kernel.SysctlKey, value string) error {
 		return nil
 	}
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("set %s = %s: %w; the agent needs /proc/sys writable: run it as root, and in a container as privileged", k.Path, value, err)
+		return fmt.Errorf("set %s = %s: %w; the agent needs /proc/sys/net writable: run it as root, and mount the host's at "+HostRoot+"/net in a container", k.Path, value, err)
 	}
 	if err != nil {
 		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)

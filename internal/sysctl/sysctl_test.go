@@ -1,6 +1,7 @@
 package sysctl
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -56,6 +58,38 @@ func TestSettingsRoundTripOnTheKernel(t *testing.T) {
 	})
 	if out := ns.Exec("cat", "/proc/sys/net/ipv4/conf/cali0/proxy_arp"); out != "1\n" {
 		t.Errorf("proxy_arp is %q", out)
+	}
+}
+
+// A runtime makes /proc/sys read-only in a container, and mounts the host's settings of the network as the manifest says.
+func TestSettingsAreWrittenThroughTheHostsMountOfAContainer(t *testing.T) {
+	ns := nettest.New(t)
+	root := filepath.Join(t.TempDir(), Root)
+	if err := os.MkdirAll(root+"/net", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	change := kernel.Diff(nil, map[kernel.SysctlKey]string{{Path: "net/ipv4/ip_forward"}: "1"})
+	ns.Do(func() {
+		err := errors.Join(
+			unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount(Root+"/net", root+"/net", "", unix.MS_BIND, ""),
+			unix.Mount(Root, Root, "", unix.MS_BIND, ""),
+			unix.Mount("", Root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+		)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if err := open(t, Root).Apply(t.Context(), change); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), HostRoot) {
+			t.Errorf("a container's own: error %v, want one that names %s", err, HostRoot)
+		}
+		if err := open(t, root).Apply(t.Context(), change); err != nil {
+			t.Error(err)
+		}
+	})
+	if out := ns.Exec("cat", "/proc/sys/net/ipv4/ip_forward"); out != "1\n" {
+		t.Errorf("ip_forward is %q", out)
 	}
 }
 

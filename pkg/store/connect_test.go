@@ -82,6 +82,7 @@ func TestWhyEtcdCannotBeReachedIsSaid(t *testing.T) {
 		"etcd's certificate expired": {expired(t, s), good, []string{"check etcd's certificate", "expired", "renew it"}},
 		"TLS where there is none":    {onlyHTTP, good, []string{"use http://"}},
 		"no TLS where it is wanted":  {strings.Replace(s.Endpoint(), "https:", "http:", 1), store.TLS{}, []string{"use https://"}},
+		"TLS 1.1 at most":            {old(t, s), good, []string{"protocol version"}},
 		"nobody there":               {refuser(t), store.TLS{}, []string{"connection refused"}},
 	} {
 		for call, do := range calls(open(t, store.Config{Endpoints: []string{tc.endpoint}, TLS: tc.tls, Timeout: moment})) {
@@ -120,11 +121,28 @@ func expired(t *testing.T, s *etcdtest.Server) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return shakes(t, pair, &tls.Config{})
+}
+
+// old is an endpoint that speaks TLS as it was before 2008, with a good certificate.
+func old(t *testing.T, s *etcdtest.Server) string {
+	t.Helper()
+	pair, err := s.CA().Server("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shakes(t, pair, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}) //nolint:gosec // this is what is to be refused
+}
+
+// shakes is an endpoint that does no more than a handshake.
+func shakes(t *testing.T, pair authority.Pair, conf *tls.Config) string {
+	t.Helper()
 	cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := tls.NewListener(listen(t), &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}})
+	conf.Certificates, conf.NextProtos = []tls.Certificate{cert}, []string{"h2"}
+	l := tls.NewListener(listen(t), conf)
 	go func() {
 		for {
 			conn, err := l.Accept()

@@ -20,6 +20,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/config"
 	"github.com/muslin-cni/muslin/internal/install"
 	"github.com/muslin-cni/muslin/internal/machineid"
+	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -242,7 +243,7 @@ func TestAgentHasTheHostsFoldersWhereItLooks(t *testing.T) {
 	run, id := filepath.Dir(attach.Socket), machineid.Host("").System[0]
 	want := map[string]string{
 		"/host/opt/cni/bin": "/opt/cni/bin", "/host/etc/cni/net.d": "/etc/cni/net.d", run: run, "/var/lib/calico": "/var/lib/calico", id: id,
-		"/run/xtables.lock": "/run/xtables.lock", "/calico-secrets": "",
+		"/run/xtables.lock": "/run/xtables.lock", "/calico-secrets": "", sysctl.HostRoot + "/net": sysctl.Root + "/net",
 	}
 	if diff := cmp.Diff(want, mounts); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -294,5 +295,17 @@ func TestRightsAreTheLeast(t *testing.T) {
 		if !*pod.SecurityContext.RunAsNonRoot || *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem || c.Capabilities.Drop[0] != "ALL" {
 			t.Errorf("%s has more rights than it needs", name)
 		}
+	}
+}
+
+// What each is for, and that there need be no others, is shown by test/e2e.
+func TestAgentHasTheCapabilitiesThatAreListedAndNoOthers(t *testing.T) {
+	c := templates(t)["node"].Containers[0].SecurityContext
+	if c.Privileged != nil || *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem {
+		t.Errorf("the agent has more rights than it needs: %+v", c)
+	}
+	want := &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "SYS_PTRACE", "DAC_OVERRIDE"}}
+	if d := cmp.Diff(want, c.Capabilities); d != "" {
+		t.Errorf("capabilities (-want +got):\n%s", d)
 	}
 }

@@ -241,10 +241,16 @@ func wipe(t *testing.T, l *lab.Lab, node string) {
 		for f in `+strings.Join(settingsOfPods, " ")+`; do echo 0 >$f; done`)
 }
 
-// spoil damages an object of each table, and adds one. The paths between pods of the node stay.
+// spoil damages the node.
 func (a *applying) spoil() {
 	a.t.Helper()
-	a.shell(`
+	spoil(a.t, a.lab, "node-1")
+}
+
+// spoil damages an object of each table, and adds one. The paths between pods of the node stay. While an agent lives, the table of policy is its own.
+func spoil(t *testing.T, l *lab.Lab, node string) {
+	t.Helper()
+	run(t, l, node, "sh", "-ec", `
 		cali=$(ls /sys/class/net | grep cali | grep -v vxlan | head -n1)
 		echo 0 >/proc/sys/net/ipv4/conf/$cali/route_localnet
 		ip link del vxlan.calico 2>/dev/null || true
@@ -262,8 +268,8 @@ func (a *applying) spoil() {
 		ipset create -exist cali40stray hash:net
 		ipset destroy cali40masq-ipam-pools 2>/dev/null || true
 		ipset add -exist cali40network-ip-pools 172.30.0.99
-		nft flush chain inet muslin input
-		nft add chain inet muslin stray`)
+		nft flush chain inet muslin input || true
+		nft add chain inet muslin stray || true`)
 }
 
 // setMode changes the mode of the pools, for all nodes.

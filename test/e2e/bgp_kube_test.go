@@ -233,7 +233,9 @@ func notEstablished(t *testing.T, l *lab.Lab, node, peer string, reasons ...stri
 // stays, and what is behind them is reached. The subtests build on each other.
 func TestPasswordsHoldTimerAndFlapsOfFRR(t *testing.T) {
 	const first, second = "172.30.1.201", "172.30.1.202"
-	l, k := kubeLab(t, func(o *lab.Options) { o.AgentEnv = append(o.AgentEnv, "FELIX_ROUTEREFRESHINTERVAL=2") })
+	l, k := kubeLab(t, func(o *lab.Options) {
+		o.AgentEnv = append(o.AgentEnv, "FELIX_ROUTEREFRESHINTERVAL=2", "FELIX_LOGSEVERITYSCREEN=Debug")
+	})
 	addRouter(t, l, lab.RouterSpec{Name: "tor-1", Kind: lab.FRR, AS: 65001, Password: "s3cret", Announce: []netip.Prefix{netip.MustParsePrefix(outer)}})
 	addRouter(t, l, lab.RouterSpec{Name: "tor-2", Kind: lab.FRR, AS: 65001, Announce: []netip.Prefix{netip.MustParsePrefix(outer)}})
 	const spec = `{peerIP: ` + first + `, asNumber: %d, password: {secretKeyRef: {name: bgp, key: tor-1}}}`
@@ -295,6 +297,9 @@ func TestPasswordsHoldTimerAndFlapsOfFRR(t *testing.T) {
 		}
 	})
 	t.Run("a route of somebody else's in a learned one's place", func(t *testing.T) { someoneElsesRoute(t, l, second) })
+	if log := agentLog(t, l, "node-1"); strings.Contains(log, "s3cret") || !strings.Contains(log, "level=DEBUG") {
+		t.Error("the log shows the password, or too little to tell")
+	}
 }
 
 // someoneElsesRoute puts a route into the place of the learned one, which says so and comes back when it may.

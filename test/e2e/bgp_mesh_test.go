@@ -119,27 +119,34 @@ func TestMixedClusterWithBIRD(t *testing.T) {
 		sameSessions(t, l, "node-1", torPeer, before)
 	})
 	t.Run("nonsense from a peer harms nobody", func(t *testing.T) { talksNonsense(t, l) })
+	t.Run("a peer leads away neither the host nor its pods", func(t *testing.T) { leadsAstray(t, l) })
 	t.Run("sessions and routes stay while etcd is away", func(t *testing.T) { etcdIsAway(t, l, calico) })
 	t.Run("ten thousand routes get into the kernel, and out again", func(t *testing.T) { tenThousand(t, l) })
 	allWell(t, l)
 }
 
-// talksNonsense has a peer of node-1 send UPDATEs that are malformed, of which one ends the session. The agent and the other sessions stay what they were.
-func talksNonsense(t *testing.T, l *lab.Lab) {
+// standIn takes a router's place in its session with node-1.
+func standIn(t *testing.T, l *lab.Lab) (far bgptest.FarEnd) {
+	t.Helper()
 	if err := l.StopRouter(t.Context(), "tor-1"); err != nil {
 		t.Fatal(err)
 	}
 	unreachableNow(t, l, "node-1", outer)
-	agent, before := nodesOf(t, l)[0].Agent.PID, since(t, l, "node-1", torPeer)
-	hop := netip.MustParseAddr(torPeer)
-	good := bgptest.Route(65000, hop)
-	var far bgptest.FarEnd
 	converges(t, func() error {
 		return l.Within("tor-1", func() (err error) {
-			far, err = bgptest.Establish(hop, 65000, netip.MustParseAddrPort("172.30.1.1:179"))
+			far, err = bgptest.Establish(netip.MustParseAddr(torPeer), 65000, netip.MustParseAddrPort("172.30.1.1:179"))
 			return err
 		})
 	})
+	return far
+}
+
+// talksNonsense has a peer of node-1 send UPDATEs that are malformed, of which one ends the session. The agent and the other sessions stay what they were.
+func talksNonsense(t *testing.T, l *lab.Lab) {
+	agent, before := nodesOf(t, l)[0].Agent.PID, since(t, l, "node-1", torPeer)
+	hop := netip.MustParseAddr(torPeer)
+	good := bgptest.Route(65000, hop)
+	far := standIn(t, l)
 	defer func() { _ = far.Close() }() // the agent has, if all is well
 	nonsense := [][]byte{
 		bytes.Replace(good, []byte{0x40, 1, 1, 0}, []byte{0x40, 1, 1, 9}, 1),            // an origin that there is not

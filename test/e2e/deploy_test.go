@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/config"
@@ -120,17 +122,54 @@ func TestUnitIsOneThatSystemdTakes(t *testing.T) {
 	}
 }
 
-// The unit takes away all capabilities but a few; with these the agent must do everything.
-func TestAgentNeedsNoOtherCapabilitiesThanTheUnitLeaves(t *testing.T) {
-	nettest.Need(t, "setpriv")
-	var keep []string
-	for _, c := range strings.Fields(setting(t, deployed(t, "systemd/muslin-node.service"), "CapabilityBoundingSet")) {
-		keep = append(keep, "+"+strings.ToLower(strings.TrimPrefix(c, "CAP_")))
+// capabilities are those that the unit, and the manifest, leave to the agent, as setpriv names them.
+func capabilities(t *testing.T) map[string][]string {
+	t.Helper()
+	_, list, found := strings.Cut(deployed(t, "kubernetes/muslin.yaml"), "add: [")
+	list, _, closed := strings.Cut(list, "]")
+	if !found || !closed {
+		t.Fatal("the manifest adds no capabilities")
 	}
+	out := map[string][]string{}
+	for from, names := range map[string][]string{
+		"the unit":     strings.Fields(strings.ReplaceAll(setting(t, deployed(t, "systemd/muslin-node.service"), "CapabilityBoundingSet"), "CAP_", "")),
+		"the manifest": strings.Split(list, ", "),
+	} {
+		for _, name := range names {
+			out[from] = append(out[from], "+"+strings.ToLower(name))
+		}
+	}
+	return out
+}
+
+// The unit and the manifest take away all capabilities but a few; with these the agent must do everything: links, routes, NAT, settings, policy, the
+// plugins' socket, BGP's port, the folders of the host, and to see Calico's agent.
+func TestAgentNeedsNoOtherCapabilitiesThanItIsLeft(t *testing.T) {
+	nettest.Need(t, "setpriv")
 	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
-	if err := l.StopAgent(t.Context(), "node-1"); err != nil {
+	keep := capabilities(t)
+	for _, from := range []string{"the unit", "the manifest"} { // which leaves the host with folders of its own
+		t.Run(from, func(t *testing.T) { runsOn(t, l, keep[from]) })
+	}
+}
+
+func runsOn(t *testing.T, l *lab.Lab, keep []string) {
+	if err := l.KillAgent(t.Context(), "node-1"); err != nil {
 		t.Fatal(err)
 	}
+	env := []string{"IP=autodetect", "CALICO_NETWORKING_BACKEND=bird", "FELIX_IPV6SUPPORT=false"}
+	reduced := append([]string{"setpriv", "--no-new-privs", "--bounding-set=-all," + strings.Join(keep, ","), "--inh-caps=-all", "--"}, "muslin-node")
+	rival := exec.Command("sleep", "60")
+	rival.Args[0] = "calico-node"
+	if err := l.Within("node-1", rival.Start); err != nil {
+		t.Fatal(err)
+	}
+	refusal, err := try(t, l, "node-1", append([]string{"timeout", "30", "env"}, append(env, reduced...)...)...)
+	if err == nil || !strings.Contains(err.Error()+refusal, "Calico's agent runs on this host") {
+		t.Errorf("beside calico-node: %s, %v; want a refusal", refusal, err)
+	}
+	_ = rival.Process.Kill()
+	_ = rival.Wait() // killed
 	for _, args := range [][]string{{"ip", "link", "del", kernel.VXLANDevice}, {"ip", "route", "flush", "proto", "80"}, {"iptables-nft", "-t", "nat", "-F"}, {"sysctl", "-qw", "net.ipv4.ip_forward=0"}} {
 		run(t, l, "node-1", args...)
 	}
@@ -138,10 +177,7 @@ func TestAgentNeedsNoOtherCapabilitiesThanTheUnitLeaves(t *testing.T) {
 	done := make(chan string, 1)
 	go func() {
 		var out bytes.Buffer
-		args := []string{"setpriv", "--no-new-privs", "--bounding-set=-all," + strings.Join(keep, ","), "--inh-caps=-all", "muslin-node"}
-		err := l.Exec(ctx, "node-1", lab.Command{
-			Args: args, Env: []string{"IP=autodetect", "CALICO_NETWORKING_BACKEND=vxlan", "FELIX_IPV6SUPPORT=false"}, Stdout: &out, Stderr: &out,
-		})
+		err := l.Exec(ctx, "node-1", lab.Command{Args: reduced, Env: env, Stdout: &out, Stderr: &out})
 		done <- fmt.Sprint(out.String(), err)
 	}()
 	defer func() {
@@ -160,4 +196,30 @@ func TestAgentNeedsNoOtherCapabilitiesThanTheUnitLeaves(t *testing.T) {
 	})
 	answers(t, l, "node-1", pod(t, l, "a2"))
 	answers(t, l, "node-2", pod(t, l, "later"))
+	if v := strings.TrimSpace(run(t, l, "node-1", "cat", "/proc/sys/net/ipv4/ip_forward")); v != "1" {
+		t.Errorf("ip_forward is %s", v)
+	}
+	policy(t, l, "later", `"selector": "!has(app)", "types": ["Ingress"]`)
+	soon(t, "policy is not enforced", func() bool { return getsThrough(l, "node-2", pod(t, l, "later").Addr) != nil })
+	remove(t, l, "networkpolicies/default/default.later")
+	speaker := net.JoinHostPort(nodesOf(t, l)[0].Addr.String(), "179")
+	soon(t, "nobody listens for BGP", func() bool {
+		return l.Within("node-1", func() error {
+			c, err := net.DialTimeout("tcp", speaker, time.Second)
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		}) == nil
+	})
+	if err := l.RemovePod(t.Context(), "later"); err != nil {
+		t.Error(err)
+	}
+	if slices.Contains(keep, "+dac_override") { // it is the manifest, whose agent installs, and the host's folder of programs may be another user's
+		sh := ownHost(t, l, "node-1")
+		out, err := sh("chown -R 1001:1001 /opt/cni && chmod 755 /opt/cni/bin && " + strings.Join(reduced, " ") + " install && ls /opt/cni/bin")
+		if err != nil || !strings.Contains(out, "muslin-ipam") {
+			t.Errorf("installed: %q, %v", out, err)
+		}
+	}
 }

@@ -47,6 +47,7 @@ func TestFaults(t *testing.T) {
 	t.Run("in a flip lose nothing", func(t *testing.T) { killedAgentsLoseNothing(t, bin) })
 	t.Run("in a flip leave what a fresh start makes right", func(t *testing.T) { agentsKilledInFlipsEndWhereAFreshStartEnds(t, bin) })
 	t.Run("in an apply leave what a fresh start makes right", func(t *testing.T) { appliesEndWhereAFreshStartEnds(t, bin) })
+	t.Run("of every part pass by while pods come and go", func(t *testing.T) { partsBreakWhilePodsComeAndGo(t, bin) })
 	t.Run("open and close nothing that policy says", func(t *testing.T) { policyHoldsThroughFaults(t, bin) })
 }
 

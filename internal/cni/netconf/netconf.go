@@ -170,7 +170,13 @@ func (m *Module) ResultVersion() string {
 	return m.CNIVersion
 }
 
+// maxConf is more than any runtime says: of a GC, a hundred thousand attachments.
+const maxConf = 16 << 20
+
 func decode(stdin []byte, v any) error {
+	if len(stdin) > maxConf {
+		return &attach.Error{Code: attach.CodeDecode, Msg: fmt.Sprintf("decode network configuration: it has %d bytes, and at most %d are read", len(stdin), maxConf)}
+	}
 	err := json.Unmarshal(stdin, v)
 	var wrong *json.UnmarshalTypeError
 	switch {

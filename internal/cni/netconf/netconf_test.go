@@ -119,6 +119,18 @@ func TestRequestCarriesWhatTheHandlerNeeds(t *testing.T) {
 	}
 }
 
+func TestConfigurationOfNoSensibleSizeIsRefused(t *testing.T) {
+	big := []byte(`{"type":"muslin","name":"` + strings.Repeat("n", maxConf) + `"}`)
+	_, plugin := Parse(big)
+	_, module := ParseModule(big)
+	_, gc := ValidAttachments(big)
+	for what, err := range map[string]error{"plugin": plugin, "module": module, "GC": gc} {
+		if err == nil || !strings.Contains(err.Error(), "at most 16777216 are read") {
+			t.Errorf("%s: error %v, want one that names the limit", what, err)
+		}
+	}
+}
+
 func TestParseNamesTheKeyThatIsWrong(t *testing.T) {
 	for _, c := range []struct{ member, says string }{
 		{`"mtu":"1440"`, `key "mtu" has the type string, want whole number`},
