@@ -32,7 +32,7 @@ func each(t *testing.T, test func(*testing.T, subject)) {
 	t.Run("kernel", func(t *testing.T) {
 		nettest.Need(t, "vxlan", "set", "iptables-nft", "ipset")
 		ns := nettest.New(t)
-		ns.Do(func() { test(t, real(t, ns)) })
+		ns.Do(func() { test(t, actual(t, ns)) })
 	})
 }
 
@@ -47,7 +47,7 @@ func inMemory() subject {
 	}
 }
 
-func real(t *testing.T, ns *nettest.NS) subject {
+func actual(t *testing.T, ns *nettest.NS) subject {
 	add := func(name string) {
 		ns.Exec("ip", "link", "add", name, "type", "veth", "peer", "name", "p"+name)
 		ns.Exec("ip", "link", "set", "p"+name, "up")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -82,7 +83,7 @@ func (p patient) isWell(t *testing.T) {
 	converges(t, func() error {
 		lines, code := p.findings(t, "--strict")
 		if len(lines) > 0 || code != nil {
-			return fmt.Errorf("exit %v, found\n%s", code, strings.Join(lines, "\n"))
+			return errors.Join(code, fmt.Errorf("found\n%s", strings.Join(lines, "\n")))
 		}
 		return nil
 	})
@@ -102,7 +103,7 @@ func (p patient) pretends(t *testing.T, name string) (end func()) {
 	go func() {
 		ended <- p.l.Exec(ctx, "node-1", lab.Command{Args: []string{"bash", "-c", "exec -a " + name + " sleep 600"}})
 	}()
-	return func() { cancel(); <-ended }
+	return func() { cancel(); _ = <-ended } // it was killed
 }
 
 // certify gives node-1 a certificate of the lab's authority with that end.

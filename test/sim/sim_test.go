@@ -169,16 +169,16 @@ func (f forgetful) Apply(ctx context.Context, changes []kernel.Change[kernel.Rou
 
 func TestTableThatLosesARouteIsFound(t *testing.T) {
 	finds(t, run(108, 6, 2000), func() Spoil {
-		return Spoil{Routes: func(real reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
-			return forgetful{real, new(int)}
+		return Spoil{Routes: func(right reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
+			return forgetful{right, new(int)}
 		}}
 	}, "does not have in its kernel", "has taken its route", "without memory")
 }
 
 func TestRouteTakenFromALivingPodIsFound(t *testing.T) {
 	finds(t, run(109, 6, 4000), func() Spoil {
-		return Spoil{Routes: func(real reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
-			return greedy{real, new(int)}
+		return Spoil{Routes: func(right reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route] {
+			return greedy{right, new(int)}
 		}}
 	}, "has taken its route")
 }

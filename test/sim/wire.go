@@ -29,7 +29,6 @@ type wire struct {
 
 	// Guarded by the world's mutex.
 	cut  bool    // etcd is not to be reached
-	dead bool    // the process has ended
 	deaf bool    // requests get no answer
 	mute []*call // which were not answered
 }

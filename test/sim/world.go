@@ -357,7 +357,7 @@ func (w *World) close() {
 	}
 	w.mu.Lock()
 	w.down = true
-	waiting := append(w.waiting, w.arrived...)
+	waiting := slices.Concat(w.waiting, w.arrived)
 	w.waiting, w.arrived = nil, nil
 	w.mu.Unlock()
 	for _, c := range waiting {

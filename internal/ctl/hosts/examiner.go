@@ -69,7 +69,7 @@ func (x examiner) view(ctx context.Context) doctor.View {
 	v.Machine = fact(ctx, func(context.Context) (string, error) { return x.machine(s.node.MachineIDFile).Ask() })
 	var all sync.WaitGroup
 	all.Go(func() {
-		v.Etcd = fact(ctx, func(ctx context.Context) ([]store.Member, error) { return s.examine(ctx) })
+		v.Etcd = fact(ctx, s.examine)
 		felix := x.data(ctx, s, &v)
 		v.Settings, _ = config.Effective(felix) // what it cannot read the agent tells
 		v.WireGuard = wantsWireGuard(felix)
