@@ -21,6 +21,9 @@ const (
 	maxBytes   = 1 << 20 // of what it writes
 )
 
+// maxAtOnce is how often a job that met another's write is tried again without a pause.
+const maxAtOnce = 2
+
 // maxWork bounds the time for one batch, with all the transactions that it takes.
 const maxWork = 10 * time.Second
 
@@ -159,9 +162,24 @@ func (h *Handler) work(ctx context.Context, batch []*job) error {
 			batch = met
 			continue
 		}
-		endAll(met, err)
+		h.again(met, err)
 	}
 	return nil
+}
+
+// again has jobs that met another's write go into the next transaction, in the order in which they came, and ends those that have done so
+// too often: who asks for them pauses.
+func (h *Handler) again(met []*job, err error) {
+	var still []*job
+	for _, j := range met {
+		if j.met++; j.met > maxAtOnce {
+			j.end(err)
+			continue
+		}
+		j.fresh = j.fresh || j.met > 1
+		still = append(still, j)
+	}
+	h.putBack(still)
 }
 
 // fail ends the jobs of a transaction that was not carried out, or tries each alone where one of them may spoil it for all.

@@ -31,6 +31,7 @@ type job struct {
 
 	ctx   context.Context // the caller's: a job lives as long as the call that it stands for
 	fresh bool            // it is planned on etcd itself, and not on what is in memory
+	met   int             // how often it has met another's write
 	shown *store.KV       // its handle, as a refused transaction has shown it; nil: none has
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.

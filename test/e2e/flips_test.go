@@ -410,7 +410,7 @@ func (f *flips) left(kernels map[string]string) error {
 	vxlan := f.mode == lab.VXLAN || f.mode == lab.CrossSubnet
 	ipip := f.mode == lab.IPIP || f.mode == lab.IPIPCrossSubnet
 	marks := map[string]bool{
-		"notrack": vxlan, "vxlan.calico": vxlan, "vxlan-v6.calico": vxlan && f.dual, "@ipip-peers4": ipip, "tunl0    inet": ipip,
+		"notrack": vxlan, "vxlan.calico": vxlan, "vxlan-v6.calico": vxlan && f.dual, "@ipip-peers4": ipip, "tunl0    inet": ipip, "tunl0@NONE: <NOARP,UP": ipip,
 	}
 	for node, state := range kernels {
 		for text, belongs := range marks {
@@ -447,7 +447,7 @@ func (f *flips) kernels() (map[string]string, error) {
 	for _, n := range f.records() {
 		for kind, a := range map[string]netip.Addr{"v4": n.Spec.IPv4VXLANTunnelAddr, "v6": n.Spec.IPv6VXLANTunnelAddr, "ipip": n.Spec.BGP.IPv4IPIPTunnelAddr} {
 			if a.IsValid() {
-				for _, end := range []string{" ", "/32", "/128"} { // the block may begin with the address
+				for _, end := range []string{" ", "\n", "/32", "/128"} { // the block may begin with the address
 					names = append(names, a.String()+end, "<"+n.Metadata.Name+" "+kind+">"+end)
 				}
 			}
@@ -460,7 +460,9 @@ func (f *flips) kernels() (map[string]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[node] = ownChains.ReplaceAllString(unnumbered(known.Replace(untouched(state))), "")
+		lines := strings.Split(ownChains.ReplaceAllString(unnumbered(known.Replace(untouched(state))), ""), "\n")
+		slices.Sort(lines) // anew, since addresses have become names
+		out[node] = strings.Join(lines, "\n")
 	}
 	return out, nil
 }

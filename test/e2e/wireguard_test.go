@@ -181,8 +181,8 @@ func (e *encrypted) key(node string) string {
 	return n.Status.WireguardPublicKey
 }
 
-// count begins to count anew what the router forwards, which is all that goes between nodes.
-func (e *encrypted) count() {
+// count begins to count anew what the router forwards, which is all that goes between nodes, but for what matches.
+func (e *encrypted) count(but ...string) {
 	e.Helper()
 	run(e.T, e.lab, "fabric", "sh", "-c", `nft -f - <<'END'
 table inet seen
@@ -195,6 +195,9 @@ table inet seen {
 		type filter hook forward priority 0
 		meta nfproto ipv4 udp dport 51820 counter name wg4 accept
 		meta nfproto ipv6 udp dport 51821 counter name wg6 accept
+		icmp type destination-unreachable accept comment "of a node without its device, which quotes what is encrypted"
+		icmpv6 type destination-unreachable accept
+		`+strings.Join(but, "\n")+`
 		counter name other
 	}
 }
@@ -264,7 +267,7 @@ func (e *encrypted) newKey() {
 
 func (e *encrypted) withoutKey() {
 	e.onNode("node-3", bothFamilies(false))
-	e.count()
+	e.count("ip saddr 172.30.3.3 accept", "ip6 saddr fd00:172:30:3::3 accept") // which is free to talk in clear itself
 	nettest.Eventually(e.T, func() error {
 		if key := e.key("node-3"); key != "" {
 			return fmt.Errorf("node-3 tells the key %s", key)
