@@ -301,16 +301,23 @@ func (e *encrypted) withoutKey() {
 // restart starts the agent of node-1 anew with more variables.
 func (e *encrypted) restart(env ...string) {
 	e.Helper()
-	for _, err := range []error{
-		e.lab.SetAgentEnv(e.Context(), append([]string{"MUSLIN_LINGER=10s"}, env...)), e.lab.StopAgent(e.Context(), "node-1"), e.lab.StartAgent(e.Context(), "node-1"),
-	} {
-		if err != nil {
+	e.restartOn([]string{"node-1"}, env...)
+}
+
+// restartOn does so on several nodes.
+func (e *encrypted) restartOn(nodes []string, env ...string) {
+	e.Helper()
+	if err := e.lab.SetAgentEnv(e.Context(), append([]string{"MUSLIN_LINGER=10s"}, env...)); err != nil {
+		e.Fatal(err)
+	}
+	for _, node := range nodes {
+		if err := errors.Join(e.lab.StopAgent(e.Context(), node), e.lab.StartAgent(e.Context(), node)); err != nil {
 			e.Fatal(err)
 		}
 	}
 }
 
-// hosts has etcd on node-2, as node-1 sees it, which stays so when node-2 has no key.
+// hosts has etcd on node-2, as agents see it: node-1 finds it when node-2 has no key too.
 func (e *encrypted) hosts() {
 	node2 := netip.MustParseAddr("172.30.2.2")
 	fromNode1 := func() error { return e.lab.Within("node-1", func() error { return closedAt(node2) }) }
@@ -325,7 +332,7 @@ func (e *encrypted) hosts() {
 	if wg4, _, other := e.counted(); wg4 == 0 || other > 0 {
 		e.Errorf("from node to node the fabric saw %d encrypted packets and %d others", wg4, other)
 	}
-	e.restart("ETCD_ENDPOINTS=http://172.30.2.2:2379")
+	e.restartOn([]string{"node-2", "node-1"}, "ETCD_ENDPOINTS=http://172.30.2.2:2379")
 	eventually(e.T, e.lab, has("to 172.30.2.2 ipproto tcp dport 2379 lookup main"), "ip", "rule")
 	e.onNode("node-2", bothFamilies(false))
 	nettest.Eventually(e.T, func() error {
@@ -340,7 +347,7 @@ func (e *encrypted) hosts() {
 	}
 	e.onNode("node-2", bothFamilies(true))
 	e.all()
-	e.restart()
+	e.restartOn([]string{"node-2", "node-1"})
 }
 
 // forwardEtcd has node-2 pass on what comes to etcd's port, until the test ends.
