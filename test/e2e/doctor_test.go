@@ -99,11 +99,12 @@ func (p patient) sh(t *testing.T, script string) {
 func (p patient) pretends(t *testing.T, name string) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		ended <- p.l.Exec(ctx, "node-1", lab.Command{Args: []string{"bash", "-c", "exec -a " + name + " sleep 600"}})
+		defer close(ended)
+		_ = p.l.Exec(ctx, "node-1", lab.Command{Args: []string{"bash", "-c", "exec -a " + name + " sleep 600"}}) // it is killed
 	}()
-	return func() { cancel(); _ = <-ended } // it was killed
+	return func() { cancel(); <-ended }
 }
 
 // certify gives node-1 a certificate of the lab's authority with that end.
