@@ -76,7 +76,7 @@ func uninstallAndStay(ctx context.Context, p Process) error {
 	return nil
 }
 
-// removeLogs removes the logs of our plugins, last: they might be wanted if anything before failed.
+// removeLogs removes the logs of our plugins, also where something else has failed: once the network configuration is gone, nothing names them any more.
 func removeLogs(paths []string) error {
 	var errs []error
 	for _, path := range paths {
