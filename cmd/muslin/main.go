@@ -22,6 +22,34 @@ func main() {
 		return
 	}
 	plugin := cni.Plugin{Limits: cni.DefaultLimits(), Stdout: os.Stdout}
-	skel.PluginMainFuncs(skel.CNIFuncs{Add: plugin.Add, Del: plugin.Del, Check: plugin.Check, GC: plugin.GC, Status: plugin.Status},
+	found := sparingNetnsCheck()
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: found.then(plugin.Add), Del: found.then(plugin.Del), Check: plugin.Check, GC: plugin.GC, Status: plugin.Status},
 		cniversion.All, "CNI network plugin muslin "+version)
+}
+
+// variable is one of the environment's, as it was.
+type variable struct {
+	name, value string
+	set         bool
+}
+
+// sparingNetnsCheck keeps skel from looking whether the pod's network namespace is the plugin's own, once ADD and DEL are done: the plugin has looked
+// before, and skel does by an entry below /proc that is dear to clear away (see currentNetns in internal/cni).
+func sparingNetnsCheck() variable {
+	v := variable{name: "CNI_NETNS_OVERRIDE"}
+	v.value, v.set = os.LookupEnv(v.name)
+	_ = os.Setenv(v.name, "1") // fails for names that are none
+	return v
+}
+
+// then puts the variable back before f, which may call other plugins. skel has read it by then.
+func (v variable) then(f func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) error {
+		if v.set {
+			_ = os.Setenv(v.name, v.value)
+		} else {
+			_ = os.Unsetenv(v.name)
+		}
+		return f(args)
+	}
 }

@@ -259,7 +259,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.feed = feed.New(a.store, a.log)
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
-	a.guard.released = a.flows.released
+	a.guard.released, a.guard.inherits = a.flows.released, a.flows.remembered
 	a.cutter = newCutter(a.guard.model, a.log)
 	if a.cfg.CutDenied {
 		a.guard.cut = a.cutter.changed

@@ -70,6 +70,7 @@ type guard struct {
 	withheld bool                  // the last state lacked routes to these
 	moved    bool                  // workloads may have changed since inForce was made
 	released func([]netip.Addr)    // told of the addresses of workloads that are gone
+	inherits func(netip.Addr) bool // tells whether what was allowed to an address's last owner still is
 	changed  changedPolicy         // since the last commit
 	cut      func(changedPolicy)   // told of what was changed, once it is in force; nil: nobody cares
 
@@ -119,7 +120,7 @@ type policyName struct{ kind, namespace, name string }
 
 func newGuard(node string, log *slog.Logger) *guard {
 	g := &guard{
-		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), directions: map[policyName]int{}, moved: true, released: func([]netip.Addr) {}, changed: newChangedPolicy(),
+		node: node, log: log, engine: policy.New(node), kept: kept{}, policies: map[policy.PolicyID]*policy.Policy{}, tally: newTally(), directions: map[policyName]int{}, moved: true, released: func([]netip.Addr) {}, inherits: func(netip.Addr) bool { return false }, changed: newChangedPolicy(),
 		touched: make(chan struct{}, 1), monitored: make(chan *nft.Monitor, 1),
 	}
 	g.open, g.noteMask = g.openKernel, writeMask
@@ -418,15 +419,16 @@ func (g *guard) passes() map[pass]struct{} {
 	return out
 }
 
-// admit leaves out of a state the routes to workloads whose policy is not in force. What the kernel holds in their place stays: it is from
-// when policy was, perhaps by an earlier agent.
+// admit leaves out of a state the routes to workloads whose policy is not in force, and to those whose address has connections of another one. What
+// the kernel holds in their place stays: it is from when policy was, perhaps by an earlier agent.
 func (g *guard) admit(s kernel.State) kernel.State {
-	if g.withheld = len(g.awaiting) > 0; !g.withheld {
+	waiting := g.waiting()
+	if g.withheld = len(waiting) > 0; !g.withheld {
 		return s
 	}
 	s.Routes, s.Held = maps.Clone(s.Routes), maps.Clone(s.Held)
 	for k, r := range s.Routes {
-		if _, waits := g.awaiting[doorstep{r.Dev.Name, k.Dst.Addr()}]; waits && k.Dst.IsSingleIP() {
+		if _, waits := waiting[doorstep{r.Dev.Name, k.Dst.Addr()}]; waits && k.Dst.IsSingleIP() {
 			delete(s.Routes, k)
 			s.Held[k] = kernel.Route{}
 		}
@@ -434,8 +436,23 @@ func (g *guard) admit(s kernel.State) kernel.State {
 	return s
 }
 
+// waiting are the doorsteps that no route leads to yet.
+func (g *guard) waiting() map[doorstep]struct{} {
+	out := maps.Clone(g.awaiting)
+	for p := range g.inForce {
+		if !g.inherits(p.addr) {
+			continue
+		}
+		if out == nil {
+			out = map[doorstep]struct{}{}
+		}
+		out[p.doorstep] = struct{}{}
+	}
+	return out
+}
+
 // owes tells whether routes were left out of the last state that need not be any more.
-func (g *guard) owes() bool { return g.withheld && len(g.awaiting) == 0 }
+func (g *guard) owes() bool { return g.withheld && len(g.waiting()) == 0 }
 
 // disturbed receives when others have changed the table. The loop then calls doubt.
 func (g *guard) disturbed() <-chan struct{} { return g.touched }

@@ -111,6 +111,29 @@ func (g *guarded) admitted() string {
 	return strings.Join(out, ", ")
 }
 
+func TestPodGetsNoRouteWhileItsAddressHasConnectionsOfAnother(t *testing.T) {
+	g := newGuarded(t)
+	var still []netip.Addr
+	g.inherits = func(a netip.Addr) bool { return slices.Contains(still, a) }
+	g.workload("a", "c1", "10.0.0.1")
+	g.workload("b", "c2", "10.0.0.2")
+	g.believe()
+	if _, err := g.round(); err != nil {
+		t.Fatal(err)
+	}
+	still = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.9")}
+	if got, want := g.admitted(), "10.0.0.1, 10.0.0.3, held 10.0.0.2"; got != want || g.owes() {
+		t.Errorf("while connections are remembered: %s, want %s; routes are to follow: %t", got, want, g.owes())
+	}
+	still = nil
+	if !g.owes() {
+		t.Error("no route is to follow once they are forgotten")
+	}
+	if got, want := g.admitted(), "10.0.0.1, 10.0.0.2, 10.0.0.3"; got != want {
+		t.Errorf("then: %s, want %s", got, want)
+	}
+}
+
 func TestWorkloadsWhosePolicyIsNotInForceWait(t *testing.T) {
 	g := newGuarded(t)
 	g.workload("a", "c1", "10.0.0.1")

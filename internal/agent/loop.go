@@ -32,11 +32,36 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.reset()
 			a.succeeded()
 		}
+		if !a.news(ctx, &retry) {
+			return nil
+		}
+		if names := a.looks.take(time.Now()); len(names) > 0 {
+			a.kernel.MarkDirty(names...)
+			a.guard.check(slices.Contains(names, policyTable))
+		}
+	}
+}
+
+// news returns true when there may be something to do, and false when ctx has ended.
+func (a *Agent) news(ctx context.Context, retry *backoff) bool {
+	var settled <-chan time.Time // when what happens in the kernel has waited long enough for more
+	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-a.feed.Changed():
+			return false
 		case <-a.monitor.Changed():
+			if settled == nil {
+				settled = time.After(gatherEvents)
+			}
+			if !a.programmed.awaited() {
+				continue
+			}
+		case <-a.programmed.wanted:
+			if settled == nil {
+				continue // what it waits for has not happened yet
+			}
+		case <-settled:
+		case <-a.feed.Changed():
 		case <-a.damage.Changed():
 			a.looks.spoiled(a.damage.Spoiled())
 		case <-retry.due():
@@ -45,18 +70,20 @@ func (a *Agent) loop(ctx context.Context) error {
 			a.guard.doubt()
 		case <-a.membersChanged():
 			a.guard.relocate()
+		case <-a.flows.changed():
 		case <-a.linger.over():
 		case <-a.bgp.changed():
 		case <-a.probes.changed():
 		case <-a.servers.changed():
 		case <-a.looks.due(time.Now()):
 		}
-		if names := a.looks.take(time.Now()); len(names) > 0 {
-			a.kernel.MarkDirty(names...)
-			a.guard.check(slices.Contains(names, policyTable))
-		}
+		return true
 	}
 }
+
+// gatherEvents is how long an event of the kernel waits for others, unless a plugin waits for what follows from it: a pod that comes or goes makes
+// a dozen, most of them of our own writes.
+const gatherEvents = 5 * time.Millisecond
 
 // failed says why rounds fail: once, and again when it is for another reason.
 func (a *Agent) failed(ctx context.Context, err error) {

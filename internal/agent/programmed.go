@@ -16,10 +16,19 @@ type programmed struct {
 	routes  map[netip.Addr]kernel.Dev // by destination
 	policy  error                     // why the last policy is not in force; nil: it is
 	changed chan struct{}             // closed and replaced at every publish
+	waiting int                       // connections that do
+	wanted  chan struct{}             // cap 1: one has begun to wait
 }
 
 func newProgrammed() *programmed {
-	return &programmed{changed: make(chan struct{})}
+	return &programmed{changed: make(chan struct{}), wanted: make(chan struct{}, 1)}
+}
+
+// awaited tells whether somebody waits for a route.
+func (p *programmed) awaited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting > 0
 }
 
 // publish replaces the set by the devices of the workload routes that the kernel is known to hold. A workload has no route until its
@@ -71,9 +80,15 @@ func (p *programmed) until(ctx context.Context, there func() bool) bool {
 		defer p.mu.Unlock()
 		return there(), p.changed
 	}
+	ok, changed := look()
+	if ok {
+		return true
+	}
+	p.expect(1)
+	defer p.expect(-1)
+	poke(p.wanted)
 	for {
-		ok, changed := look()
-		if ok {
+		if ok, changed = look(); ok {
 			return true
 		}
 		select {
@@ -82,4 +97,11 @@ func (p *programmed) until(ctx context.Context, there func() bool) bool {
 			return false
 		}
 	}
+}
+
+// expect counts so many more that wait.
+func (p *programmed) expect(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting += n
 }

@@ -53,7 +53,12 @@ func (n *netns) check() error {
 	if err != nil {
 		return err
 	}
-	ours, err := os.Stat("/proc/thread-self/ns/net")
+	here, err := currentNetns()
+	if err != nil {
+		return fmt.Errorf("find the network namespace of the host: %w", err)
+	}
+	defer func() { _ = here.Close() }()
+	ours, err := here.Stat()
 	if err != nil {
 		return err
 	}
@@ -61,6 +66,22 @@ func (n *netns) check() error {
 		return errors.New("it is the host's own")
 	}
 	return nil
+}
+
+// currentNetns opens the calling thread's network namespace, by way of a socket in it (ioctl SIOCGSKNS, socket(7)). /proc would do as well, but costs
+// whoever waits for a plugin: when a process ends of which a thread had an entry looked up below /proc, the entry is cleared away twice, for the thread
+// and for the process, and the second spins until the first is done. On busy processors that was seen to take 3 ms of each ADD.
+func currentNetns() (*os.File, error) {
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	defer func() { _ = unix.Close(socket) }()
+	fd, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS)
+	if err != nil {
+		return nil, fmt.Errorf("ask for its namespace: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "network namespace"), nil
 }
 
 func (n *netns) fd() int { return int(n.file.Fd()) }
