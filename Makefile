@@ -18,7 +18,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 TAGS     := grpcnotrace
 
 # Packages that compute and do nothing else (test/arch/layers.go has the same list, and a test that compares them).
-PURE := internal/attach internal/hostside internal/kernel internal/nftable internal/peering internal/plan internal/policy internal/probe internal/ruleset pkg/api pkg/ipam/block pkg/selector
+PURE := internal/attach internal/hostside internal/kernel internal/members internal/nftable internal/peering internal/plan internal/policy internal/probe internal/ruleset pkg/api pkg/ipam/block pkg/selector
 PURE_PRESENT := $(sort $(dir $(wildcard $(PURE:%=%/*.go))))
 
 GOLANGCI_LINT := $(GO) tool -modfile=test/tools/go.mod golangci-lint

@@ -16,7 +16,7 @@ import (
 var version = "unknown" // set by the linker
 
 func main() {
-	runtime.GOMAXPROCS(2) // one for the agent's answer, one for the veth pair: on many cores, more only cost start-up time
+	runtime.GOMAXPROCS(1) // while the kernel makes the veth pair, or the agent works, another goroutine runs: more processors only cost time to start
 	if len(os.Args) == 2 && (os.Args[1] == "-v" || os.Args[1] == "--version") {
 		fmt.Println(version)
 		return

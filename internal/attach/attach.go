@@ -21,6 +21,8 @@ import (
 	"io"
 	"net/netip"
 	"time"
+
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // Socket is where the agent listens, on every host.
@@ -93,6 +95,27 @@ type Request struct {
 	Stale []Stale      `json:"stale,omitempty"` // Free: what is to go
 }
 
+// Members lists the request's members.
+func (r *Request) Members() []members.Member {
+	return []members.Member{
+		{Name: "version", Value: &r.Version, Empty: true}, {Name: "verb", Value: &r.Verb, Empty: true}, {Name: "network", Value: &r.Network, Empty: true},
+		{Name: "containerID", Value: &r.ContainerID, Empty: true}, {Name: "ifName", Value: &r.IfName, Empty: true},
+		{Name: "hostIf", Value: &r.HostIf}, {Name: "mac", Value: &r.MAC}, {Name: "netns", Value: &r.Netns}, {Name: "pod", Value: &r.Pod},
+		{Name: "assignIPv4", Value: &r.AssignIPv4}, {Name: "assignIPv6", Value: &r.AssignIPv6},
+		{Name: "ipv4Pools", Value: &r.IPv4Pools}, {Name: "ipv6Pools", Value: &r.IPv6Pools}, {Name: "policyType", Value: &r.PolicyType},
+		{Name: "labels", Value: &r.Labels}, {Name: "annotations", Value: &r.Annotations},
+		{Name: "addrs", Value: &r.Addrs}, {Name: "foreignIPAM", Value: &r.ForeignIPAM}, {Name: "wanted", Value: &r.Wanted},
+		{Name: "readinessGates", Value: &r.ReadinessGates}, {Name: "features", Value: &r.Features},
+		{Name: "valid", Value: &r.Valid}, {Name: "stale", Value: &r.Stale},
+	}
+}
+
+// MarshalJSON writes the request as its tags say.
+func (r Request) MarshalJSON() ([]byte, error) { return members.Encode(r.Members()) }
+
+// UnmarshalJSON reads the request as its tags say.
+func (r *Request) UnmarshalJSON(data []byte) error { return members.Decode(data, r.Members()) }
+
 // Attachment is one container's interface in a network.
 type Attachment struct {
 	ContainerID string `json:"containerID"`
@@ -141,6 +164,20 @@ type Reply struct {
 
 	Paths json.RawMessage `json:"paths,omitempty"` // after Paths: a list of api.Path, which the plugin is not to link
 }
+
+// Members lists the reply's members.
+func (r *Reply) Members() []members.Member {
+	return []members.Member{
+		{Name: "error", Value: &r.Error}, {Name: "addrs", Value: &r.Addrs}, {Name: "mac", Value: &r.MAC}, {Name: "stale", Value: &r.Stale},
+		{Name: "peers", Value: &r.Peers}, {Name: "agent", Value: &r.Agent}, {Name: "ranges", Value: &r.Ranges}, {Name: "paths", Value: &r.Paths},
+	}
+}
+
+// MarshalJSON writes the reply as its tags say.
+func (r Reply) MarshalJSON() ([]byte, error) { return members.Encode(r.Members()) }
+
+// UnmarshalJSON reads the reply as its tags say.
+func (r *Reply) UnmarshalJSON(data []byte) error { return members.Decode(data, r.Members()) }
 
 // Agent is what an agent says of itself.
 type Agent struct {

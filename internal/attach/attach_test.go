@@ -5,11 +5,14 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // wire is a peer that has said something already, and that keeps what it is told.
@@ -19,6 +22,14 @@ type wire struct {
 }
 
 func (w *wire) Write(b []byte) (int, error) { return w.told.Write(b) }
+
+func TestMembersAreThoseOfTheTags(t *testing.T) {
+	for _, o := range []members.Object{&Request{}, &Reply{}} {
+		if want, got := members.Tagged(o), o.Members(); !slices.Equal(got, want) {
+			t.Errorf("%T: %v, want as by its tags %v", o, got, want)
+		}
+	}
+}
 
 func TestAskReturnsTheAnswer(t *testing.T) {
 	w := &wire{Reader: strings.NewReader(`{"addrs":["10.0.0.1","fd00::1"],"mac":"02:00:00:00:00:01"}` + "\n")}

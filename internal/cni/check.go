@@ -18,6 +18,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 )
 
 // Check reports whether the pod still is as its ADD left it (CNI spec 1.1, "CHECK"): the interface with its MAC, MTU, addresses and
@@ -197,7 +198,7 @@ func (w expected) inspectPod(h *netlink.Handle) (pod *netlink.LinkAttrs, wrong [
 		return nil, nil, fmt.Errorf("list routes of %s in the pod: %w", pod.Name, err)
 	}
 	for _, r := range podRoutes(w.addrs, w.dsts) {
-		if !slices.ContainsFunc(routes, r.is) {
+		if !slices.ContainsFunc(routes, func(have netlink.Route) bool { return isRoute(r, have) }) {
 			say("the route %v dev %s is missing", r, pod.Name)
 		}
 	}
@@ -223,11 +224,11 @@ func (w expected) inspectDevice(link netlink.Link) (wrong []string) {
 	return wrong
 }
 
-// is reports whether the kernel's route is this one.
-func (r podRoute) is(have netlink.Route) bool {
-	dst := r.dst.Addr().IsUnspecified() && have.Dst == nil || have.Dst != nil && have.Dst.String() == r.dst.String()
+// isRoute reports whether the kernel's route is r.
+func isRoute(r rtnl.InsideRoute, have netlink.Route) bool {
+	dst := r.Dst.Addr().IsUnspecified() && have.Dst == nil || have.Dst != nil && have.Dst.String() == r.Dst.String()
 	gw, _ := netip.AddrFromSlice(have.Gw)
-	return dst && gw.Unmap() == r.gw
+	return dst && gw.Unmap() == r.Gateway
 }
 
 // inspectHost looks at the host's side and lists what is wrong with it.

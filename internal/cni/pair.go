@@ -12,6 +12,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 )
 
 // pairWish says what veth pair a pod is to get.
@@ -27,11 +28,12 @@ type pairWish struct {
 
 // pair is the veth pair of a pod, with a netlink socket at either end.
 type pair struct {
-	hostLinks, podLinks *netlink.Handle
+	hostLinks *netlink.Handle
+	inside    *rtnl.Pod
 
-	host kernel.Dev
-	pod  *netlink.Veth // as the kernel describes it
-	mac  kernel.MAC    // of the pod's side
+	host, pod kernel.Dev
+	mtu       int        // of both
+	mac       kernel.MAC // of the pod's side
 }
 
 // netlinkTimeout bounds the wait for the kernel's answer to one request.
@@ -123,6 +125,9 @@ func describe(ns *netns, w pairWish) (*netlink.Veth, error) {
 // another interface of the container, of which the name of the host's side knows nothing. What it lets go is an earlier attempt at the same
 // interface, and an earlier container of the same pod. It comes before anything is registered: the two would share a handle.
 func checkReplaceable(host *netlink.Handle, ns *netns, w pairWish) error {
+	if _, _, err := rtnl.Device(w.hostIf); errors.Is(err, unix.ENODEV) {
+		return nil
+	}
 	old, err := host.LinkByName(w.hostIf)
 	if isGone(err) {
 		return nil
@@ -184,20 +189,14 @@ func removeOld(host *netlink.Handle, name string) error {
 
 // enterPod looks at the pod's side, opens a netlink socket beside it and sets what must be set before it is up.
 func (p *pair) enterPod(ns *netns, w pairWish) error {
-	return ns.run(func() error {
-		var err error
-		if p.podLinks, err = openLinks(); err != nil {
+	return ns.run(func() (err error) {
+		if p.inside, err = rtnl.OpenPod(); err != nil {
 			return err
 		}
-		link, err := p.podLinks.LinkByName(w.podIf)
-		if err != nil {
-			return fmt.Errorf("look at interface %s in the pod: %w", w.podIf, err)
+		p.pod.Name = w.podIf
+		if p.pod.Index, p.mtu, err = rtnl.Device(w.podIf); err != nil {
+			return fmt.Errorf("the pod's side: %w", err)
 		}
-		veth, ok := link.(*netlink.Veth)
-		if !ok {
-			return fmt.Errorf("look at interface %s in the pod: it is no veth device but a %s", w.podIf, link.Type())
-		}
-		p.pod = veth
 		return podSettings(w)
 	})
 }
@@ -211,8 +210,8 @@ func (p *pair) remove() error {
 
 func (p *pair) close() {
 	p.hostLinks.Close()
-	if p.podLinks != nil {
-		p.podLinks.Close()
+	if p.inside != nil {
+		p.inside.Close()
 	}
 }
 

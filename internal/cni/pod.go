@@ -9,11 +9,9 @@ import (
 	"os"
 	"slices"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 )
 
 // leastMTU6 is what every link with IPv6 carries (RFC 8200, section 5). The kernel takes IPv6 off an interface with less.
@@ -66,92 +64,51 @@ func set(name, value string) error {
 
 // configure brings the pod's side up and gives it its MAC, routes and addresses. The routes come first, so that from the
 // moment the pod has an address it can reach others.
-func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC, routes []podRoute) error {
+func (p *pair) configure(addrs []netip.Addr, mac kernel.MAC, routes []rtnl.InsideRoute) error {
+	want := rtnl.Inside{Name: p.pod.Name, Index: p.pod.Index, Routes: routes, Addrs: addrs}
 	if mac != p.mac {
-		if err := p.podLinks.LinkSetHardwareAddr(p.pod, mac[:]); err != nil {
-			return fmt.Errorf("set MAC %v of the pod's %s: %w", mac, p.pod.Name, err)
-		}
-		p.mac = mac
+		want.MAC = &mac
 	}
-	v6 := slices.ContainsFunc(addrs, netip.Addr.Is6)
-	if v6 {
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
 		if err := hostSettings6(p.host.Name); err != nil {
 			return err
 		}
-	}
-	if err := p.podLinks.LinkSetUp(p.pod); err != nil {
-		return fmt.Errorf("set the pod's %s up: %w", p.pod.Name, err)
-	}
-	if v6 {
-		if err := p.knowGateway6(); err != nil {
+		gateway, err := neighbour6()
+		if err != nil {
 			return err
 		}
+		want.Neighs = append(want.Neighs, gateway)
 	}
-	for _, r := range routes {
-		if err := p.podLinks.RouteAdd(r.netlink(p.pod.Index)); err != nil {
-			return fmt.Errorf("add route %v to the pod: %w", r, err)
-		}
+	if err := p.inside.SetUp(want); err != nil {
+		return fmt.Errorf("in the pod: %w", err)
 	}
-	for _, a := range addrs {
-		if err := p.podLinks.AddrAdd(p.pod, podAddr(a)); err != nil {
-			return fmt.Errorf("add address %v to the pod: %w", a, err)
-		}
-	}
+	p.mac = mac
 	return nil
 }
 
-// knowGateway6 tells the pod its gateway's MAC, which is always the same. The host's link-local address comes some moments after the
+// neighbour6 tells the pod its gateway's MAC, which is always the same. The host's link-local address comes some moments after the
 // carrier, and a pod that had asked for it just before would ask again only a second later (RFC 4861, RETRANS_TIMER).
-func (p *pair) knowGateway6() error {
-	mac, err := kernel.ParseMAC(hostside.MAC)
-	if err != nil {
-		return err
-	}
-	gw := &netlink.Neigh{LinkIndex: p.pod.Index, IP: netip.MustParseAddr(gateway6).AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT}
-	if err := p.podLinks.NeighSet(gw); err != nil {
-		return fmt.Errorf("add neighbour %s to the pod: %w", gateway6, err)
-	}
-	return nil
-}
-
-// podAddr is an address of a pod: it is the pod's alone, so that IPv6 need not look for duplicates.
-func podAddr(a netip.Addr) *netlink.Addr {
-	out := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}
-	if a.Is6() {
-		out.Flags = unix.IFA_F_NODAD
-	}
-	return out
-}
-
-// podRoute is a route inside the pod.
-type podRoute struct {
-	dst netip.Prefix
-	gw  netip.Addr // zero: dst is on the link
-}
-
-// String is the route as ip route prints it.
-func (r podRoute) String() string {
-	if !r.gw.IsValid() {
-		return r.dst.String() + " scope link"
-	}
-	return r.dst.String() + " via " + r.gw.String()
+func neighbour6() (out rtnl.InsideNeigh, err error) {
+	out.Addr = netip.MustParseAddr(gateway6)
+	out.MAC, err = kernel.ParseMAC(hostside.MAC)
+	return out, err
 }
 
 // podRoutes are the routes to dsts, or everywhere if there are none, of a pod with these addresses, in the order in which the kernel
 // takes them. All traffic goes to a next hop that the host's side answers for: in IPv4 by proxy ARP, in IPv6 as its link-local address.
-func podRoutes(addrs []netip.Addr, dsts []netip.Prefix) []podRoute {
+func podRoutes(addrs []netip.Addr, dsts []netip.Prefix) []rtnl.InsideRoute {
 	if len(dsts) == 0 {
 		dsts = defaultRoutes()
 	}
-	var out []podRoute
+	var out []rtnl.InsideRoute
 	for _, a := range addrs {
 		gw := netip.MustParseAddr(gateway6)
 		if a.Is4() {
 			gw = netip.MustParseAddr(hostside.Gateway)
-			out = append(out, podRoute{dst: netip.PrefixFrom(gw, gw.BitLen())})
+			out = append(out, rtnl.InsideRoute{Dst: netip.PrefixFrom(gw, gw.BitLen())})
 		}
 		for _, dst := range dsts {
-			if r := (podRoute{dst: dst, gw: gw}); dst.Addr().Is4() == a.Is4() && !slices.Contains(out, r) {
+			if r := (rtnl.InsideRoute{Dst: dst, Gateway: gw}); dst.Addr().Is4() == a.Is4() && !slices.Contains(out, r) {
 				out = append(out, r)
 			}
 		}
@@ -165,14 +122,6 @@ func defaultRoutes() []netip.Prefix {
 
 // gateway6 is the link-local address that the kernel gives to an interface with the MAC hostside.MAC (RFC 4291, appendix A).
 const gateway6 = "fe80::ecee:eeff:feee:eeee"
-
-func (r podRoute) netlink(index int) *netlink.Route {
-	out := &netlink.Route{LinkIndex: index, Dst: ipNet(r.dst), Protocol: unix.RTPROT_BOOT, Scope: netlink.SCOPE_LINK}
-	if r.gw.IsValid() {
-		out.Gw, out.Scope = r.gw.AsSlice(), netlink.SCOPE_UNIVERSE
-	}
-	return out
-}
 
 // ipNet is a prefix as the netlink and CNI libraries take it.
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -13,12 +13,11 @@ import (
 // result describes what is in the kernel: both interfaces, and the pod's addresses and routes as they are. No address has a
 // gateway, since the next hop is no host's and is in no subnet of the pod's.
 func (a *attachment) result() *types100.Result {
-	veth := a.pair.pod.Attrs()
 	res := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{
-			{Name: a.pair.host.Name, Mac: hostside.MAC, Mtu: veth.MTU},
-			{Name: veth.Name, Mac: a.mac.String(), Mtu: veth.MTU, Sandbox: a.req.Netns},
+			{Name: a.pair.host.Name, Mac: hostside.MAC, Mtu: a.pair.mtu},
+			{Name: a.pair.pod.Name, Mac: a.mac.String(), Mtu: a.pair.mtu, Sandbox: a.req.Netns},
 		},
 		DNS: a.conf.DNS,
 	}
@@ -29,7 +28,7 @@ func (a *attachment) result() *types100.Result {
 		})
 	}
 	for _, r := range podRoutes(a.addrs, a.dsts) {
-		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(r.dst), GW: r.gw.AsSlice()})
+		res.Routes = append(res.Routes, &types.Route{Dst: *ipNet(r.Dst), GW: r.Gateway.AsSlice()})
 	}
 	return after(a.prev, res)
 }

@@ -13,7 +13,6 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netlink"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
@@ -47,11 +46,9 @@ func TestResultOfPluginsBeforeOursIsPassedOn(t *testing.T) {
 }
 
 func TestGoldenResultOfEveryVersion(t *testing.T) {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = "eth0", 1450
 	a := &attachment{
 		req:   attach.Request{Netns: "/run/netns/hcx-0"},
-		pair:  &pair{host: kernel.Dev{Name: "calihcx-0", Index: 3}, pod: netlink.NewVeth(attrs)},
+		pair:  &pair{host: kernel.Dev{Name: "calihcx-0", Index: 3}, pod: kernel.Dev{Name: "eth0", Index: 2}, mtu: 1450},
 		mac:   kernel.MAC{0x42, 0x22, 0x76, 0xe0, 0x4d, 0x73},
 		addrs: []netip.Addr{netip.MustParseAddr("10.244.62.192"), netip.MustParseAddr("fd00:10:244::c0")},
 	}

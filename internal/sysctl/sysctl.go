@@ -35,7 +35,8 @@ func Where() string {
 // Table is the table of the settings that we want. Nothing is ever removed: a setting that is no longer wanted keeps its value. Any
 // goroutine may use it.
 type Table struct {
-	root *os.Root // keeps a device's name from leading outside
+	dir  *os.File // the folder
+	root *os.Root // the same: keeps a device's name from leading outside
 }
 
 // Open opens the settings below a folder, Root but in tests.
@@ -44,11 +45,15 @@ func Open(root string) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open kernel settings: %w", err)
 	}
-	return &Table{root: r}, nil
+	dir, err := r.Open(".")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open kernel settings: %w", err), r.Close())
+	}
+	return &Table{dir: dir, root: r}, nil
 }
 
 // Close releases the folder.
-func (t *Table) Close() error { return t.root.Close() }
+func (t *Table) Close() error { return errors.Join(t.dir.Close(), t.root.Close()) }
 
 // List finds nothing: settings carry no mark. Read tells of those that somebody wants.
 func (t *Table) List(context.Context) (map[kernel.SysctlKey]string, error) { return nil, nil }
@@ -91,7 +96,7 @@ func (t *Table) Apply(ctx context.Context, changes []kernel.Change[kernel.Sysctl
 }
 
 func (t *Table) write(k kernel.SysctlKey, value string) error {
-	f, err := t.root.OpenFile(k.Path, os.O_WRONLY, 0)
+	f, err := t.open(k.Path)
 	if errors.Is(err, fs.ErrNotExist) && k.Index != 0 {
 		return nil
 	}
@@ -106,4 +111,13 @@ func (t *Table) write(k kernel.SysctlKey, value string) error {
 		return fmt.Errorf("set %s = %s: %w", k.Path, value, err)
 	}
 	return nil
+}
+
+// open opens a setting for writing: at once where the kernel can (openat2(2), from Linux 5.6 on), else, and to learn what is in the way, step by step.
+func (t *Table) open(path string) (*os.File, error) {
+	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	if fd, err := unix.Openat2(int(t.dir.Fd()), path, &how); err == nil {
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	return t.root.OpenFile(path, os.O_WRONLY, 0)
 }

@@ -93,6 +93,7 @@ var Layers = []Row{
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
 	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
+	{Level: 0, Path: "internal/members", Sentence: "reads and writes JSON objects without analysing types, for processes that live briefly"},
 	{Level: 0, Path: "internal/nftable", Sentence: "the content of an nftables table as values, their text, and the difference of two"},
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
 	{Level: 0, Path: "pkg/selector", Sentence: "the label-selector language"},
@@ -125,6 +126,7 @@ var Pure = []string{
 	"internal/attach",
 	"internal/hostside",
 	"internal/kernel",
+	"internal/members",
 	"internal/nftable",
 	"internal/peering",
 	"internal/plan",

@@ -24,6 +24,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/cni/cnilog"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // Module holds the keys that the IPAM module heeds, whoever calls it.
@@ -136,6 +137,46 @@ type Runtime struct {
 	Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 }
 
+// Members lists the module's keys.
+func (m *Module) Members() []members.Member {
+	e, n, l := &m.Etcd, &m.Node, &m.Log
+	return []members.Member{
+		{Name: "cniVersion", Value: &m.CNIVersion, Empty: true}, {Name: "name", Value: &m.Name, Empty: true}, {Name: "type", Value: &m.Type, Empty: true},
+		{Name: "datastore_type", Value: &m.Datastore, Empty: true},
+		{Name: "etcd_endpoints", Value: &e.EtcdEndpoints, Empty: true}, {Name: "etcd_discovery_srv", Value: &e.EtcdDiscoverySRV, Empty: true},
+		{Name: "etcd_key_file", Value: &e.EtcdKeyFile, Empty: true}, {Name: "etcd_cert_file", Value: &e.EtcdCertFile, Empty: true},
+		{Name: "etcd_ca_cert_file", Value: &e.EtcdCACertFile, Empty: true},
+		{Name: "etcd_authority", Value: &e.EtcdAuthority, Empty: true}, {Name: "etcd_scheme", Value: &e.EtcdScheme, Empty: true},
+		{Name: "nodename", Value: &n.Nodename, Empty: true}, {Name: "nodename_file", Value: &n.NodenameFile, Empty: true},
+		{Name: "nodename_file_optional", Value: &n.NodenameFileOptional, Empty: true}, {Name: "hostname", Value: &n.Hostname, Empty: true},
+		{Name: "log_level", Value: &l.Level, Empty: true}, {Name: "log_file_path", Value: &l.Path, Empty: true},
+		{Name: "log_file_max_size", Value: &l.MaxSize, Empty: true}, {Name: "log_file_max_age", Value: &l.MaxAge, Empty: true},
+		{Name: "log_file_max_count", Value: &l.MaxCount, Empty: true},
+		{Name: "ipam", Value: &m.IPAM, Empty: true}, {Name: "policy", Value: &m.Policy, Empty: true}, {Name: "kubernetes", Value: &m.Kubernetes, Empty: true},
+		{Name: "muslin", Value: &m.Muslin, Empty: true},
+	}
+}
+
+// Members lists the section's keys.
+func (i *IPAM) Members() []members.Member {
+	return []members.Member{
+		{Name: "type", Value: &i.Type, Empty: true}, {Name: "assign_ipv4", Value: &i.AssignIPv4, Empty: true}, {Name: "assign_ipv6", Value: &i.AssignIPv6, Empty: true},
+		{Name: "ipv4_pools", Value: &i.IPv4Pools, Empty: true}, {Name: "ipv6_pools", Value: &i.IPv6Pools, Empty: true},
+		{Name: "subnet", Value: &i.Subnet, Empty: true}, {Name: "ranges", Value: &i.Ranges, Empty: true},
+	}
+}
+
+// Members lists all the keys that the network plugin heeds.
+func (c *Conf) Members() []members.Member {
+	return append(c.Module.Members(), []members.Member{
+		{Name: "mtu", Value: &c.MTU, Empty: true}, {Name: "require_mtu_file", Value: &c.RequireMTUFile, Empty: true}, {Name: "num_queues", Value: &c.NumQueues, Empty: true},
+		{Name: "container_settings", Value: &c.ContainerSettings, Empty: true}, {Name: "feature_control", Value: &c.Features, Empty: true},
+		{Name: "include_default_routes", Value: &c.DefaultRoutes, Empty: true}, {Name: "readiness_gates", Value: &c.ReadinessGates, Empty: true},
+		{Name: "policy_wait", Value: &c.PolicyWait, Empty: true}, {Name: "policy_setup_timeout_seconds", Value: &c.PolicyTimeout, Empty: true},
+		{Name: "dns", Value: &c.DNS, Empty: true}, {Name: "args", Value: &c.Args, Empty: true}, {Name: "runtimeConfig", Value: &c.Runtime, Empty: true},
+	}...)
+}
+
 // Parse reads and checks the network plugin's configuration. Errors are *attach.Error and name the key.
 func Parse(stdin []byte) (Conf, error) {
 	var c Conf
@@ -177,25 +218,23 @@ func decode(stdin []byte, v any) error {
 	if len(stdin) > maxConf {
 		return &attach.Error{Code: attach.CodeDecode, Msg: fmt.Sprintf("decode network configuration: it has %d bytes, and at most %d are read", len(stdin), maxConf)}
 	}
-	err := json.Unmarshal(stdin, v)
+	err := unmarshal(stdin, v)
 	var wrong *json.UnmarshalTypeError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &wrong):
-		return badKey(keyPath(wrong.Field), "has the type %s, want %s", wrong.Value, jsonName(wrong.Type.Kind()))
+		return badKey(wrong.Field, "has the type %s, want %s", wrong.Value, jsonName(wrong.Type.Kind()))
 	default:
 		return &attach.Error{Code: attach.CodeDecode, Msg: "decode network configuration: " + err.Error()}
 	}
 }
 
-// keyPath strips the names of embedded structs, which are none of the configuration's words: Go capitals never start a key.
-func keyPath(field string) string {
-	parts := strings.Split(field, ".")
-	for len(parts) > 1 && parts[0] != "" && parts[0][0] >= 'A' && parts[0][0] <= 'Z' {
-		parts = parts[1:]
+func unmarshal(stdin []byte, v any) error {
+	if o, ok := v.(members.Object); ok {
+		return members.Decode(stdin, o.Members())
 	}
-	return strings.Join(parts, ".")
+	return json.Unmarshal(stdin, v)
 }
 
 func badKey(key, format string, args ...any) *attach.Error {

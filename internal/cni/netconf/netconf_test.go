@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // everyKey holds each key of Calico's configuration, with the type that Calico gives it.
@@ -80,6 +81,14 @@ func TestParseAcceptsConfigurationsInUse(t *testing.T) {
 		}
 		if _, err := Parse(b); err != nil {
 			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+func TestMembersAreThoseOfTheTags(t *testing.T) {
+	for _, o := range []members.Object{&Conf{}, &Module{}, &IPAM{}} {
+		if want, got := members.Tagged(o), o.Members(); !slices.Equal(got, want) {
+			t.Errorf("%T: %v, want as by its tags %v", o, got, want)
 		}
 	}
 }

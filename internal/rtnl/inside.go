@@ -1,0 +1,142 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/kernel"
+)
+
+// Inside is what an interface of a pod gets, in this order.
+type Inside struct {
+	Name   string
+	Index  int
+	MAC    *kernel.MAC // nil: it has it
+	Neighs []InsideNeigh
+	Routes []InsideRoute
+	Addrs  []netip.Addr // each the pod's alone
+}
+
+// InsideNeigh is a neighbour that never has to be asked for.
+type InsideNeigh struct {
+	Addr netip.Addr
+	MAC  kernel.MAC
+}
+
+// InsideRoute is a route inside a pod.
+type InsideRoute struct {
+	Dst     netip.Prefix
+	Gateway netip.Addr // the zero Addr: dst is on the link
+}
+
+// String is the route as ip route prints it.
+func (r InsideRoute) String() string {
+	if !r.Gateway.IsValid() {
+		return r.Dst.String() + " scope link"
+	}
+	return r.Dst.String() + " via " + r.Gateway.String()
+}
+
+// Pod sets up interfaces in a pod's network namespace. One caller at a time.
+type Pod struct{ s *sender }
+
+// OpenPod opens the namespace that the calling thread is in.
+func OpenPod() (*Pod, error) {
+	s, err := openSender()
+	if err != nil {
+		return nil, err
+	}
+	return &Pod{s}, nil
+}
+
+// Close releases the socket.
+func (p *Pod) Close() { p.s.close() }
+
+// SetUp brings an interface up and gives it what it is to have, all with one system call: the kernel's lock of network devices is taken by few at
+// a time. The error names the first of what the kernel refused; what comes after it may be there or not.
+func (p *Pod) SetUp(x Inside) error {
+	var m messages
+	said := []string{"set " + x.Name + " up"}
+	appendUp(&m, x)
+	for _, n := range x.Neighs {
+		said = append(said, fmt.Sprintf("add neighbour %v", n.Addr))
+		appendEntry(&m, true, neighbour{index: x.Index, addr: n.Addr, mac: n.MAC})
+	}
+	for _, r := range x.Routes {
+		said = append(said, fmt.Sprintf("add route %v", r))
+		appendRoute(&m, addFlags, kernel.RouteKey{Dst: r.Dst}, x.route(r))
+	}
+	for _, a := range x.Addrs {
+		said = append(said, fmt.Sprintf("add address %v", a))
+		appendAddr(&m, x.Index, a)
+	}
+	errs, err := p.s.send(&m)
+	if err != nil {
+		return fmt.Errorf("set %s up: %w", x.Name, err)
+	}
+	for i, err := range errs {
+		if err != nil {
+			return fmt.Errorf("%s: %w", said[i], err)
+		}
+	}
+	return nil
+}
+
+func (x Inside) route(r InsideRoute) kernel.Route {
+	out := kernel.Route{Gateway: r.Gateway, Dev: kernel.Dev{Name: x.Name, Index: x.Index}, Protocol: unix.RTPROT_BOOT}
+	if !r.Gateway.IsValid() {
+		out.Scope = kernel.LinkScope
+	}
+	return out
+}
+
+// appendUp adds the message that sets the MAC and brings the interface up (struct ifinfomsg, rtnetlink(7)).
+func appendUp(m *messages, x Inside) {
+	info := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(info[4:], uint32(x.Index))
+	binary.NativeEndian.PutUint32(info[8:], unix.IFF_UP)
+	binary.NativeEndian.PutUint32(info[12:], unix.IFF_UP)
+	m.begin(unix.RTM_NEWLINK, 0, info...)
+	if x.MAC != nil {
+		m.attr(unix.IFLA_ADDRESS, x.MAC[:])
+	}
+}
+
+// appendAddr adds the message that adds an address (struct ifaddrmsg, rtnetlink(7)). It is nobody else's, so that IPv6 need not look for duplicates.
+func appendAddr(m *messages, index int, a netip.Addr) {
+	flags := byte(0)
+	if a.Is6() {
+		flags = unix.IFA_F_NODAD
+	}
+	info := []byte{family(a), byte(a.BitLen()), flags, unix.RT_SCOPE_UNIVERSE, 0, 0, 0, 0}
+	binary.NativeEndian.PutUint32(info[4:], uint32(index))
+	m.begin(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, info...)
+	m.addr(unix.IFA_LOCAL, a)
+	m.addr(unix.IFA_ADDRESS, a)
+}
+
+// Device returns the index and the MTU of the interface of that name in the namespace of the calling thread, which costs much less than its whole
+// description. The error is unix.ENODEV where there is none.
+func Device(name string) (index, mtu int, err error) {
+	asked, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for interface %s: open socket: %w", name, err)
+	}
+	err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, asked)
+	index = int(asked.Uint32())
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.SIOCGIFMTU, asked)
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return 0, 0, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	return index, int(asked.Uint32()), nil
+}
