@@ -314,6 +314,12 @@ func (c *computation) hostMTU() int {
 			carrying = smaller(carrying, l.MTU)
 		}
 	}
+	if matching > 0 && carrying > 0 { // the families go different ways
+		matching = min(matching, carrying)
+	}
+	if matching > 0 {
+		return matching
+	}
 	for name, l := range c.host.Links {
 		if !c.MTUIface.MatchString(name) {
 			continue
@@ -325,10 +331,7 @@ func (c *computation) hostMTU() int {
 			up = smaller(up, l.MTU)
 		}
 	}
-	if matching > 0 && carrying > 0 { // the families go different ways
-		matching = min(matching, carrying)
-	}
-	return cmp.Or(matching, smaller(live, carrying), up, fallbackMTU)
+	return cmp.Or(smaller(live, carrying), up, fallbackMTU)
 }
 
 // smaller is the smaller of two MTUs, of which 0 is none.

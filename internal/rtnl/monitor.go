@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -29,10 +28,9 @@ const (
 // Host, Events and Changed may be used by any goroutine.
 type Monitor struct {
 	c       *Conn
-	s       *nl.NetlinkSocket
+	s       *subscription
 	log     *slog.Logger
 	changed chan struct{}
-	closing sync.Mutex // held to close s, and to use its number
 
 	mu       sync.Mutex
 	devices  map[int]device
@@ -47,19 +45,18 @@ type Monitor struct {
 // NewMonitor subscribes to the events of the namespace that the calling thread is in, which has to be the one of c, and reads the
 // facts once: when it returns, Host is complete. Run must be called to keep it so, and to release the socket.
 func NewMonitor(ctx context.Context, c *Conn, log *slog.Logger) (*Monitor, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+	s, err := subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to netlink events: %w", err)
 	}
-	if err := s.SetReceiveBufferSize(eventBuffer, true); err != nil {
+	if err := s.resize(eventBuffer); err != nil {
 		log.Warn("keep the small buffer for netlink events", "err", err)
 	}
 	m := &Monitor{c: c, s: s, log: log, changed: make(chan struct{}, 1), events: kernel.NewEvents()}
 	if err := m.resync(ctx); err != nil {
-		s.Close()
-		return nil, err
+		return nil, errors.Join(err, s.close())
 	}
 	return m, nil
 }
@@ -73,7 +70,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 	}()
 	for {
-		msgs, from, err := m.s.Receive()
+		msgs, err := m.s.receive()
 		switch {
 		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
 			return nil
@@ -85,7 +82,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		case is(err, unix.EINTR, unix.EAGAIN):
 		case err != nil:
 			return fmt.Errorf("receive netlink events: %w", err)
-		case from.Pid == nl.PidKernel:
+		default:
 			m.take(msgs)
 		}
 	}
@@ -124,34 +121,17 @@ func (m *Monitor) Changed() <-chan struct{} { return m.changed }
 // startOver makes up for lost events. The kernel goes on dropping events, without a word, until the socket has been read empty: only
 // after that can be read anew what they would have said.
 func (m *Monitor) startOver(ctx context.Context) error {
-	if err := m.drain(ctx); err != nil {
-		return err
+	if err := m.s.discard(ctx); err != nil {
+		return fmt.Errorf("read netlink socket: %w", err)
 	}
 	return m.resync(ctx)
 }
 
-// drain reads and discards what the socket holds. It does not wait.
-func (m *Monitor) drain(ctx context.Context) error {
-	m.closing.Lock()
-	defer m.closing.Unlock()
-	buf := make([]byte, nl.RECEIVE_BUFFER_SIZE)
-	for ctx.Err() == nil {
-		_, _, err := unix.Recvfrom(m.s.GetFd(), buf, unix.MSG_DONTWAIT)
-		switch {
-		case is(err, unix.EAGAIN):
-			return nil
-		case err != nil && !is(err, unix.ENOBUFS, unix.EINTR):
-			return fmt.Errorf("read netlink socket: %w", err)
-		}
-	}
-	return ctx.Err()
-}
-
-// close closes the socket, which ends a Receive, but not under a drain, which uses its number.
+// close closes the socket, which ends a receive.
 func (m *Monitor) close() {
-	m.closing.Lock()
-	defer m.closing.Unlock()
-	m.s.Close()
+	if err := m.s.close(); err != nil {
+		m.log.Debug("close netlink socket", "err", err)
+	}
 }
 
 // resync reads devices and addresses anew and says that events were lost.

@@ -267,7 +267,7 @@ func overflown(t *testing.T, h host) *Monitor {
 		t.Fatal(err)
 	}
 	m.Events()
-	if err := m.s.SetReceiveBufferSize(1, true); err != nil { // the kernel's minimum: a handful of events
+	if err := m.s.resize(1); err != nil { // the kernel's minimum: a handful of events
 		t.Fatal(err)
 	}
 	for i := range 50 {
@@ -314,7 +314,7 @@ func TestLostEventsAreMadeUpFor(t *testing.T) {
 func TestWhatHappensRightAfterALossIsSeen(t *testing.T) {
 	h := newHost(t)
 	m := overflown(t, h)
-	if _, _, err := m.s.Receive(); !errors.Is(err, unix.ENOBUFS) {
+	if _, err := m.s.receive(); !errors.Is(err, unix.ENOBUFS) {
 		t.Fatalf("the socket says %v, want that events were lost", err)
 	}
 	if err := m.startOver(t.Context()); err != nil {

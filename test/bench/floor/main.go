@@ -66,7 +66,7 @@ func add(path, hostIf, address string) error {
 	if err := podSide(pod, ip); err != nil {
 		return err
 	}
-	return host.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ip, Scope: netlink.SCOPE_LINK, Protocol: 80, Priority: 1024})
+	return host.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ip, Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC, Priority: 1024})
 }
 
 func podSide(pod netns.NsHandle, ip *net.IPNet) error {
