@@ -13,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -243,10 +244,19 @@ func buildFloor(ctx context.Context, dir, program string) error {
 	return nil
 }
 
-func copyFile(from, to string) error {
-	b, err := os.ReadFile(from)
+// copyFile copies a program in small pieces, as whoever unpacks a container's image does: of a file that is written at once the kernel keeps, and maps, pieces
+// of 2 MiB, and then all of a program is in memory as soon as a tenth is used.
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, b, 0o755)
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{in}, make([]byte, 32<<10)) // without the kernel's own copying, which takes it whole
+	return err
 }
