@@ -13,32 +13,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// When there is something to tidy up: once work is over, and in the middle of work that does not end.
 const (
-	tidyEvery = 20 * time.Second
-	tidyAfter = 4 << 20 // bytes allocated since the last time; an agent at rest allocates less
+	tidyLook  = 2 * time.Second
+	tidyLeast = 10 * time.Second // between two times
+	tidyMost  = 20 * time.Second // that work goes on untidied
+	tidyAfter = 4 << 20          // bytes allocated since the last time; an agent at rest allocates less
+	tidyRest  = 256 << 10        // bytes allocated between two looks by an agent at rest
 )
 
 // tidy gives the system back what work has left over, until ctx ends. Reading a large cluster leaves as much garbage again as it leaves data, and the
 // runtime by itself collects only when as much is allocated anew, or after two minutes: on a quiet node the peak would stay. So it is with the
 // program itself: the start, and each kind of work that is not done all the time, leave its pages behind.
 func tidy(ctx context.Context, log *slog.Logger) error {
-	tick := time.NewTicker(tidyEvery)
+	tick := time.NewTicker(tidyLook)
 	defer tick.Stop()
-	var tidied uint64
+	w := waste{tidied: time.Now()}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if now := allocated(); now-tidied > tidyAfter {
-			debug.FreeOSMemory()
-			if err := unmapProgram(); err != nil {
-				log.Debug("give back what of the program only past work needed", "error", err)
-			}
-			tidied = now
+		if !w.due(time.Now(), allocated()) {
+			continue
+		}
+		debug.FreeOSMemory()
+		if err := unmapProgram(); err != nil {
+			log.Debug("give back what of the program only past work needed", "error", err)
 		}
 	}
+}
+
+// waste tells when it is time to tidy up.
+type waste struct {
+	tidied    time.Time
+	seen, was uint64 // bytes allocated at the last look, and when it was tidied last
+}
+
+// due takes over how many bytes were allocated up to now. Where it returns true, it is to be tidied.
+func (w *waste) due(now time.Time, allocated uint64) bool {
+	rests, since := allocated-w.seen < tidyRest, now.Sub(w.tidied)
+	w.seen = allocated
+	if allocated-w.was <= tidyAfter || since < tidyLeast || !rests && since < tidyMost {
+		return false
+	}
+	w.tidied, w.was = now, allocated
+	return true
 }
 
 // allocated is how much this process has allocated since its start, in bytes.

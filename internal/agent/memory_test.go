@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestPagesOfTheProgramGoAndItGoesOn(t *testing.T) {
@@ -49,5 +50,27 @@ Anonymous:             0 kB
 	want := []mapping{{0x400000, 0x500000}, {0x800000, 0x900000}}
 	if got := unwritten(smaps, "/bin/agent"); !slices.Equal(got, want) {
 		t.Errorf("got %x, want %x", got, want)
+	}
+}
+
+func TestMemoryIsTidiedOnceWorkIsOver(t *testing.T) {
+	start := time.Unix(0, 0)
+	w := waste{tidied: start}
+	for _, c := range []struct {
+		second, allocatedMiB int
+		due                  bool
+	}{
+		{2, 100, false}, {4, 100, false}, // it has just begun
+		{10, 100, true},
+		{12, 103, false}, {24, 103, false}, // too little
+		{26, 105, false},                   // work goes on
+		{28, 105, true},                    // and is over
+		{30, 115, false}, {46, 125, false}, // it goes on and on
+		{48, 135, true},
+		{50, 145, false}, {68, 155, true},
+	} {
+		if got := w.due(start.Add(time.Duration(c.second)*time.Second), uint64(c.allocatedMiB)<<20); got != c.due {
+			t.Errorf("after %d s and %d MiB: due %t", c.second, c.allocatedMiB, got)
+		}
 	}
 }
