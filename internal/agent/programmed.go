@@ -80,15 +80,15 @@ func (p *programmed) until(ctx context.Context, there func() bool) bool {
 		defer p.mu.Unlock()
 		return there(), p.changed
 	}
-	ok, changed := look()
-	if ok {
+	if ok, _ := look(); ok {
 		return true
 	}
 	p.expect(1)
 	defer p.expect(-1)
 	poke(p.wanted)
 	for {
-		if ok, changed = look(); ok {
+		ok, changed := look()
+		if ok {
 			return true
 		}
 		select {
