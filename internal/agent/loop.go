@@ -186,7 +186,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
-	a.probes.consider(snap, a.probing(settings, result.PodMTU))
+	a.probes.consider(snap, a.probing(settings, result))
 	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
