@@ -46,6 +46,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.membersChanged():
 			a.guard.relocate()
 		case <-a.linger.over():
+		case <-a.onset.due():
 		case <-a.bgp.changed():
 		case <-a.probes.changed():
 		case <-a.servers.changed():
@@ -183,6 +184,7 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
 	settings.Keep, settings.IPIPBegun = a.linger.keep(), a.linger.ipipBegun()
+	settings.WireGuard = a.begin(settings.WireGuard, snap)
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
@@ -195,6 +197,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.probes.troubles(), a.refused), result.Problems, snap.Bad())
 	}
 	a.linger.saw(result.Modes)
+	a.onset.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
 		say()
 		a.consider(snap)

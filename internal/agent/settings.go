@@ -48,6 +48,7 @@ func (a *Agent) heed(snap feed.Snapshot) {
 		a.serve(s.Dataplane)
 	}
 	a.looks.set(s.Refresh, time.Now())
+	a.servers.needed(s.WireGuard.Hosts)
 	a.own(s.prefixes.heed(s.InterfacePrefixes, snap.Node(a.node).Value, a.monitor.Host()))
 	if last := s.ChainInsertMode == "append"; last != s.append {
 		s.append = last

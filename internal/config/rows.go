@@ -133,7 +133,7 @@ func tunnelRows() []row {
 
 func wireGuardRows() []row {
 	return []row{
-		must(in("WireguardEnabled", "false", "encrypt what pods of different nodes send each other by IPv4, and refuse what is for nodes that have told no key (see MUSLIN_WIREGUARD_PLAINTEXT)",
+		must(in("WireguardEnabled", "false", "encrypt what pods of different nodes send each other by IPv4, and refuse what is for nodes that have told no key (see MUSLIN_WIREGUARD_PLAINTEXT), from ten seconds after it is turned on",
 			parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled })),
 		must(in("WireguardEnabledV6", "false", "the same for IPv6", parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled6 })),
 		in("WireguardListeningPort", "51820", "UDP port of WireGuard, the same on all nodes", within(1, 65535), func(d *Dataplane) *int { return &d.WireGuard.Port }),
@@ -144,7 +144,7 @@ func wireGuardRows() []row {
 		in("WireguardMTUV6", "0", "of the device for IPv6; 0 is the host's less 80", orNone(parseMTU6), func(d *Dataplane) *int { return &d.WireGuard.MTU6 }),
 		in("WireguardRoutingRulePriority", "99", "priority of the rule that leads to the encrypted routes; with WireguardHostEncryptionEnabled the one before it is taken too", within(1, 32765),
 			func(d *Dataplane) *int { return &d.WireGuard.Priority }),
-		must(in("WireguardHostEncryptionEnabled", "false", "encrypt too what nodes send each other, but for etcd and the agent's own ports", parseBool,
+		must(in("WireguardHostEncryptionEnabled", "false", "encrypt too what nodes send each other, but for etcd, the API server and the agent's own ports", parseBool,
 			func(d *Dataplane) *bool { return &d.WireGuard.Hosts })),
 		as("wireguardKeepAlive", in("WireguardPersistentKeepAlive", "0", "send something to each node this often, where a firewall between them forgets; 0 is never", seconds,
 			func(d *Dataplane) *time.Duration { return &d.WireGuard.KeepAlive })),

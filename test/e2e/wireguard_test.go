@@ -333,7 +333,7 @@ func (e *encrypted) hosts() {
 		e.Errorf("from node to node the fabric saw %d encrypted packets and %d others", wg4, other)
 	}
 	e.restartOn([]string{"node-2", "node-1"}, "ETCD_ENDPOINTS=http://172.30.2.2:2379")
-	eventually(e.T, e.lab, has("to 172.30.2.2 ipproto tcp dport 2379 lookup main"), "ip", "rule")
+	eventually(e.T, e.lab, has("to 172.30.2.2 iif lo ipproto tcp dport 2379 lookup main"), "ip", "rule")
 	e.onNode("node-2", bothFamilies(false))
 	nettest.Eventually(e.T, func() error {
 		if err := fromNode1(); !refused(err) {
