@@ -78,6 +78,7 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
+	wgMetrics   atomic.Bool                  // those of WireGuard are among them
 	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
 	problems    atomic.Pointer[[]string]     // that are said and still there, in order; nil: none was yet
 	began       time.Time

@@ -72,6 +72,7 @@ func stored(snap feed.Snapshot, name string, before *api.FelixConfiguration) *ap
 func (a *Agent) serve(d config.Dataplane) {
 	a.pulse.Limit(d.Watchdog)
 	a.metrics.Include(d.GoMetrics, d.ProcessMetrics)
+	a.wgMetrics.Store(d.WireGuardMetrics)
 	a.healthPort.Set(address(d.HealthEnabled, d.HealthHost, d.HealthPort))
 	a.metricsPort.Set(address(d.MetricsEnabled, d.MetricsHost, d.MetricsPort))
 }

@@ -187,6 +187,7 @@ func operatorRows() []row {
 		in("PrometheusMetricsPort", "9091", "where they are served", within(1, 65535), func(d *Dataplane) *int { return &d.MetricsPort }),
 		in("PrometheusGoMetricsEnabled", "true", "with those of the Go runtime", parseBool, func(d *Dataplane) *bool { return &d.GoMetrics }),
 		in("PrometheusProcessMetricsEnabled", "true", "with those of the process", parseBool, func(d *Dataplane) *bool { return &d.ProcessMetrics }),
+		in("PrometheusWireGuardMetricsEnabled", "true", "with those of WireGuard's devices and peers", parseBool, func(d *Dataplane) *bool { return &d.WireGuardMetrics }),
 		as("reportingInterval", in("ReportingIntervalSecs", "30", "accepted and without effect: nobody reads such reports in etcd", seconds,
 			func(d *Dataplane) *time.Duration { return &d.ReportInterval })),
 		as("reportingTTL", in("ReportingTTLSecs", "90", "accepted and without effect, likewise", seconds, func(d *Dataplane) *time.Duration { return &d.ReportTTL })),
