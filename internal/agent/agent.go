@@ -105,6 +105,7 @@ type Agent struct {
 	servers     *servers // by which nodes find into the cluster
 	linger      *linger  // start looks at it before there is a loop
 	onset       *onset
+	glances     glances
 }
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.

@@ -51,7 +51,9 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.probes.changed():
 		case <-a.servers.changed():
 		case <-a.looks.due(time.Now()):
+		case <-a.glances.due(a.planned.result.Modes, time.Now()):
 		}
+		a.glance(ctx, time.Now())
 		if names := a.looks.take(time.Now()); len(names) > 0 {
 			a.kernel.MarkDirty(names...)
 			a.guard.check(slices.Contains(names, policyTable))

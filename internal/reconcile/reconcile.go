@@ -285,6 +285,16 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 	return slices.ContainsFunc(observed, part.doubted)
 }
 
+// Glance looks at WireGuard's devices and peers, of which no event tells, and makes dirty what is not as it is confirmed to be. Where a peer sends from is no reason:
+// a device takes that over by itself, and would do so again.
+func (r *Reconciler) Glance(ctx context.Context) {
+	r.wgs.glance(ctx, func(have, confirmed kernel.WireGuard) bool { return have == confirmed })
+	r.peers.glance(ctx, func(have, confirmed kernel.Peer) bool {
+		have.Endpoint = confirmed.Endpoint
+		return have == confirmed
+	})
+}
+
 // flushed drops what the kernel drops when a device is set down.
 func (r *Reconciler) flushed(d kernel.Dev) {
 	neighs := r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })

@@ -296,6 +296,45 @@ func TestChangesFollowDependency(t *testing.T) {
 	}
 }
 
+func TestGlanceFindsWhatOthersDoToPeersAndListsNothingElse(t *testing.T) {
+	var journal []string
+	peers, wgs := newFake[kernel.PeerKey, kernel.Peer]("peer", &journal), newFake[kernel.Dev, kernel.WireGuard]("wg", &journal)
+	r := New(Tables{Peers: peers, WGs: wgs, Routes: newFake[kernel.RouteKey, kernel.Route]("route", &journal)}, silent())
+	r.Glance(t.Context())
+	if len(journal) > 0 {
+		t.Errorf("before the first list: %v", journal)
+	}
+	mustRefresh(t, r)
+	k, other := kernel.PeerKey{Key: kernel.PublicKey{1}}, kernel.PeerKey{Key: kernel.PublicKey{2}}
+	s := kernel.NewState()
+	s.WireGuard[kernel.Dev{Name: "wg"}] = kernel.WireGuard{Port: 1}
+	s.Peers[k], s.Peers[other] = kernel.Peer{Allowed: "10.0.0.0/26"}, kernel.Peer{}
+	mustApply(t, r, s)
+	glance := func(what string, want Result) {
+		journal = nil
+		if r.Glance(t.Context()); r.Settled() == (want.Repaired > 0) {
+			t.Errorf("%s: settled %t", what, r.Settled())
+		}
+		if mustRefresh(t, r); slices.Contains(journal, "list route") {
+			t.Errorf("%s: %v", what, journal)
+		}
+		if got := mustApply(t, r, s); got.Repaired != want.Repaired {
+			t.Errorf("%s: %+v", what, got)
+		}
+	}
+	glance("nothing has changed", Result{})
+	peers.have[k] = kernel.Peer{Allowed: "10.0.0.0/26", Endpoint: netip.MustParseAddrPort("192.0.2.1:7")}
+	glance("a peer sends from elsewhere", Result{})
+	delete(peers.have, other)
+	glance("a peer is gone", Result{Repaired: 2}) // and where the first is sent to is put right by the way
+	wgs.have[kernel.Dev{Name: "wg"}] = kernel.WireGuard{Port: 2}
+	glance("a device has another port", Result{Repaired: 1})
+	peers.listErr = errors.New("no")
+	if r.Glance(t.Context()); r.Settled() {
+		t.Error("settled though the peers cannot be read")
+	}
+}
+
 // What a table of its own is to carry never goes by the main one: not before the rule stands, nor while the kernel refuses it, nor when its range goes.
 func TestMainRoutesComeAfterTheRuleThatLeadsPastThem(t *testing.T) {
 	var journal []string

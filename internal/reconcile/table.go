@@ -278,6 +278,15 @@ func (x *table[K, V]) observe(events map[K]*V) {
 	}
 }
 
+// glance makes the table dirty if a list shows it otherwise than confirmed, or fails: the next refresh finds out what it is.
+func (x *table[K, V]) glance(ctx context.Context, same func(have, confirmed V) bool) {
+	if x.t == nil || !x.listed || x.dirty {
+		return
+	}
+	have, err := x.t.List(ctx)
+	x.dirty = err != nil || !maps.EqualFunc(have, x.confirmed, same)
+}
+
 // ordered sorts changes by their keys' text, so that the same change is always made in the same order.
 func ordered[K, V comparable](changes []kernel.Change[K, V]) []kernel.Change[K, V] {
 	type keyed struct {
