@@ -131,7 +131,8 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 			setWords(), points{put: fault.ApplySetsPut, removed: fault.ApplySetsRemoved}),
 		routes: newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes },
 			routeWords(), points{put: fault.ApplyRoutesPut, removed: fault.ApplyRoutesRemoved}),
-		rules: newTable(Rules, t.Rules, func(s kernel.State) map[kernel.Rule]struct{} { return s.Rules }, ruleWords(), uncut()),
+		rules: newTable(Rules, t.Rules, func(s kernel.State) map[kernel.Rule]struct{} { return s.Rules },
+			ruleWords(), points{put: fault.ApplyRulesPut, removed: fault.ApplyRulesRemoved}),
 		chains: newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains },
 			chainWords(xtables.Marks), points{put: fault.ApplyChainsPut, removed: fault.ApplyChainsRemoved}),
 		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 },
@@ -147,7 +148,7 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	return r
 }
 
-// uncut are the points of a table whose apply no test cuts off.
+// uncut are the points of a table whose apply no test cuts off. The kernels that are cut at every point need not have WireGuard.
 func uncut() points { return points{put: fault.Nowhere, removed: fault.Nowhere} }
 
 // part is a table of any kind.
