@@ -28,9 +28,8 @@ func node(name string, subnet, host int) *api.Node {
 }
 
 // tells gives a node keys of both families.
-func tells(n *api.Node, number byte) *api.Node {
-	n.Status.WireguardPublicKey, n.Status.WireguardPublicKeyV6 = kernel.PublicKey{number}.String(), kernel.PublicKey{number, 6}.String()
-	return n
+func tells(n *api.Node) {
+	n.Status.WireguardPublicKey, n.Status.WireguardPublicKeyV6 = kernel.PublicKey{4}.String(), kernel.PublicKey{6}.String()
 }
 
 // encrypts turns on both families' WireGuard.
@@ -97,7 +96,7 @@ func TestTargetsAreTheWaysOfPodsPackets(t *testing.T) {
 func TestEncryptedPathsAreByWireGuardWhateverPoolsSay(t *testing.T) {
 	pools := []*api.IPPool{pool("192.168.0.0/17", api.Always, api.Never), pool("192.168.128.0/17", api.Never, api.Never), pool("fd00:192::/48", api.CrossSubnet, api.Never)}
 	nodes := cluster()
-	tells(nodes[1], 2)
+	tells(nodes[1])
 	nodes[2].Status.WireguardPublicKeyV6 = "nonsense"
 	for _, c := range []struct {
 		name   string
