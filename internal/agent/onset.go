@@ -115,7 +115,7 @@ func (o *onset) due() <-chan time.Time {
 // begin takes over into the plan's settings how far encryption is.
 func (a *Agent) begin(w plan.WireGuard, snap feed.Snapshot) plan.WireGuard {
 	var told [2]bool
-	if n := snap.Node(a.node).Value; n != nil {
+	if n := snap.Node(a.node).Value; n != nil && (w.Enabled || w.Enabled6) {
 		keys := a.wish().keys
 		is := func(says, kind string) bool { return says != "" && says == keys[kind] }
 		told = [2]bool{is(n.Status.WireguardPublicKey, ipam.TunnelWireGuard), is(n.Status.WireguardPublicKeyV6, ipam.TunnelWireGuard6)}
