@@ -13,7 +13,7 @@ const (
 	// onsetTime is how long nodes have to make their devices and to tell their keys. It takes them a second or so; an agent whose connection to etcd is cut tries
 	// again every two. What is not encrypted by then is refused, as by an agent that starts.
 	onsetTime = 10 * time.Second
-	// heardTime is how long after our key stood in etcd the others are certain to have made us a peer. A handshake that comes earlier is dropped,
+	// heardTime is how long after our key stood in etcd the others can be expected to have made us a peer. A handshake that comes earlier is dropped,
 	// and WireGuard waits five seconds before it tries again (REKEY_TIMEOUT in its paper, section 6.1), while what is sent waits or is lost.
 	heardTime = 2 * time.Second
 )
