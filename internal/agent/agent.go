@@ -78,6 +78,7 @@ type Agent struct {
 	metrics     *health.Metrics
 	healthPort  *health.Port
 	metricsPort *health.Port
+	wgMetrics   atomic.Bool                  // those of WireGuard are among them
 	wanted      atomic.Pointer[kernel.State] // of the last round that wrote; nil: there was none
 	problems    atomic.Pointer[[]string]     // that are said and still there, in order; nil: none was yet
 	began       time.Time
@@ -101,8 +102,10 @@ type Agent struct {
 	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
 
 	noWireGuard string   // why no WireGuard device could be made; likewise
-	servers     *servers // of etcd
+	servers     *servers // by which nodes find into the cluster
 	linger      *linger  // start looks at it before there is a loop
+	onset       *onset
+	glances     glances
 }
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
@@ -246,12 +249,13 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if a.monitor, err = rtnl.NewMonitor(ctx, a.rtnl, a.log); err != nil {
 		return err
 	}
-	a.servers = newServers(a.etcd.Endpoints)
+	a.servers = newServers(a.etcd, a.kube)
 	length, err := lingerFrom(a.env)
 	if err != nil {
 		return err
 	}
 	a.linger = newLinger(length, time.Now, a.monitor.Host())
+	a.onset = newOnset(time.Now)
 	_, err = os.Stat("/proc/sys/net/ipv6")
 	if a.kernelIPv6 = err == nil; !a.kernelIPv6 {
 		a.noIPv6 = "the kernel has no IPv6"

@@ -35,6 +35,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		if !a.news(ctx, &retry) {
 			return nil
 		}
+		a.glance(ctx, time.Now())
 		if names := a.looks.take(time.Now()); len(names) > 0 {
 			a.kernel.MarkDirty(names...)
 			a.guard.check(slices.Contains(names, policyTable))
@@ -72,10 +73,12 @@ func (a *Agent) news(ctx context.Context, retry *backoff) bool {
 			a.guard.relocate()
 		case <-a.flows.changed():
 		case <-a.linger.over():
+		case <-a.onset.due():
 		case <-a.bgp.changed():
 		case <-a.probes.changed():
 		case <-a.servers.changed():
 		case <-a.looks.due(time.Now()):
+		case <-a.glances.due(a.planned.result.Modes, time.Now()):
 		}
 		return true
 	}
@@ -210,10 +213,11 @@ func frozen(snap feed.Snapshot, node, machine string) string {
 func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	settings, problems := a.settings()
 	settings.Keep, settings.IPIPBegun = a.linger.keep(), a.linger.ipipBegun()
+	settings.WireGuard = a.begin(settings.WireGuard, snap)
 	host, facts := a.monitor.Facts()
 	start := time.Now()
 	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
-	a.probes.consider(snap, a.probing(settings, result.PodMTU))
+	a.probes.consider(snap, a.probing(settings, result))
 	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
@@ -222,6 +226,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 		a.say(slices.Concat(problems, a.guard.troubles(), a.bgp.troubles(), a.probes.troubles(), a.refused), result.Problems, snap.Bad())
 	}
 	a.linger.saw(result.Modes)
+	a.onset.saw(result.Modes)
 	if again && enforced.Changed == 0 && guardErr == nil && !a.guard.owes() && a.kernel.Settled() {
 		say()
 		a.consider(snap)

@@ -48,10 +48,33 @@ func (a *Agent) facts() health.Facts {
 	f.Matched = a.guard.tally.matched()
 	f.StagedPolicies = count(snap.Objects(feed.StagedNetworkPolicies | feed.StagedGlobalNetworkPolicies | feed.StagedKubernetesNetworkPolicies))
 	f.Policies, f.HostEndpoints = count(snap.Objects(feed.NetworkPolicies|feed.GlobalNetworkPolicies)), count(snap.Objects(feed.HostEndpoints))
+	f.WireGuard = a.encrypting()
 	return f
 }
 
-// lagTimeout bounds how long somebody who asks for metrics waits for the feed.
+// encrypting is how WireGuard's devices fare, if that is to be told. What cannot be read is left out.
+func (a *Agent) encrypting() (out []health.WireGuard) {
+	if !a.wgMetrics.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lagTimeout)
+	defer cancel()
+	devices, err := a.wireguard.Status(ctx)
+	if err != nil {
+		a.log.Debug("read how WireGuard fares", "error", err)
+		return nil
+	}
+	for _, d := range devices {
+		w := health.WireGuard{Name: d.Dev.Name, PublicKey: d.Public.String(), Port: d.Port}
+		for _, p := range d.Peers {
+			w.Peers = append(w.Peers, health.WireGuardPeer{PublicKey: p.Key.String(), Endpoint: p.Endpoint, Received: p.Received, Sent: p.Sent, Handshake: p.Handshake})
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// lagTimeout bounds how long somebody who asks for metrics waits for the feed, and for the kernel.
 const lagTimeout = time.Second
 
 // lag is how far the feed is behind etcd: since when it is cut off from it, or how long it takes until it has seen what etcd holds now.

@@ -99,11 +99,14 @@ func (p *prober) consider(snap feed.Snapshot, s probe.Settings) {
 	}
 }
 
-// probing is what the paths of a plan's settings depend on.
-func (a *Agent) probing(s plan.Settings, mtu int) probe.Settings {
+// probing is what the paths of a plan depend on.
+func (a *Agent) probing(s plan.Settings, r plan.Result) probe.Settings {
+	w := s.WireGuard
 	return probe.Settings{
 		Node: s.Node, IPv6: s.IPv6 && s.NoIPv6 == "", IPIPEnabled: s.IPIPEnabled, VXLANEnabled: s.VXLANEnabled, BGP: a.bgp != nil,
-		MTU: mtu, VXLANPort: s.VXLANPort,
+		MTU: r.PodMTU, VXLANPort: s.VXLANPort,
+		WireGuard:  probe.Encryption{On: r.Modes.WireGuard, Device: w.Device, Port: w.Port, Plain: w.Plain},
+		WireGuard6: probe.Encryption{On: r.Modes.WireGuard6, Device: w.Device6, Port: w.Port6, Plain: w.Plain},
 	}
 }
 
@@ -249,7 +252,7 @@ func (p *prober) round(ctx context.Context) {
 
 func ends(targets []probe.Target) (out []netip.Addr) {
 	for _, t := range targets {
-		if t.Ready() {
+		if t.Lacking() == "" {
 			out = append(out, t.To)
 		}
 	}
@@ -288,10 +291,8 @@ func (p *prober) untestable(t probe.Target, ways map[netip.Addr]kernel.Hop) (why
 	switch {
 	case !p.answering[t.Peer]:
 		return probe.Absent(), false
-	case !t.From.IsValid():
-		return probe.Unknown("this node has no tunnel address of that kind yet"), false
-	case !t.To.IsValid():
-		return probe.Unknown("the peer has no tunnel address of that kind yet"), false
+	case t.Lacking() != "":
+		return probe.Unknown(t.Lacking()), false
 	case t.Device != "" && ways[t.To].Dev.Name != t.Device:
 		return probe.Unknown("this node has no route to the peer by " + t.Device + "; if it should, the log says what it lacks"), false
 	}

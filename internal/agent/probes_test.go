@@ -132,6 +132,21 @@ func TestPathWithoutARouteIsUnknown(t *testing.T) {
 	}
 }
 
+func TestPeerThatHasToldNoKeyIsUnknownAndNotAsked(t *testing.T) {
+	x := newTester(t)
+	x.publishes("node-2", api.NodePaths{})
+	to := vxlanTo("node-2")
+	to.Kind, to.Device, to.Keyless = api.PathWireGuard, kernel.WireGuardDevice, true
+	x.ledger.Expect([]probe.Target{to}, time.Now().Add(-time.Minute))
+	x.round(t.Context())
+	if got := x.states(); got != "node-2 unknown" || len(x.asked) > 0 || len(x.troubles()) > 0 {
+		t.Errorf("states are %s, asked %v, problems %q", got, x.asked, x.troubles())
+	}
+	if text := x.list()[0].Text; !strings.Contains(text, "has told no WireGuard key") {
+		t.Errorf("the reason is %q", text)
+	}
+}
+
 func TestWhatIsPublishedOutlivesTheAgentUntilAllWasTried(t *testing.T) {
 	x := newTester(t)
 	before := api.NodePaths{Tested: true, Faults: []api.Path{{Peer: "node-2", Family: "IPv4", Kind: api.PathVXLAN, State: api.PathBad, Fault: api.FaultNoAnswer}}}

@@ -48,6 +48,7 @@ func (a *Agent) heed(snap feed.Snapshot) {
 		a.serve(s.Dataplane)
 	}
 	a.looks.set(s.Refresh, time.Now())
+	a.servers.needed(s.WireGuard.Hosts)
 	a.own(s.prefixes.heed(s.InterfacePrefixes, snap.Node(a.node).Value, a.monitor.Host()))
 	if last := s.ChainInsertMode == "append"; last != s.append {
 		s.append = last
@@ -71,6 +72,7 @@ func stored(snap feed.Snapshot, name string, before *api.FelixConfiguration) *ap
 func (a *Agent) serve(d config.Dataplane) {
 	a.pulse.Limit(d.Watchdog)
 	a.metrics.Include(d.GoMetrics, d.ProcessMetrics)
+	a.wgMetrics.Store(d.WireGuardMetrics)
 	a.healthPort.Set(address(d.HealthEnabled, d.HealthHost, d.HealthPort))
 	a.metricsPort.Set(address(d.MetricsEnabled, d.MetricsHost, d.MetricsPort))
 }

@@ -21,6 +21,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	d, _ := config.Effective(config.Sources{Env: a.env, File: a.file, Node: node, Global: global}) // problems are said by the loop
 	a.backend = d.IptablesBackend
+	a.servers.begin(ctx, d.WireGuard.Hosts)
 	sysctls, err := sysctl.Open(sysctl.Where())
 	if err != nil {
 		return err

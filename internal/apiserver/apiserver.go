@@ -141,6 +141,9 @@ func dial(c credentials) (*Client, error) {
 	return &Client{server: server, http: &http.Client{Transport: transport, Timeout: requestTimeout}, token: c.token, tokenFile: c.tokenFile}, nil
 }
 
+// Server is where the API server is, as its configuration says. It is not to be modified.
+func (c *Client) Server() *url.URL { return c.server }
+
 // Close ends connections that are idle.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

@@ -65,8 +65,10 @@ type Dataplane struct {
 	MetricsPort    int
 	GoMetrics      bool
 	ProcessMetrics bool
-	ReportInterval time.Duration
-	ReportTTL      time.Duration
+
+	WireGuardMetrics bool
+	ReportInterval   time.Duration
+	ReportTTL        time.Duration
 
 	LogScreen, LogFile, LogSyslog Level
 	LogFilePath                   string

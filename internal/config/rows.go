@@ -133,7 +133,7 @@ func tunnelRows() []row {
 
 func wireGuardRows() []row {
 	return []row{
-		must(in("WireguardEnabled", "false", "encrypt what pods of different nodes send each other by IPv4, and refuse what is for nodes that have told no key (see MUSLIN_WIREGUARD_PLAINTEXT)",
+		must(in("WireguardEnabled", "false", "encrypt what pods of different nodes send each other by IPv4, and refuse what is for nodes that have told no key (see MUSLIN_WIREGUARD_PLAINTEXT), from ten seconds after it is turned on",
 			parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled })),
 		must(in("WireguardEnabledV6", "false", "the same for IPv6", parseBool, func(d *Dataplane) *bool { return &d.WireGuard.Enabled6 })),
 		in("WireguardListeningPort", "51820", "UDP port of WireGuard, the same on all nodes", within(1, 65535), func(d *Dataplane) *int { return &d.WireGuard.Port }),
@@ -144,7 +144,7 @@ func wireGuardRows() []row {
 		in("WireguardMTUV6", "0", "of the device for IPv6; 0 is the host's less 80", orNone(parseMTU6), func(d *Dataplane) *int { return &d.WireGuard.MTU6 }),
 		in("WireguardRoutingRulePriority", "99", "priority of the rule that leads to the encrypted routes; with WireguardHostEncryptionEnabled the one before it is taken too", within(1, 32765),
 			func(d *Dataplane) *int { return &d.WireGuard.Priority }),
-		must(in("WireguardHostEncryptionEnabled", "false", "encrypt too what nodes send each other, but for etcd and the agent's own ports", parseBool,
+		must(in("WireguardHostEncryptionEnabled", "false", "encrypt too what nodes send each other, but for etcd, the API server and the agent's own ports", parseBool,
 			func(d *Dataplane) *bool { return &d.WireGuard.Hosts })),
 		as("wireguardKeepAlive", in("WireguardPersistentKeepAlive", "0", "send something to each node this often, where a firewall between them forgets; 0 is never", seconds,
 			func(d *Dataplane) *time.Duration { return &d.WireGuard.KeepAlive })),
@@ -187,6 +187,7 @@ func operatorRows() []row {
 		in("PrometheusMetricsPort", "9091", "where they are served", within(1, 65535), func(d *Dataplane) *int { return &d.MetricsPort }),
 		in("PrometheusGoMetricsEnabled", "true", "with those of the Go runtime", parseBool, func(d *Dataplane) *bool { return &d.GoMetrics }),
 		in("PrometheusProcessMetricsEnabled", "true", "with those of the process", parseBool, func(d *Dataplane) *bool { return &d.ProcessMetrics }),
+		in("PrometheusWireGuardMetricsEnabled", "true", "with those of WireGuard's devices and peers", parseBool, func(d *Dataplane) *bool { return &d.WireGuardMetrics }),
 		as("reportingInterval", in("ReportingIntervalSecs", "30", "accepted and without effect: nobody reads such reports in etcd", seconds,
 			func(d *Dataplane) *time.Duration { return &d.ReportInterval })),
 		as("reportingTTL", in("ReportingTTLSecs", "90", "accepted and without effect, likewise", seconds, func(d *Dataplane) *time.Duration { return &d.ReportTTL })),

@@ -52,17 +52,19 @@ const (
 	ApplyNeighsPut
 	ApplyFDBPut
 	ApplySetsPut
-	ApplyRoutesPut
 	ApplyChainsPut
 	ApplyChains6Put
+	ApplyRulesPut
+	ApplyRoutesPut
 	ApplyLinksRemoved
 	ApplyAddrsRemoved
 	ApplyNeighsRemoved
 	ApplyFDBRemoved
 	ApplySetsRemoved
-	ApplyRoutesRemoved
 	ApplyChainsRemoved
 	ApplyChains6Removed
+	ApplyRulesRemoved
+	ApplyRoutesRemoved
 
 	ApplyPolicyBegun // there is policy to change, and nothing has been
 	ApplyPolicyPut   // policy is in the kernel, and nothing else is
@@ -119,17 +121,19 @@ func names() []string {
 		ApplyNeighsPut:      "apply.neighs.put",
 		ApplyFDBPut:         "apply.fdb.put",
 		ApplySetsPut:        "apply.sets.put",
-		ApplyRoutesPut:      "apply.routes.put",
 		ApplyChainsPut:      "apply.chains.put",
 		ApplyChains6Put:     "apply.chains6.put",
+		ApplyRulesPut:       "apply.rules.put",
+		ApplyRoutesPut:      "apply.routes.put",
 		ApplyLinksRemoved:   "apply.links.removed",
 		ApplyAddrsRemoved:   "apply.addrs.removed",
 		ApplyNeighsRemoved:  "apply.neighs.removed",
 		ApplyFDBRemoved:     "apply.fdb.removed",
 		ApplySetsRemoved:    "apply.sets.removed",
-		ApplyRoutesRemoved:  "apply.routes.removed",
 		ApplyChainsRemoved:  "apply.chains.removed",
 		ApplyChains6Removed: "apply.chains6.removed",
+		ApplyRulesRemoved:   "apply.rules.removed",
+		ApplyRoutesRemoved:  "apply.routes.removed",
 
 		ApplyPolicyBegun: "apply.policy.begun",
 		ApplyPolicyPut:   "apply.policy.put",

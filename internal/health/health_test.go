@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -195,8 +196,10 @@ func TestPortThatIsTakenIsTriedAgainAndSaidOnce(t *testing.T) {
 }
 
 func TestMetricsTellWhatIsKnown(t *testing.T) {
+	devices := []WireGuard{{Name: "wireguard.cali", PublicKey: "A=", Port: 51820, Peers: []WireGuardPeer{
+		{PublicKey: "B=", Endpoint: netip.MustParseAddrPort("172.30.1.2:51820"), Received: 148, Sent: 92, Handshake: time.Unix(1700000000, 5)}, {PublicKey: "C="}}}}
 	m := NewMetrics("n1", func() Facts {
-		return Facts{Pods: &Pods{Known: 9, Asked: 2}, LocalEndpoints: 3, Hosts: 2, Connected: true, Synced: true, Problems: 1, Lag: 1500 * time.Millisecond, Addresses: Addresses{Blocks: 2, InUse: 40, Borrowed: 1, Free: 88}, Planned: Planned{
+		return Facts{WireGuard: devices, Pods: &Pods{Known: 9, Asked: 2}, LocalEndpoints: 3, Hosts: 2, Connected: true, Synced: true, Problems: 1, Lag: 1500 * time.Millisecond, Addresses: Addresses{Blocks: 2, InUse: 40, Borrowed: 1, Free: 88}, Planned: Planned{
 			Routes: 7, Sets: map[string]int{"4": 2, "6": 1}, Chains: map[ByTable]int{{"4", "nat"}: 2}, Rules: map[ByTable]int{{"4", "nat"}: 5}}}
 	})
 	m.Applied(time.Second, map[string]int{"routes": 4}, true)
@@ -209,6 +212,11 @@ func TestMetricsTellWhatIsKnown(t *testing.T) {
 		"felix_int_dataplane_apply_time_seconds_sum 1", `muslin_kernel_changes_total{table="routes"} 4`, `muslin_request_seconds_count{result="error",verb="add"} 1`,
 		`muslin_add_stage_seconds_count{stage="etcd"} 1`, "muslin_datastore_lag_seconds 1.5", "muslin_node_blocks 2", "muslin_node_addresses_in_use 40",
 		"muslin_node_addresses_borrowed 1", "muslin_node_addresses_free 88",
+		`wireguard_meta{hostname="n1",interface_name="wireguard.cali",listening_port="51820",public_key="A="} 1`,
+		`wireguard_bytes_rcvd{hostname="n1",peer_endpoint="172.30.1.2:51820",peer_key="B=",public_key="A="} 148`,
+		`wireguard_bytes_sent{hostname="n1",peer_endpoint="172.30.1.2:51820",peer_key="B=",public_key="A="} 92`,
+		`wireguard_latest_handshake_seconds{hostname="n1",peer_endpoint="172.30.1.2:51820",peer_key="B=",public_key="A="} 1.7e+09`,
+		`wireguard_latest_handshake_seconds{hostname="n1",peer_endpoint="",peer_key="C=",public_key="A="} 0`,
 		`muslin_pod_facts_total{from="memory"} 9`, `muslin_pod_facts_total{from="api-server"} 2`,
 	} {
 		if !strings.Contains(body, want+"\n") {

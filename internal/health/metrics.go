@@ -27,6 +27,7 @@ type Facts struct {
 	BGP                                               *BGP   // nil: the node has no BGP
 	Pods                                              *Pods  // nil: there is no Kubernetes
 	Paths                                             *Paths // nil: the node tests none
+	WireGuard                                         []WireGuard
 }
 
 // Addresses counts what the node has of the pools.
@@ -92,7 +93,7 @@ func NewMetrics(node string, facts func() Facts) *Metrics {
 	}
 	host := prometheus.NewGauge(prometheus.GaugeOpts{Name: "felix_host", Help: "The node's name, as a label.", ConstLabels: prometheus.Labels{"host": node}})
 	host.Set(1)
-	m.registry.MustRegister(m.applyTime, m.failures, m.resync, m.changes, m.requests, m.stages, host, lookup{m.facts},
+	m.registry.MustRegister(m.applyTime, m.failures, m.resync, m.changes, m.requests, m.stages, host, lookup{node, m.facts},
 		optional{m.runtime, &m.goToo}, optional{m.process, &m.processToo})
 	return m
 }
@@ -155,7 +156,10 @@ func (o optional) Collect(out chan<- prometheus.Metric) {
 }
 
 // lookup collects the facts.
-type lookup struct{ facts func() Facts }
+type lookup struct {
+	node  string
+	facts func() Facts
+}
 
 // Describe says nothing: see Collect.
 func (lookup) Describe(chan<- *prometheus.Desc) {}
@@ -194,6 +198,9 @@ func (l lookup) Collect(out chan<- prometheus.Metric) {
 	f.BGP.collect(out)
 	f.Pods.collect(out)
 	f.Paths.collect(out)
+	for i := range f.WireGuard {
+		f.WireGuard[i].collect(l.node, out)
+	}
 }
 
 func (p *Pods) collect(out chan<- prometheus.Metric) {

@@ -105,6 +105,8 @@ func changed(t *testing.T, s Settings, text string) Settings {
 		case "wireguard":
 			s.WireGuard.Enabled, s.WireGuard.Enabled6 = strings.Contains(value, "4"), strings.Contains(value, "6")
 			s.WireGuard.Hosts, s.WireGuard.Plain = strings.Contains(value, "hosts"), strings.Contains(value, "plain")
+		case "wireguard-onset":
+			s.WireGuard.Onset = map[string]Onset{"partial": Partial, "silent": Silent}[value]
 		case "wireguard-lacking":
 			s.WireGuard.Lacking = value
 		case "wireguard-table, priority, mtu, keepalive":

@@ -175,6 +175,7 @@ func (w *world) setting() {
 		w.s.Ours.Protocol = 80 + 81 - max(w.s.Ours.Protocol, 80)
 	case 2:
 		w.s.WireGuard.Enabled, w.s.WireGuard.Hosts = !w.s.WireGuard.Enabled, rapid.Bool().Draw(w.T, "hosts")
+		w.s.WireGuard.Onset = rapid.SampledFrom([]Onset{Strict, Partial, Silent}).Draw(w.T, "onset")
 	case 3:
 		w.s.Keep.WireGuard = !w.s.Keep.WireGuard
 	default:

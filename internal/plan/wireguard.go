@@ -29,11 +29,25 @@ type WireGuard struct {
 	Hosts             bool   // what goes between nodes is encrypted too
 	Plain             bool   // what is for nodes without a key goes in clear, and is not refused
 	Lacking           string // why the device could not be made; "": it was not tried, or could
+	Onset, Onset6     Onset
 
-	// With Hosts these go in clear, so that a node finds its way into the cluster: TCP to and from servers on nodes, and ports of this agent.
+	// With Hosts these go in clear, so that a node finds its way into the cluster: what hosts and servers on nodes say to each other by TCP, and what
+	// comes to ports of this agent. Nothing else is: by etcd a node tells and learns keys, by the API server its kubelet starts the agent that does, and
+	// all that comes after has keys to go by. Probes too go as the packets do whose way they test.
 	Exempt []netip.AddrPort
 	Own    []uint16
 }
+
+// Onset is how far a node is that was told to encrypt while its agent ran. The others are told at the same moment, and none of them can have a key yet. Refused
+// at once, all that pods say would be lost until keys have been told. What goes in clear meanwhile is what did a moment before.
+type Onset uint8
+
+// The steps, from the last to the first. An agent that starts where encryption is on takes the last.
+const (
+	Strict  Onset = iota // what cannot be encrypted is refused
+	Partial              // it goes in clear yet
+	Silent               // all does: the others may not know this node's key yet, and who does not drops what is encrypted
+)
 
 // fallbackTable is used where settings leave none: without one, what is to be encrypted would go in clear.
 const fallbackTable = 1
@@ -45,6 +59,7 @@ type encryption struct {
 	v6       bool
 	name     string // of the device
 	port     uint16
+	onset    Onset
 	overhead int
 	nodes    map[string]wgPeer // that can be encrypted to
 }
@@ -63,22 +78,39 @@ type allowed struct {
 }
 
 func (w WireGuard) encryption(v6, asked, kept bool) encryption {
-	e := encryption{WireGuard: w, v6: v6, name: w.Device, port: w.Port, overhead: wgOverhead, nodes: map[string]wgPeer{}}
+	e := encryption{WireGuard: w, v6: v6, name: w.Device, port: w.Port, onset: w.Onset, overhead: wgOverhead, nodes: map[string]wgPeer{}}
 	e.tunnel = tunnel{kind: "WireGuard", setting: "wireguardEnabled", mtu: w.MTU}
 	if v6 {
-		e.name, e.port, e.overhead = w.Device6, w.Port6, wgOverheadV6
+		e.name, e.port, e.onset, e.overhead = w.Device6, w.Port6, w.Onset6, wgOverheadV6
 		e.tunnel = tunnel{kind: "IPv6 WireGuard", setting: "wireguardEnabledV6", mtu: w.MTU6}
+	}
+	if w.Lacking != "" {
+		e.onset = Strict // there is no key to wait for
 	}
 	e.when(true, asked, kept)
 	return e
 }
 
-// refusal is the route of what is for a node that cannot be encrypted to. A throw leaves it to the main table.
+// refusal is the route of what is not to go in clear. A throw leaves it to the main table.
 func (e *encryption) refusal() kernel.Route {
 	if e.Plain {
 		return kernel.Route{Type: kernel.Throw}
 	}
 	return kernel.Route{Type: kernel.Prohibit}
+}
+
+// unencrypted is the route of what cannot be encrypted.
+func (e *encryption) unencrypted() kernel.Route {
+	if e.onset != Strict {
+		return kernel.Route{Type: kernel.Throw}
+	}
+	return e.refusal()
+}
+
+// peerOf returns a node as a peer. ok is false if it is not to be encrypted to, or not yet.
+func (e *encryption) peerOf(node string) (p wgPeer, ok bool) {
+	p, ok = e.nodes[node]
+	return p, ok && e.onset != Silent
 }
 
 // in names the encrypted route to a range.
@@ -219,7 +251,7 @@ func (f *family) wgKey(n *api.Node) (kernel.PublicKey, bool) {
 		text, field = n.Status.WireguardPublicKeyV6, "wireguardPublicKeyV6"
 	}
 	if text == "" {
-		if f.wg.asked {
+		if f.wg.asked && f.wg.onset == Strict {
 			f.problem("Node("+n.Metadata.Name+")", "has told no %s yet: its agent does once %s is true for it and its kernel can; what goes there %s",
 				field, f.wg.setting, f.wg.fate())
 		}
@@ -256,12 +288,12 @@ func (f *family) wgRules() {
 			continue // it is not encrypted to anyway
 		}
 		server := netip.PrefixFrom(x.Addr(), x.Addr().BitLen())
-		for _, port := range []uint16{x.Port(), x.Port() + 1} { // on the next one etcd's members talk to each other: without them nobody reads or tells a key
-			if server.Addr() == f.self.Addr() {
-				exempt(kernel.Rule{Src: server, SrcPort: port})
-			} else {
-				exempt(kernel.Rule{Dst: server, DstPort: port})
-			}
+		if server.Addr() != f.self.Addr() {
+			exempt(kernel.Rule{Local: true, Dst: server, DstPort: x.Port()})
+			continue
+		}
+		for _, subnet := range f.subnets() { // what pods are answered is encrypted
+			exempt(kernel.Rule{Local: true, Src: server, SrcPort: x.Port(), Dst: subnet})
 		}
 	}
 	for _, port := range f.wg.Own {
@@ -303,14 +335,17 @@ func (f *family) wgHosts() {
 		if h.node == f.Node || h.addr == f.self.Addr() {
 			continue
 		}
-		dst, refusal := netip.PrefixFrom(h.addr, h.addr.BitLen()), f.wg.refusal()
-		refusal.Protocol = kernel.RouteProtocol
-		if _, ok := f.wg.nodes[h.node]; !ok {
-			f.out.Routes[f.wg.in(dst)] = refusal
+		dst := netip.PrefixFrom(h.addr, h.addr.BitLen())
+		put := func(k kernel.RouteKey, r kernel.Route) {
+			r.Protocol = kernel.RouteProtocol
+			f.out.Routes[k] = r
+		}
+		if _, ok := f.wg.peerOf(h.node); !ok {
+			put(f.wg.in(dst), f.wg.unencrypted())
 			continue
 		}
-		f.out.Routes[f.wg.in(dst)] = kernel.Route{Scope: kernel.LinkScope, Dev: f.wg.dev, Src: f.self.Addr(), Protocol: kernel.RouteProtocol}
-		f.out.Routes[f.wg.backstop(dst)] = refusal
+		put(f.wg.in(dst), kernel.Route{Scope: kernel.LinkScope, Dev: f.wg.dev, Src: f.self.Addr()})
+		put(f.wg.backstop(dst), f.wg.refusal())
 	}
 }
 
@@ -319,20 +354,19 @@ func (r *routing) encrypt(dst netip.Prefix, owner string) bool {
 	if !r.wg.on {
 		return false
 	}
-	p, ok := r.wg.nodes[owner]
-	if ok {
+	if p, ok := r.wg.nodes[owner]; ok {
 		r.part.allowed = append(r.part.allowed, allowed{p.key, dst})
 	}
-	switch {
-	case !r.wg.asked:
+	if !r.wg.asked {
 		return false
-	case ok:
-		r.put(r.wg.in(dst), kernel.Route{Scope: kernel.LinkScope, Dev: r.wg.dev})
-		r.put(r.wg.backstop(dst), r.wg.refusal())
-	default:
-		r.put(r.wg.in(dst), r.wg.refusal())
 	}
-	return ok
+	if _, ok := r.wg.peerOf(owner); !ok {
+		r.put(r.wg.in(dst), r.wg.unencrypted())
+		return false
+	}
+	r.put(r.wg.in(dst), kernel.Route{Scope: kernel.LinkScope, Dev: r.wg.dev})
+	r.put(r.wg.backstop(dst), r.wg.refusal())
+	return true
 }
 
 // passBy keeps a pod of ours out of the encrypted route to the block that its address is from, which is another node's.

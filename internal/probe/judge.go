@@ -49,6 +49,9 @@ func Judge(t Target, a Answers) Finding {
 		return Unknown(a.Unable)
 	case a.Plain == Refused:
 		return Unknown("packets get there, and no agent answers probes: it is not running, or runs none")
+	case a.Plain != Answered && t.Encrypts:
+		return t.bad(api.FaultNoAnswer, 0, fmt.Sprintf("no answer; %s encrypts by WireGuard and %s does not, so that it may refuse to answer: "+
+			"set %s alike on both, or MUSLIN_WIREGUARD_PLAINTEXT=true on %[1]s", t.Peer, t.Self, t.encryption()))
 	case a.Plain != Answered:
 		return t.bad(api.FaultNoAnswer, 0, "no answer; "+t.opening())
 	case a.Offloaded == NoAnswer:
@@ -63,12 +66,22 @@ func (t Target) bad(fault api.PathFault, largest int, text string) Finding {
 	return Finding{State: api.PathBad, Fault: fault, Largest: largest, Text: text}
 }
 
+// encryption is the setting that has nodes encrypt.
+func (t Target) encryption() string {
+	if t.V6 {
+		return "wireguardEnabledV6"
+	}
+	return "wireguardEnabled"
+}
+
 // opening says what has to pass between the nodes.
 func (t Target) opening() string {
 	what := fmt.Sprintf("UDP %d", t.Port)
 	switch t.Kind {
 	case api.PathVXLAN:
-		what = fmt.Sprintf("UDP %d", t.VXLANPort)
+		what = fmt.Sprintf("UDP %d", t.TunnelPort)
+	case api.PathWireGuard:
+		what = fmt.Sprintf("UDP %d (WireGuard)", t.TunnelPort)
 	case api.PathIPIP:
 		what = "IP protocol 4 (IP-in-IP)"
 	}
@@ -93,6 +106,10 @@ func (t Target) setting() (name, variable string) {
 		return "vxlanMTU", "FELIX_VXLANMTU"
 	case t.Kind == api.PathIPIP:
 		return "ipipMTU", "FELIX_IPIPMTU"
+	case t.Kind == api.PathWireGuard && t.V6:
+		return "wireguardMTUV6", "FELIX_WIREGUARDMTUV6"
+	case t.Kind == api.PathWireGuard:
+		return "wireguardMTU", "FELIX_WIREGUARDMTU"
 	}
 	return "", ""
 }

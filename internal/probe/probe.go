@@ -33,6 +33,16 @@ type Settings struct {
 	MTU          int   // of pods, in bytes
 	Port         uint16
 	VXLANPort    uint16
+	WireGuard    Encryption // of IPv4
+	WireGuard6   Encryption // of IPv6
+}
+
+// Encryption is WireGuard of a family. Where it is on, pods' packets go by it whatever their pools say.
+type Encryption struct {
+	On     bool
+	Device string
+	Port   uint16 // UDP
+	Plain  bool   // what is for a peer that has told no key goes in clear, and is not refused
 }
 
 // Key names a path from this node.
@@ -63,14 +73,30 @@ type Target struct {
 	Device        string     // of the tunnel; "": it is direct
 	MTU           int        // of pods, in bytes
 	Port          uint16     // UDP, of who answers
-	VXLANPort     uint16
+	TunnelPort    uint16     // UDP, by which the tunnel goes; 0: by none
+	Keyless       bool       // it is encrypted, and the peer has told no key that could be
+	Encrypts      bool       // it is not, and the peer has told a key
 }
 
-// Ready tells whether both ends have the addresses that a probe needs.
-func (t Target) Ready() bool { return t.From.IsValid() && t.To.IsValid() }
+// Lacking says what a probe needs and the path does not have; "" if it has all.
+func (t Target) Lacking() string {
+	switch {
+	case t.Keyless:
+		return "the peer has told no WireGuard key, so that what is for it is refused: its agent tells one once WireGuard is on for it and its kernel has that"
+	case !t.From.IsValid():
+		return "this node has no tunnel address of that kind yet"
+	case !t.To.IsValid():
+		return "the peer has no tunnel address of that kind yet"
+	}
+	return ""
+}
 
 // Targets lists the paths that pods' packets take from the node to each other one, sorted by peer, family and kind. Pools say which: a disabled
-// pool counts, for its pods live on. A pool that is not encapsulated has a path beyond our subnet only by BGP.
+// pool counts, for its pods live on. A pool that is not encapsulated has a path beyond our subnet only by BGP. Where WireGuard is on, it is the path of all
+// pools at once, also to a peer that it cannot encrypt to yet, unless what is for that goes in clear.
+//
+// What nodes say to each other themselves is no path of its own. With hosts' encryption it takes that of WireGuard too; no probe is exempt from that, and none
+// goes where no packet of pods does.
 func Targets(nodes []*api.Node, pools []*api.IPPool, s Settings) []Target {
 	at := slices.IndexFunc(nodes, func(n *api.Node) bool { return n.Metadata.Name == s.Node })
 	if at < 0 {
@@ -87,7 +113,7 @@ func Targets(nodes []*api.Node, pools []*api.IPPool, s Settings) []Target {
 			if !ok || n == nodes[at] || peer.Addr() == self.Addr() {
 				continue
 			}
-			for _, kind := range s.kinds(pools, v6, self.Contains(peer.Addr())) {
+			for _, kind := range s.kinds(pools, n, v6, self.Contains(peer.Addr())) {
 				t := s.target(kind, v6, nodes[at], n)
 				t.Local, t.Remote = self.Addr(), peer.Addr()
 				out = append(out, t)
@@ -99,13 +125,17 @@ func Targets(nodes []*api.Node, pools []*api.IPPool, s Settings) []Target {
 }
 
 // kinds are the ways that the pools of a family ask for, to a node that is near or not.
-func (s Settings) kinds(pools []*api.IPPool, v6, near bool) []api.PathKind {
+func (s Settings) kinds(pools []*api.IPPool, peer *api.Node, v6, near bool) []api.PathKind {
 	var out []api.PathKind
+	wg := s.encryption(v6)
+	encrypted := wg.On && (!wg.Plain || keyed(peer, v6))
 	for _, p := range pools {
 		if p.Spec.CIDR.Addr().Is6() != v6 || slices.Equal(p.Spec.AllowedUses, []api.Use{api.UseLoadBalancer}) {
 			continue
 		}
 		switch {
+		case encrypted:
+			out = append(out, api.PathWireGuard)
 		case p.Spec.VXLANMode.Encapsulates(near):
 			out = addUnless(out, s.VXLANEnabled, api.PathVXLAN)
 		case p.Spec.IPIPMode.Encapsulates(near) && !v6:
@@ -126,22 +156,46 @@ func addUnless(out []api.PathKind, enabled *bool, kind api.PathKind) []api.PathK
 	return append(out, kind)
 }
 
+func (s Settings) encryption(v6 bool) Encryption {
+	if v6 {
+		return s.WireGuard6
+	}
+	return s.WireGuard
+}
+
+// keyed tells whether a node has told a public key by which it can be encrypted to.
+func keyed(n *api.Node, v6 bool) bool {
+	text := n.Status.WireguardPublicKey
+	if v6 {
+		text = n.Status.WireguardPublicKeyV6
+	}
+	_, err := kernel.ParsePublicKey(text)
+	return err == nil
+}
+
 func (s Settings) target(kind api.PathKind, v6 bool, self, peer *api.Node) Target {
-	t := Target{Key: Key{Peer: peer.Metadata.Name, V6: v6, Kind: kind}, Self: s.Node, MTU: s.MTU, Port: s.Port, VXLANPort: s.VXLANPort, Device: device(kind, v6)}
+	t := Target{Key: Key{Peer: peer.Metadata.Name, V6: v6, Kind: kind}, Self: s.Node, MTU: s.MTU, Port: s.Port}
 	t.From, t.To = end(self, kind, v6), end(peer, kind, v6)
+	t.Device, t.TunnelPort = s.tunnel(kind, v6)
+	wg, can := s.encryption(v6).On, keyed(peer, v6)
+	t.Keyless, t.Encrypts = kind == api.PathWireGuard && !can, !wg && can
 	return t
 }
 
-func device(kind api.PathKind, v6 bool) string {
+// tunnel is the device that a path goes through, and the UDP port by which the other node's is reached; nothing where it is none.
+func (s Settings) tunnel(kind api.PathKind, v6 bool) (device string, port uint16) {
 	switch {
+	case kind == api.PathWireGuard:
+		wg := s.encryption(v6)
+		return wg.Device, wg.Port
 	case kind == api.PathVXLAN && v6:
-		return kernel.VXLAN6Device
+		return kernel.VXLAN6Device, s.VXLANPort
 	case kind == api.PathVXLAN:
-		return kernel.VXLANDevice
+		return kernel.VXLANDevice, s.VXLANPort
 	case kind == api.PathIPIP:
-		return kernel.IPIPDevice
+		return kernel.IPIPDevice, 0
 	}
-	return ""
+	return "", 0
 }
 
 // end is the address by which a node is at the end of its paths of a kind; the zero Addr if it has none.
@@ -153,6 +207,10 @@ func end(n *api.Node, kind api.PathKind, v6 bool) (a netip.Addr) {
 		a = n.Spec.IPv4VXLANTunnelAddr
 	case kind == api.PathIPIP && n.Spec.BGP != nil:
 		a = n.Spec.BGP.IPv4IPIPTunnelAddr
+	case kind == api.PathWireGuard && n.Spec.Wireguard != nil && v6:
+		a = n.Spec.Wireguard.InterfaceIPv6Address
+	case kind == api.PathWireGuard && n.Spec.Wireguard != nil:
+		a = n.Spec.Wireguard.InterfaceIPv4Address
 	case kind == api.PathDirect:
 		p, _ := n.Address(v6)
 		a = p.Addr()
@@ -171,7 +229,7 @@ func Peers(nodes []*api.Node, self string) []netip.Prefix {
 			continue
 		}
 		for _, v6 := range []bool{false, true} {
-			for _, kind := range []api.PathKind{api.PathVXLAN, api.PathIPIP, api.PathDirect} {
+			for _, kind := range []api.PathKind{api.PathVXLAN, api.PathIPIP, api.PathWireGuard, api.PathDirect} {
 				if a := end(n, kind, v6); a.IsValid() {
 					out = append(out, netip.PrefixFrom(a, a.BitLen()))
 				}
@@ -209,6 +267,8 @@ func kindName(k api.PathKind) string {
 		return "VXLAN"
 	case api.PathIPIP:
 		return "IP-in-IP"
+	case api.PathWireGuard:
+		return "WireGuard"
 	case api.PathDirect:
 		return "direct routes"
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -21,7 +22,20 @@ func node(name string, subnet, host int) *api.Node {
 	n.Spec.BGP.IPv4IPIPTunnelAddr = netip.MustParseAddr(fmt.Sprintf("192.168.%d.1", host))
 	n.Spec.IPv4VXLANTunnelAddr = netip.MustParseAddr(fmt.Sprintf("192.168.%d.2", host))
 	n.Spec.IPv6VXLANTunnelAddr = netip.MustParseAddr(fmt.Sprintf("fd00:192::%d", host))
+	n.Spec.Wireguard = &api.NodeWireguard{InterfaceIPv4Address: netip.MustParseAddr(fmt.Sprintf("192.168.%d.3", host)),
+		InterfaceIPv6Address: netip.MustParseAddr(fmt.Sprintf("fd00:192::%d:3", host))}
 	return n
+}
+
+// tells gives a node keys of both families.
+func tells(n *api.Node) {
+	n.Status.WireguardPublicKey, n.Status.WireguardPublicKeyV6 = kernel.PublicKey{4}.String(), kernel.PublicKey{6}.String()
+}
+
+// encrypts turns on both families' WireGuard.
+func encrypts(s *Settings) {
+	s.WireGuard = Encryption{On: true, Device: kernel.WireGuardDevice, Port: 51820}
+	s.WireGuard6 = Encryption{On: true, Device: kernel.WireGuard6Device, Port: 51821}
 }
 
 func pool(cidr string, vxlan, ipip api.EncapMode) *api.IPPool {
@@ -79,12 +93,60 @@ func TestTargetsAreTheWaysOfPodsPackets(t *testing.T) {
 	}
 }
 
+func TestEncryptedPathsAreByWireGuardWhateverPoolsSay(t *testing.T) {
+	pools := []*api.IPPool{pool("192.168.0.0/17", api.Always, api.Never), pool("192.168.128.0/17", api.Never, api.Never), pool("fd00:192::/48", api.CrossSubnet, api.Never)}
+	nodes := cluster()
+	tells(nodes[1])
+	nodes[2].Status.WireguardPublicKeyV6 = "nonsense"
+	for _, c := range []struct {
+		name   string
+		change func(*Settings)
+		want   []string
+	}{
+		{"on for both families", encrypts, []string{
+			"node-2 IPv4 wireguard 192.168.1.3>192.168.2.3 wireguard.cali 51820", "node-2 IPv6 wireguard fd00:192::1:3>fd00:192::2:3 wg-v6.cali 51821",
+			"node-3 IPv4 wireguard 192.168.1.3>192.168.3.3 wireguard.cali 51820 keyless", "node-3 IPv6 wireguard fd00:192::1:3>fd00:192::3:3 wg-v6.cali 51821 keyless"}},
+		{"on for one", func(s *Settings) { encrypts(s); s.WireGuard6.On = false }, []string{
+			"node-2 IPv4 wireguard 192.168.1.3>192.168.2.3 wireguard.cali 51820", "node-2 IPv6 direct fd00:1::1>fd00:1::2  0 encrypts",
+			"node-3 IPv4 wireguard 192.168.1.3>192.168.3.3 wireguard.cali 51820 keyless", "node-3 IPv6 vxlan fd00:192::1>fd00:192::3 vxlan-v6.calico 4789"}},
+		{"in clear to those without a key", func(s *Settings) { encrypts(s); s.WireGuard.Plain, s.WireGuard6.On = true, false }, []string{
+			"node-2 IPv4 wireguard 192.168.1.3>192.168.2.3 wireguard.cali 51820", "node-2 IPv6 direct fd00:1::1>fd00:1::2  0 encrypts",
+			"node-3 IPv4 vxlan 192.168.1.2>192.168.3.2 vxlan.calico 4789", "node-3 IPv6 vxlan fd00:192::1>fd00:192::3 vxlan-v6.calico 4789"}},
+		{"where no mode would lead", func(s *Settings) { encrypts(s); off := false; s.VXLANEnabled, s.IPv6 = &off, false }, []string{
+			"node-2 IPv4 wireguard 192.168.1.3>192.168.2.3 wireguard.cali 51820", "node-3 IPv4 wireguard 192.168.1.3>192.168.3.3 wireguard.cali 51820 keyless"}},
+	} {
+		s := settings()
+		c.change(&s)
+		var got []string
+		for _, x := range Targets(nodes, pools, s) {
+			text := fmt.Sprintf("%s %s %s %v>%v %s %d", x.Peer, x.Family(), x.Kind, x.From, x.To, x.Device, x.TunnelPort)
+			for word, is := range map[string]bool{" keyless": x.Keyless, " encrypts": x.Encrypts} {
+				if is {
+					text += word
+				}
+			}
+			got = append(got, text)
+			if said := strings.Contains(x.Lacking(), "has told no WireGuard key"); said != x.Keyless {
+				t.Errorf("%s: %s lacks %q", c.name, text, x.Lacking())
+			}
+		}
+		if d := cmp.Diff(c.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, d)
+		}
+	}
+	s := settings()
+	encrypts(&s)
+	if got := Targets(nodes, nil, s); len(got) > 0 {
+		t.Errorf("without a pool there are %v", got)
+	}
+}
+
 func TestNodesThatLackAnAddressAreTargetsThatAreNotReady(t *testing.T) {
 	nodes := cluster()
 	nodes[1].Spec.IPv4VXLANTunnelAddr = netip.Addr{}
 	nodes[2].Spec.BGP = nil
 	got := Targets(nodes, []*api.IPPool{pool("192.168.0.0/16", api.Always, api.Never)}, settings())
-	if len(got) != 1 || got[0].Peer != "node-2" || got[0].Ready() {
+	if len(got) != 1 || got[0].Peer != "node-2" || got[0].Lacking() != "the peer has no tunnel address of that kind yet" {
 		t.Errorf("targets are %+v", got)
 	}
 	if ends := Ends(got); len(ends) != 1 || ends[0] != netip.MustParseAddr("192.168.1.2") {
@@ -97,17 +159,21 @@ func TestOnlyNodesAddressesMayAsk(t *testing.T) {
 	for _, p := range Peers(cluster()[:2], "node-1") {
 		got = append(got, p.String())
 	}
-	if d := cmp.Diff([]string{"172.30.1.2/32", "192.168.2.1/32", "192.168.2.2/32", "fd00:1::2/128", "fd00:192::2/128"}, got); d != "" {
+	if d := cmp.Diff([]string{"172.30.1.2/32", "192.168.2.1/32", "192.168.2.2/32", "192.168.2.3/32", "fd00:1::2/128", "fd00:192::2/128", "fd00:192::2:3/128"}, got); d != "" {
 		t.Error(d)
 	}
 }
 
 func TestFindingsNameTheRemedy(t *testing.T) {
 	target := func(kind api.PathKind, v6 bool) Target {
-		out := Target{Key: Key{Peer: "node-2", V6: v6, Kind: kind}, Self: "node-1", MTU: 1450, Port: 9097, VXLANPort: 4789, Device: device(kind, v6),
-			Local: netip.MustParseAddr("172.30.1.1"), Remote: netip.MustParseAddr("172.30.2.2")}
+		s := settings()
+		encrypts(&s)
+		out := s.target(kind, v6, node("node-1", 1, 1), node("node-2", 2, 2))
+		out.Local, out.Remote = netip.MustParseAddr("172.30.1.1"), netip.MustParseAddr("172.30.2.2")
 		return out
 	}
+	refuses, refuses6 := target(api.PathVXLAN, false), target(api.PathDirect, true)
+	refuses.Encrypts, refuses6.Encrypts = true, true
 	vxlan := target(api.PathVXLAN, false)
 	for _, c := range []struct {
 		t     Target
@@ -120,12 +186,20 @@ func TestFindingsNameTheRemedy(t *testing.T) {
 		{vxlan, Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "UDP 4789 does not pass between 172.30.1.1 and 172.30.2.2: open it"},
 		{target(api.PathIPIP, false), Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "IP protocol 4 (IP-in-IP) does not pass"},
 		{target(api.PathDirect, false), Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "UDP 9097 does not pass"},
+		{target(api.PathWireGuard, false), Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "UDP 51820 (WireGuard) does not pass between 172.30.1.1 and 172.30.2.2: open it"},
+		{target(api.PathWireGuard, true), Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "UDP 51821 (WireGuard) does not pass"},
+		{refuses, Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "node-2 encrypts by WireGuard and node-1 does not, so that it may refuse to answer: " +
+			"set wireguardEnabled alike on both, or MUSLIN_WIREGUARD_PLAINTEXT=true on node-2"},
+		{refuses6, Answers{Plain: NoAnswer}, api.PathBad, api.FaultNoAnswer, "set wireguardEnabledV6 alike"},
+		{refuses, Answers{Plain: Answered, Offloaded: Answered, Largest: 1450}, api.PathOK, "", ""},
 		{vxlan, Answers{Plain: Refused}, api.PathUnknown, "", "no agent answers"},
 		{vxlan, Answers{Unable: "no route"}, api.PathUnknown, "", "no route"},
 		{vxlan, Answers{Plain: Answered, Offloaded: Answered, Largest: 1400}, api.PathBad, api.FaultMTU,
 			"the largest packet is 1400 of 1450, larger ones are lost: raise the MTU between 172.30.1.1 and 172.30.2.2 by 50 bytes, or set vxlanMTU (FELIX_VXLANMTU) to 1400"},
 		{target(api.PathVXLAN, true), Answers{Plain: Answered, Offloaded: Answered, Largest: 1400}, api.PathBad, api.FaultMTU, "set vxlanMTUV6 (FELIX_VXLANMTUV6) to 1400"},
 		{target(api.PathIPIP, false), Answers{Plain: Answered, Offloaded: Answered, Largest: 1400}, api.PathBad, api.FaultMTU, "set ipipMTU (FELIX_IPIPMTU) to 1400"},
+		{target(api.PathWireGuard, false), Answers{Plain: Answered, Offloaded: Answered, Largest: 1328}, api.PathBad, api.FaultMTU, "by 122 bytes, or set wireguardMTU (FELIX_WIREGUARDMTU) to 1328"},
+		{target(api.PathWireGuard, true), Answers{Plain: Answered, Offloaded: Answered, Largest: 1328}, api.PathBad, api.FaultMTU, "set wireguardMTUV6 (FELIX_WIREGUARDMTUV6) to 1328"},
 		{target(api.PathDirect, false), Answers{Plain: Answered, Offloaded: Answered, Largest: 1400}, api.PathBad, api.FaultMTU, "set the MTU of the nodes' devices to 1400"},
 		{vxlan, Answers{Plain: Answered, Offloaded: NoAnswer, Largest: 1450}, api.PathBad, api.FaultChecksum, "ethtool -K vxlan.calico tx-checksum-ip-generic off"},
 		{target(api.PathDirect, false), Answers{Plain: Answered, Offloaded: NoAnswer, Largest: 1450}, api.PathBad, api.FaultChecksum, "ethtool -K DEVICE tx off"},

@@ -11,6 +11,8 @@
 //     state itself asks for is none.
 //  4. What fails does not stop the rest: every table makes what it can, and is listed again before it is trusted.
 //  5. Nothing hangs on what is not there: changes are made in the order of dependency, removals in the opposite order after them.
+//  6. What is to go by a routing table of its own never goes by the main one for a moment: the rule that leads there stands before any route of the main
+//     table is added, and where that rule cannot be made, no such route is. Within the routes the main table's come last, and go first.
 package reconcile
 
 import (
@@ -104,6 +106,7 @@ type Reconciler struct {
 	chains6 table[kernel.ChainKey, kernel.Chain]
 
 	settled bool
+	unruled [2]bool         // rules of IPv4 and of IPv6 are missing, since the kernel did not take them
 	remade  map[string]bool // devices that we took away or made anew ourselves: events say so only later
 	emptied bool            // the last removals took with them what hangs on a device with IPv4
 }
@@ -128,7 +131,8 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 			setWords(), points{put: fault.ApplySetsPut, removed: fault.ApplySetsRemoved}),
 		routes: newTable(Routes, t.Routes, func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Routes },
 			routeWords(), points{put: fault.ApplyRoutesPut, removed: fault.ApplyRoutesRemoved}),
-		rules: newTable(Rules, t.Rules, func(s kernel.State) map[kernel.Rule]struct{} { return s.Rules }, ruleWords(), uncut()),
+		rules: newTable(Rules, t.Rules, func(s kernel.State) map[kernel.Rule]struct{} { return s.Rules },
+			ruleWords(), points{put: fault.ApplyRulesPut, removed: fault.ApplyRulesRemoved}),
 		chains: newTable(Chains, t.Chains, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains },
 			chainWords(xtables.Marks), points{put: fault.ApplyChainsPut, removed: fault.ApplyChainsRemoved}),
 		chains6: newTable(Chains6, t.Chains6, func(s kernel.State) map[kernel.ChainKey]kernel.Chain { return s.Chains6 },
@@ -136,13 +140,15 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	}
 	// A route that could not be added may be the successor of one that is to go: that one still carries the traffic.
 	r.routes.group = func(k kernel.RouteKey) any { return kernel.RouteKey{Dst: k.Dst, Table: k.Table} }
+	r.rules.missed = r.unrule
+	r.routes.waits = func(k kernel.RouteKey) bool { return k.Table == 0 && r.unruled[familyOf(k.Dst.Addr().Is6())] }
 	r.links.noted = r.remake
 	r.addrs.noted = r.empty
 	r.routes.held = func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Held }
 	return r
 }
 
-// uncut are the points of a table whose apply no test cuts off.
+// uncut are the points of a table whose apply no test cuts off. The kernels that are cut at every point need not have WireGuard.
 func uncut() points { return points{put: fault.Nowhere, removed: fault.Nowhere} }
 
 // part is a table of any kind.
@@ -157,9 +163,10 @@ type part interface {
 }
 
 // parts lists the tables in order of dependency: what is in one needs nothing of a later one. Routes are late: a packet is sent into a
-// tunnel only when what comes back through it is let in, and by the time that the tunnel closes nothing leads there. Rules lead to routes.
+// tunnel only when what comes back through it is let in, and by the time that the tunnel closes nothing leads there. Rules come before them: one that leads to
+// a table without routes changes nothing, and on a host that has just booted a route of the main table without the rule would send in clear what is to be encrypted.
 func (r *Reconciler) parts() []part {
-	all := []part{&r.sysctls, &r.links, &r.wgs, &r.peers, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.chains, &r.chains6, &r.routes, &r.rules}
+	all := []part{&r.sysctls, &r.links, &r.wgs, &r.peers, &r.addrs, &r.neighs, &r.fdb, &r.sets, &r.chains, &r.chains6, &r.rules, &r.routes}
 	return slices.DeleteFunc(all, part.absent)
 }
 
@@ -279,11 +286,36 @@ func (r *Reconciler) Observe(e kernel.Events) (dirty bool) {
 	return slices.ContainsFunc(observed, part.doubted)
 }
 
+// Glance looks at WireGuard's devices and peers, of which no event tells, and makes dirty what is not as it is confirmed to be. Where a peer sends from is no reason:
+// a device takes that over by itself, and would do so again.
+func (r *Reconciler) Glance(ctx context.Context) {
+	r.wgs.glance(ctx, func(have, confirmed kernel.WireGuard) bool { return have == confirmed })
+	r.peers.glance(ctx, func(have, confirmed kernel.Peer) bool {
+		have.Endpoint = confirmed.Endpoint
+		return have == confirmed
+	})
+}
+
 // flushed drops what the kernel drops when a device is set down.
 func (r *Reconciler) flushed(d kernel.Dev) {
 	neighs := r.neighs.forget(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Index == d.Index })
 	routes := r.routes.forget(func(_ kernel.RouteKey, v kernel.Route) bool { return v.On(d.Index) })
 	r.settled = r.settled && !neighs && !routes
+}
+
+// unrule notes of which families rules are missing.
+func (r *Reconciler) unrule(failed []kernel.Rule) {
+	r.unruled = [2]bool{}
+	for _, k := range failed {
+		r.unruled[familyOf(k.V6)] = true
+	}
+}
+
+func familyOf(v6 bool) int {
+	if v6 {
+		return 1
+	}
+	return 0
 }
 
 // empty drops what the kernel drops of IPv4 when we take the last such address from a device: routes, and neighbours, permanent ones too.

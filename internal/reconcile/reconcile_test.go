@@ -250,6 +250,7 @@ func TestChangesFollowDependency(t *testing.T) {
 		FDB:     newFake[kernel.FDBKey, netip.Addr]("fdb", &journal),
 		Sets:    newFake[kernel.SetKey, kernel.Set]("set", &journal),
 		Routes:  newFake[kernel.RouteKey, kernel.Route]("route", &journal),
+		Rules:   newFake[kernel.Rule, struct{}]("rule", &journal),
 		Chains:  newFake[kernel.ChainKey, kernel.Chain]("chain", &journal),
 		Chains6: newFake[kernel.ChainKey, kernel.Chain]("chain6", &journal),
 	}
@@ -263,6 +264,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	s.FDB[kernel.FDBKey{}] = netip.Addr{}
 	s.Sets["b"], s.Sets["a"] = kernel.Set{}, kernel.Set{}
 	s.Routes[kernel.RouteKey{}] = kernel.Route{}
+	s.Rules[kernel.Rule{}] = struct{}{}
 	s.Chains[kernel.ChainKey{}] = kernel.Chain{}
 	s.Chains6[kernel.ChainKey{}] = kernel.Chain{}
 	order := func() (kinds []string) {
@@ -277,7 +279,7 @@ func TestChangesFollowDependency(t *testing.T) {
 	}
 	journal = nil
 	mustApply(t, r, s)
-	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put chain", "put chain6", "put route"}
+	up := []string{"put sysctl", "put link", "put addr", "put neigh", "put fdb", "put set", "put chain", "put chain6", "put rule", "put route"}
 	if diff := cmp.Diff(up, order()); diff != "" {
 		t.Error(diff)
 	}
@@ -288,9 +290,86 @@ func TestChangesFollowDependency(t *testing.T) {
 	next := kernel.NewState()
 	next.Routes[dst("10.1.0.0/24")] = blackhole
 	mustApply(t, r, next)
-	down := []string{"put route", "remove route", "remove chain6", "remove chain", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
+	down := []string{"put route", "remove route", "remove rule", "remove chain6", "remove chain", "remove set", "remove fdb", "remove neigh", "remove addr", "remove link", "remove sysctl"}
 	if diff := cmp.Diff(down, order()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestGlanceFindsWhatOthersDoToPeersAndListsNothingElse(t *testing.T) {
+	var journal []string
+	peers, wgs := newFake[kernel.PeerKey, kernel.Peer]("peer", &journal), newFake[kernel.Dev, kernel.WireGuard]("wg", &journal)
+	r := New(Tables{Peers: peers, WGs: wgs, Routes: newFake[kernel.RouteKey, kernel.Route]("route", &journal)}, silent())
+	r.Glance(t.Context())
+	if len(journal) > 0 {
+		t.Errorf("before the first list: %v", journal)
+	}
+	mustRefresh(t, r)
+	k, other := kernel.PeerKey{Key: kernel.PublicKey{1}}, kernel.PeerKey{Key: kernel.PublicKey{2}}
+	s := kernel.NewState()
+	s.WireGuard[kernel.Dev{Name: "wg"}] = kernel.WireGuard{Port: 1}
+	s.Peers[k], s.Peers[other] = kernel.Peer{Allowed: "10.0.0.0/26"}, kernel.Peer{}
+	mustApply(t, r, s)
+	glance := func(what string, want Result) {
+		journal = nil
+		if r.Glance(t.Context()); r.Settled() == (want.Repaired > 0) {
+			t.Errorf("%s: settled %t", what, r.Settled())
+		}
+		if mustRefresh(t, r); slices.Contains(journal, "list route") {
+			t.Errorf("%s: %v", what, journal)
+		}
+		if got := mustApply(t, r, s); got.Repaired != want.Repaired {
+			t.Errorf("%s: %+v", what, got)
+		}
+	}
+	glance("nothing has changed", Result{})
+	peers.have[k] = kernel.Peer{Allowed: "10.0.0.0/26", Endpoint: netip.MustParseAddrPort("192.0.2.1:7")}
+	glance("a peer sends from elsewhere", Result{})
+	delete(peers.have, other)
+	glance("a peer is gone", Result{Repaired: 2}) // and where the first is sent to is put right by the way
+	wgs.have[kernel.Dev{Name: "wg"}] = kernel.WireGuard{Port: 2}
+	glance("a device has another port", Result{Repaired: 1})
+	peers.listErr = errors.New("no")
+	if r.Glance(t.Context()); r.Settled() {
+		t.Error("settled though the peers cannot be read")
+	}
+}
+
+// What a table of its own is to carry never goes by the main one: not before the rule stands, nor while the kernel refuses it, nor when its range goes.
+func TestMainRoutesComeAfterTheRuleThatLeadsPastThem(t *testing.T) {
+	var journal []string
+	routes, rules := newFake[kernel.RouteKey, kernel.Route]("route", &journal), newFake[kernel.Rule, struct{}]("rule", &journal)
+	r := New(Tables{Routes: routes, Rules: rules}, silent())
+	mustRefresh(t, r)
+	journal = nil
+	main4, own4, main6 := dst("10.1.0.0/24"), dst("10.1.0.0/24"), dst("fd00:1::/64")
+	own4.Table = 1
+	rule := kernel.Rule{Priority: 99, Table: 1}
+	s := kernel.NewState()
+	s.Rules[rule] = struct{}{}
+	s.Routes[main4], s.Routes[own4], s.Routes[main6] = blackhole, blackhole, blackhole
+	rules.broken[rule] = errors.New("no")
+	for range 2 {
+		if _, err := r.Apply(t.Context(), s); !errors.Is(err, rules.broken[rule]) || r.Settled() {
+			t.Errorf("err %v, settled %v", err, r.Settled())
+		}
+	}
+	if _, there := routes.have[main4]; there || len(routes.have) != 2 {
+		t.Errorf("without the rule there are %v", routes.have)
+	}
+	clear(rules.broken)
+	journal = nil
+	mustRefresh(t, r)
+	mustApply(t, r, s)
+	if want := []string{"list rule", "put rule " + rule.String(), "put route " + main4.String()}; !slices.Equal(want, journal) {
+		t.Errorf("journal %v, want %v", journal, want)
+	}
+	journal = nil
+	delete(s.Routes, main4)
+	delete(s.Routes, own4)
+	mustApply(t, r, s)
+	if want := []string{"remove route " + main4.String(), "remove route " + own4.String()}; !slices.Equal(want, journal) {
+		t.Errorf("journal %v, want %v", journal, want)
 	}
 }
 

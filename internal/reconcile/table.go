@@ -20,6 +20,8 @@ type table[K, V comparable] struct {
 	points points
 	noted  func([]kernel.Change[K, V]) // nil, or who is to know of changes that were made
 	group  func(K) any                 // nil, or what a failed addition shares with removals that must wait for it
+	missed func([]K)                   // nil, or who is to know which additions have failed; of none too
+	waits  func(K) bool                // nil, or which additions wait for those of another table
 	held   func(kernel.State) map[K]V  // nil, or where what is not wanted stays all the same, and what is put there if there is nothing
 
 	confirmed map[K]V
@@ -92,8 +94,15 @@ func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) 
 			}
 		}
 	}
+	if x.waits != nil {
+		puts = slices.DeleteFunc(puts, func(c kernel.Change[K, V]) bool { return x.waits(c.Key) })
+	}
+	slices.Reverse(x.removals)
 	failed, done, err := x.apply(ctx, puts, x.points.put)
 	x.hold(failed)
+	if x.missed != nil {
+		x.missed(failed)
+	}
 	return done, err
 }
 
@@ -267,6 +276,15 @@ func (x *table[K, V]) observe(events map[K]*V) {
 			return
 		}
 	}
+}
+
+// glance makes the table dirty if a list shows it otherwise than confirmed, or fails: the next refresh finds out what it is.
+func (x *table[K, V]) glance(ctx context.Context, same func(have, confirmed V) bool) {
+	if x.t == nil || !x.listed || x.dirty {
+		return
+	}
+	have, err := x.t.List(ctx)
+	x.dirty = err != nil || !maps.EqualFunc(have, x.confirmed, same)
 }
 
 // ordered sorts changes by their keys' text, so that the same change is always made in the same order.

@@ -8,6 +8,8 @@
 package wireguard
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +17,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -211,6 +215,39 @@ func (t Peers) List(ctx context.Context) (map[kernel.PeerKey]kernel.Peer, error)
 			out[kernel.PeerKey{Dev: d, Key: kernel.PublicKey(p.PublicKey)}] = peerOf(p)
 		}
 	})
+	return out, err
+}
+
+// Status is how a device fares.
+type Status struct {
+	Dev    kernel.Dev
+	Public kernel.PublicKey // zero if it has no key yet
+	Port   uint16           // UDP, on which it receives
+	Peers  []PeerStatus     // sorted by key
+}
+
+// PeerStatus is how it fares with a peer.
+type PeerStatus struct {
+	Key            kernel.PublicKey
+	Endpoint       netip.AddrPort // where it was heard from last, or is sent to; zero if nowhere
+	Received, Sent int64          // bytes
+	Handshake      time.Time      // the latest; zero if there was none
+}
+
+// Status says how our devices fare, sorted by name.
+func (c *Conn) Status(ctx context.Context) ([]Status, error) {
+	var out []Status
+	err := c.each(ctx, func(d kernel.Dev, found *wgtypes.Device, _ bool) {
+		s := Status{Dev: d, Public: c.public[d], Port: uint16(found.ListenPort)}
+		for _, p := range found.Peers {
+			s.Peers = append(s.Peers, PeerStatus{
+				Key: kernel.PublicKey(p.PublicKey), Endpoint: peerOf(p).Endpoint, Received: p.ReceiveBytes, Sent: p.TransmitBytes, Handshake: p.LastHandshakeTime,
+			})
+		}
+		slices.SortFunc(s.Peers, func(a, b PeerStatus) int { return bytes.Compare(a.Key[:], b.Key[:]) })
+		out = append(out, s)
+	})
+	slices.SortFunc(out, func(a, b Status) int { return cmp.Compare(a.Dev.Name, b.Dev.Name) })
 	return out, err
 }
 

@@ -70,6 +70,14 @@ func TestVMDevicesKeepTheirKeyAndPeersBecomeWhatIsAsked(t *testing.T) {
 	become(t, c.Peers(), map[kernel.PeerKey]kernel.Peer{
 		peer(1): {Endpoint: at, Allowed: "10.244.0.64/26,10.244.0.129/32"}, peer(2): {Endpoint: at, Allowed: "10.244.0.128/26", KeepAlive: 25 * time.Second},
 	})
+	status, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]Status{{Dev: dev, Public: key, Port: 51900, Peers: []PeerStatus{{Key: peer(1).Key, Endpoint: at}, {Key: peer(2).Key, Endpoint: at}}}}, status,
+		cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+		t.Errorf("status (-want +got):\n%s", d)
+	}
 	many := map[kernel.PeerKey]kernel.Peer{peer(2): {Endpoint: at, Allowed: ranges(3000)}} // more than one message holds
 	become(t, c.Peers(), many)
 	become(t, c.Peers(), map[kernel.PeerKey]kernel.Peer{})

@@ -19,9 +19,10 @@ type PathKind string
 
 // The kinds of paths.
 const (
-	PathVXLAN  PathKind = "vxlan"
-	PathIPIP   PathKind = "ipip"
-	PathDirect PathKind = "direct" // without encapsulation
+	PathVXLAN     PathKind = "vxlan"
+	PathIPIP      PathKind = "ipip"
+	PathWireGuard PathKind = "wireguard" // encrypted
+	PathDirect    PathKind = "direct"    // without encapsulation
 )
 
 // PathState says how a path fares.

@@ -156,6 +156,14 @@ func (c *Client) open(ctx context.Context) (*clientv3.Client, error) {
 	return nil, fmt.Errorf("connect to etcd: %w", err)
 }
 
+// Find returns etcd's endpoints: those that are set, or those that DNS names now.
+func (c Config) Find(ctx context.Context) ([]string, error) {
+	if c.DiscoverySRV == "" {
+		return c.Endpoints, nil
+	}
+	return c.discover(ctx)
+}
+
 // discover finds the endpoints in DNS (RFC 2782), under the names that etcd documents.
 func (c Config) discover(ctx context.Context) ([]string, error) {
 	dns := c.resolver

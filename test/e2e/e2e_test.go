@@ -199,7 +199,7 @@ func kernelState(t *testing.T, l *lab.Lab, node string) string {
 func tryKernelState(t *testing.T, l *lab.Lab, node string) (string, error) {
 	t.Helper()
 	var b strings.Builder
-	for _, cmd := range []string{"ip route", "ip -6 route", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ip6tables-save", "ipset list"} {
+	for _, cmd := range []string{"ip route", "ip -6 route", "ip rule", "ip -6 rule", "ip -o -d link", "ip -o addr", "ip neigh show nud permanent", "bridge fdb show", "iptables-save", "ip6tables-save", "ipset list"} {
 		out, err := try(t, l, node, strings.Fields(cmd)...)
 		if err != nil {
 			return "", err

@@ -94,7 +94,7 @@ func newSuite(t *testing.T, bin string) *suite {
 	l := upWith(t, bin, func(o *lab.Options) {
 		o.DualStack, o.Members, o.EtcdQuota = true, suiteMembers, suiteQuota
 		// What no event tells is found soon, and what is not wanted any more goes at once.
-		o.AgentEnv = []string{fault.Variable + "=@" + agentOrders, "MUSLIN_LINGER=0s", "FELIX_ROUTEREFRESHINTERVAL=2", "FELIX_IPTABLESREFRESHINTERVAL=2", "FELIX_IPSETSREFRESHINTERVAL=2"}
+		o.AgentEnv = append(withRules(), fault.Variable+"=@"+agentOrders, "MUSLIN_LINGER=0s", "FELIX_ROUTEREFRESHINTERVAL=2", "FELIX_IPTABLESREFRESHINTERVAL=2", "FELIX_IPSETSREFRESHINTERVAL=2")
 	})
 	allWell(t, l)
 	s := &suite{t: t, lab: l, bin: bin, etcd: dialEtcd(t, l, etcdEndpoints()...)}
