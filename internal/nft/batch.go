@@ -149,6 +149,9 @@ func (b *batch) set(s *nftable.Set, id uint32) {
 			b.attr32(unix.NFTA_SET_DATA_TYPE, verdictType)
 			b.attr32(unix.NFTA_SET_DATA_LEN, 0)
 		}
+		if s.Dynamic > 0 {
+			b.nest(unix.NFTA_SET_DESC, func() { b.attr32(unix.NFTA_SET_DESC_SIZE, s.Dynamic) })
+		}
 		if s.Type == nftable.Ifaces { // or nft shows the names as ""
 			b.attr(unix.NFTA_SET_USERDATA, userdata(userdataKeyOrder, native32(orderHost)))
 		}
@@ -161,6 +164,12 @@ func setFlags(s *nftable.Set) (flags uint32) {
 	}
 	if s.Map {
 		flags |= unix.NFT_SET_MAP
+	}
+	if s.Dynamic > 0 {
+		flags |= unix.NFT_SET_EVAL
+	}
+	if s.Forgets {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	return flags
 }
@@ -313,6 +322,7 @@ var keyTypes = map[nftable.Type]uint32{
 	nftable.AddrPort4:  7<<12 | 12<<6 | 13,
 	nftable.AddrPort6:  8<<12 | 12<<6 | 13,
 	nftable.ProtoPorts: 12<<6 | 13,
+	nftable.IfaceParts: 41<<6 | 19,
 }
 
 // hooks holds the kernel's numbers of hooks, enum nf_inet_hooks of linux/netfilter.h.

@@ -95,6 +95,7 @@ const (
 	Invalid     State = 1
 	Established State = 2
 	Related     State = 4
+	New         State = 8
 	Untracked   State = 64
 )
 

@@ -75,12 +75,14 @@ func (l *Layout) putWorkload(iface string) {
 		delete(l.laid, iface)
 	}
 	var spoofable []netip.Prefix
+	var limits policy.Limits
 	if keys := l.ifaces[iface]; len(keys) > 0 {
 		e := l.endpoints[keys[len(keys)-1]]
 		l.laid[iface] = e
 		l.workloadElems(e, l.ed.PutElem)
-		spoofable = e.Spoofable
+		spoofable, limits = e.Spoofable, e.Limits
 	}
+	l.limit(iface, limits)
 	if !slices.Equal(l.spoofable[iface], spoofable) {
 		l.static = true
 		l.spoofable[iface] = spoofable

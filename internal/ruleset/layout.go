@@ -51,6 +51,12 @@ type Layout struct {
 	laid      map[string]*policy.Endpoint     // whose elements each interface has in the table
 	spoofable map[string][]netip.Prefix       // by interface, where there are any
 
+	limited     map[string]policy.Limits // workloads' interfaces that have some
+	limits      bool                     // what limits.go writes is to be laid out anew
+	limitChains map[string]*nftable.Chain
+	asked       [limitPlaces]bool // where some workload has a limit
+	crowd       string            // the set of the accounts of workloads without a limit of their own, "" if there is none
+
 	staticNames map[string]*nftable.Chain // what putStaticChains has put
 	entries     map[string]entry          // chains that lead from hosts' endpoints into lists, by name
 	used        [places]bool              // where there are hosts' endpoints to ask
@@ -64,7 +70,7 @@ func New(s Settings) *Layout {
 		counted: refs{}, denied: refs{}, constant: refs{}, entries: map[string]entry{},
 		sets: map[policy.SetID]*setState{}, policies: map[policy.PolicyID]*policyState{}, lists: map[policy.ListID]*listState{},
 		endpoints: map[policy.EndpointKey]*policy.Endpoint{}, ifaces: map[string][]policy.EndpointKey{},
-		laid: map[string]*policy.Endpoint{}, spoofable: map[string][]netip.Prefix{},
+		laid: map[string]*policy.Endpoint{}, spoofable: map[string][]netip.Prefix{}, limited: map[string]policy.Limits{}, limits: true,
 	}
 	l.putStaticSets()
 	return l
@@ -94,6 +100,10 @@ func (l *Layout) Table() *nftable.Table { return l.ed.Table() }
 
 // Take returns what has changed in the table since the last call.
 func (l *Layout) Take() nftable.Delta {
+	if l.limits {
+		l.putLimits()
+		l.limits = false
+	}
 	if l.static {
 		l.putStaticChains()
 		l.static = false
@@ -116,7 +126,7 @@ func (l *Layout) SetDevices(devices map[string][]netip.Addr) {
 func (l *Layout) SetSettings(s Settings) {
 	old := l.settings
 	l.settings = s
-	l.static = true
+	l.static, l.limits = true, true
 	l.putStaticSets()
 	if old.rendering() == s.rendering() {
 		return
