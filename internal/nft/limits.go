@@ -25,6 +25,14 @@ const (
 // limiting encodes what limits endpoints' traffic.
 func (e *ruleEncoder) limiting(s nftable.Stmt) {
 	switch s := s.(type) {
+	case nftable.First:
+		const confirmed = 8 // IPS_CONFIRMED of linux/netfilter/nf_conntrack_common.h: what is let through gets it where it leaves
+		e.expr("ct", func() {
+			e.attr32(unix.NFTA_CT_DREG, reg)
+			e.attr32(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS)
+		})
+		e.mask(native32(confirmed), native32(0))
+		e.compare(false, native32(0))
 	case nftable.Above:
 		e.above(s)
 	case nftable.Crowd:
@@ -73,7 +81,7 @@ func (e *ruleEncoder) crowd(limit uint32) {
 func (e *ruleEncoder) crowdOf(s nftable.CrowdOf) {
 	const part = reg + unix.IFNAMSIZ/4
 	const id = part + 1
-	e.ifname(false, reg)
+	e.ifname(s.Out, reg)
 	e.expr("ct", func() {
 		e.attr32(unix.NFTA_CT_DREG, id)
 		e.attr32(unix.NFTA_CT_KEY, ctID)

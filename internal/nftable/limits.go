@@ -2,6 +2,9 @@ package nftable
 
 import "fmt"
 
+// First holds for a packet that begins a connection. Later ones of it do not, even where nothing has been answered yet, as in a state of new they would.
+type First struct{}
+
 // Above holds for packets that go beyond so many packets a second, or bytes a second, and beyond what Burst lets through at once.
 type Above struct {
 	Rate  uint64
@@ -14,9 +17,10 @@ type Above struct {
 // its clock. So what a new connection costs grows with their number.
 type Crowd struct{ Limit uint32 }
 
-// CrowdOf is Crowd for each interface of arrival by itself. An interface's connections are dealt out by chance to so many parts, and Limit is that of one part: an
+// CrowdOf is Crowd for each interface by itself. An interface's connections are dealt out by chance to so many parts, and Limit is that of one part: an
 // account for each keeps it short.
 type CrowdOf struct {
+	Out   bool
 	Set   string // dynamic, of type IfaceParts
 	Parts uint32
 	Limit uint32
@@ -44,6 +48,8 @@ type SetDSCP struct {
 // Reset answers a packet of TCP with a reset and drops it. It presumes a Proto.
 type Reset struct{}
 
+func (First) appendText(b []byte) []byte { return append(b, "ct status & confirmed == 0"...) }
+
 func (s Above) appendText(b []byte) []byte {
 	if s.Bytes {
 		return fmt.Appendf(b, "limit rate over %d bytes/second burst %d bytes", s.Rate, s.Burst)
@@ -54,7 +60,7 @@ func (s Above) appendText(b []byte) []byte {
 func (s Crowd) appendText(b []byte) []byte { return fmt.Appendf(b, "ct count over %d", s.Limit) }
 
 func (s CrowdOf) appendText(b []byte) []byte {
-	return fmt.Appendf(b, "add @%s { iifname . jhash ct id mod %d ct count over %d }", s.Set, s.Parts, s.Limit)
+	return fmt.Appendf(b, "add @%s { %s . jhash ct id mod %d ct count over %d }", s.Set, dir(s.Out, "oifname", "iifname"), s.Parts, s.Limit)
 }
 
 func (s Remember) appendText(b []byte) []byte {

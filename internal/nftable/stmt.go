@@ -95,7 +95,6 @@ const (
 	Invalid     State = 1
 	Established State = 2
 	Related     State = 4
-	New         State = 8
 	Untracked   State = 64
 )
 

@@ -259,7 +259,7 @@ func (s State) appendText(b []byte) []byte {
 	for _, n := range []struct {
 		bit  State
 		name string
-	}{{Invalid, "invalid"}, {Established, "established"}, {Related, "related"}, {New, "new"}, {Untracked, "untracked"}} {
+	}{{Invalid, "invalid"}, {Established, "established"}, {Related, "related"}, {Untracked, "untracked"}} {
 		if s&n.bit != 0 {
 			names = append(names, n.name)
 		}

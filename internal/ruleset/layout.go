@@ -55,7 +55,7 @@ type Layout struct {
 	limits      bool                     // what limits.go writes is to be laid out anew
 	limitChains map[string]*nftable.Chain
 	asked       [limitPlaces]bool // where some workload has a limit
-	crowd       string            // the set of the accounts of workloads without a limit of their own, "" if there is none
+	crowds      map[string]bool   // the sets in which connections are counted
 
 	staticNames map[string]*nftable.Chain // what putStaticChains has put
 	entries     map[string]entry          // chains that lead from hosts' endpoints into lists, by name

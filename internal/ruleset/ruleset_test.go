@@ -172,6 +172,7 @@ func drawLimits(t *rapid.T) policy.Limits {
 	rate := policy.Rate{PerSecond: 100, Burst: 5}
 	return rapid.SampledFrom([]policy.Limits{
 		{}, {}, {Marked: true, DSCP: 46}, {Egress: policy.Limit{Connections: 10}},
+		{Ingress: policy.Limit{Connections: 10_000}, Egress: policy.Limit{Connections: 10_000}},
 		{Ingress: policy.Limit{Connections: 10, Packets: rate}, Egress: policy.Limit{Bytes: rate, Peak: rate}, Marked: true},
 	}).Draw(t, "limits")
 }
