@@ -18,7 +18,7 @@ import (
 //     takes no other connection's place. Only the first packet counts: there are kernels that take a connection into account once more with each packet that comes before an answer.
 //     Those of workloads without a limit of their own may be limited by a setting. The kernel takes a connection into account even
 //     where it is refused then, and forgets it when it next looks through all: so that a workload which goes on trying costs no more than one that does not,
-//     it is refused without being counted for a moment (wl-shunned).
+//     it is refused without being counted for a moment (wl-shunned), but where accounts are small.
 //   - What leaves the cluster is marked (dscp-) in forward, so that the host's own services see what was sent.
 //
 // A limit's account is a rule's: each workload has chains of its own, named after what they say, and a change of one limit leaves the others' accounts alone. The
@@ -68,7 +68,7 @@ const (
 	// each new one, one of 20,000 240 us, one of 40,000 800 us; parts with 16 connections in each 8 us, with 128 in each 120 us. To be refused while
 	// shunned costs 5 us.
 	exactLimit   = 4096
-	crowdInAPart = 32
+	crowdInAPart = 64
 )
 
 func limitChain(p limitPlace) string { return limitKinds[p].dispatch + "-dispatch" }
@@ -199,7 +199,9 @@ func (l *Layout) limitReasons() (out []string) {
 }
 
 // counts tells whether connections are counted at a place.
-func (l *Layout) counts(p limitPlace) bool { return l.asked[p] || p == countFrom && l.countsAll() }
+func (l *Layout) counts(p limitPlace) bool {
+	return l.asked[p] && (p == countFrom || p == countTo) || p == countFrom && l.countsAll()
+}
 
 // countsAll tells whether those of workloads without a limit of their own are.
 func (l *Layout) countsAll() bool { return l.settings.PodConnections > 0 && !l.settings.Uncounted }
@@ -218,8 +220,8 @@ func (l *Layout) Unmet() bool {
 }
 
 // parts divides a limit for one workload. The kernel goes through a whole account when a connection is added, so large accounts are divided, and a new connection
-// costs the same however many there are. Connections are dealt out by chance: the first is refused when a workload has a little over half of its limit, and
-// more than the limit it never has.
+// costs the same however many there are. Connections are dealt out by chance: of the new ones of a workload that has three quarters of its limit one in fifty is
+// refused, at two thirds one in five hundred, and more than the limit it never has.
 func parts(limit uint32) (number, each uint32) {
 	if limit <= exactLimit {
 		return 1, limit
@@ -237,12 +239,11 @@ func crowdOf(p limitPlace, limit uint32) nftable.CrowdOf {
 func (l *Layout) putLimitDispatch(put func(string, nftable.Base, rules)) {
 	for p := range limitPlaces {
 		at := limitKinds[p]
-		counting := p == countFrom || p == countTo
-		if !l.asked[p] && (!counting || !l.counts(p)) {
+		if !l.asked[p] && !l.counts(p) {
 			continue
 		}
 		var r rules
-		if counting {
+		if l.counts(p) {
 			r.add(nftable.IfaceIn{Out: at.out, Set: shunned[p]}, goTo(reasonChain(reasonCrowd)))
 			put(crowded[p], nftable.Base{}, tooMany(at.out, shunned[p]))
 		}
@@ -250,7 +251,7 @@ func (l *Layout) putLimitDispatch(put func(string, nftable.Base, rules)) {
 			r.add(nftable.Dispatch{Out: at.out, Map: at.dispatch})
 		}
 		if p == countFrom && l.countsAll() {
-			r.add(crowdOf(p, l.settings.PodConnections), goTo(crowded[p]))
+			r.add(counting(p, l.settings.PodConnections)...)
 		}
 		put(limitChain(p), nftable.Base{}, r)
 	}
@@ -292,11 +293,20 @@ func rated(l policy.Limit) (r rules) {
 func counted(l policy.Limit, p limitPlace) (r rules) {
 	switch {
 	case l.Connections > exactLimit:
-		r.add(crowdOf(p, l.Connections), goTo(crowded[p]))
+		r.add(counting(p, l.Connections)...)
 	case l.Connections > 0:
 		r.add(nftable.Crowd{Limit: l.Connections}, goTo(crowded[p]))
 	}
 	return r
+}
+
+// counting counts in a set. What is too much for a small part is found out quickly, so nobody is shunned for it: the other parts have room.
+func counting(p limitPlace, limit uint32) []nftable.Stmt {
+	crowd := crowdOf(p, limit)
+	if crowd.Parts > 1 {
+		return []nftable.Stmt{crowd, goTo(reasonChain(reasonCrowd))}
+	}
+	return []nftable.Stmt{crowd, goTo(crowded[p])}
 }
 
 func marked(l policy.Limits) (r rules) {
