@@ -69,6 +69,7 @@ const (
 	// shunned costs 5 us.
 	exactLimit   = 4096
 	crowdInAPart = 64
+	mostParts    = 1 << 14 // each takes some hundred bytes of the kernel's memory
 )
 
 func limitChain(p limitPlace) string { return limitKinds[p].dispatch + "-dispatch" }
@@ -226,7 +227,8 @@ func parts(limit uint32) (number, each uint32) {
 	if limit <= exactLimit {
 		return 1, limit
 	}
-	return limit / crowdInAPart, crowdInAPart
+	number = min(limit/crowdInAPart, mostParts)
+	return number, limit / number
 }
 
 // crowdOf counts each workload by itself. What is in the set goes by the limit of when it came in, so the set's name covers the limit.
