@@ -26,7 +26,7 @@ func endpointOf(o api.Object, node string) *Endpoint {
 func workload(w *api.WorkloadEndpoint) *Endpoint {
 	e := &Endpoint{
 		Key:       EndpointKey{Workload, w.Metadata.Namespace, w.Metadata.Name},
-		Interface: w.Spec.InterfaceName, Limits: limitsOf(w.Spec.QoSControls),
+		Interface: w.Spec.InterfaceName, Limits: limitsOf(w),
 	}
 	for _, p := range w.Spec.IPNetworks {
 		if p.IsValid() && p.IsSingleIP() {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math"
+	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -44,7 +45,8 @@ const (
 	byteBurstShare   = 4
 )
 
-func limitsOf(q *api.QoSControls) (l Limits) {
+func limitsOf(w *api.WorkloadEndpoint) (l Limits) {
+	q := w.Spec.QoSControls
 	if q == nil {
 		return l
 	}
@@ -55,6 +57,14 @@ func limitsOf(q *api.QoSControls) (l Limits) {
 	l.Egress = Limit{
 		Connections: connections(q.EgressMaxConnections), Packets: packets(q.EgressPacketRate, q.EgressPacketBurst),
 		Bytes: bits(q.EgressBandwidth, q.EgressBurst), Peak: bits(q.EgressPeakrate, q.EgressMinburst),
+	}
+	for _, direction := range strings.Split(w.Metadata.Annotations[api.AnnotationPluginLimits], ",") {
+		switch direction {
+		case "ingress":
+			l.Ingress.Bytes = Rate{}
+		case "egress":
+			l.Egress.Bytes = Rate{}
+		}
 	}
 	if q.DSCP != nil && *q.DSCP <= maxDSCP {
 		l.Marked, l.DSCP = true, *q.DSCP
