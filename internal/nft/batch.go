@@ -291,19 +291,20 @@ func (b *batch) elem(s *nftable.Set, e nftable.Elem) {
 	}
 }
 
+// removals takes away what nothing refers to any more: rules that named sets are gone by now, and with maps their elements go, which name chains.
 func (b *batch) removals(d nftable.Delta) {
-	for _, name := range d.DelChains {
-		b.about("delete chain", name)
-		b.add(unix.NFT_MSG_DELCHAIN, 0, func() {
-			b.attrString(unix.NFTA_CHAIN_TABLE, b.table)
-			b.attrString(unix.NFTA_CHAIN_NAME, name)
-		})
-	}
 	for _, name := range d.DelSets {
 		b.about("delete set", name)
 		b.add(unix.NFT_MSG_DELSET, 0, func() {
 			b.attrString(unix.NFTA_SET_TABLE, b.table)
 			b.attrString(unix.NFTA_SET_NAME, name)
+		})
+	}
+	for _, name := range d.DelChains {
+		b.about("delete chain", name)
+		b.add(unix.NFT_MSG_DELCHAIN, 0, func() {
+			b.attrString(unix.NFTA_CHAIN_TABLE, b.table)
+			b.attrString(unix.NFTA_CHAIN_NAME, name)
 		})
 	}
 	for _, name := range d.DelCounters {
