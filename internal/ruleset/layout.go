@@ -13,6 +13,7 @@
 //     after each. A further chain of the list, -t1 and so on, begins where a Pass leads.
 //   - Rules. One of a policy is one or more of nft: a family each, and each alternative that nft cannot say in one. What it counts is in
 //     a counter of its own, r-<rule>, which outlives changes around it. Denials go by d-<rule>, which reports and drops.
+//   - Limits. What a workload's traffic is limited to is asked before all that, and after it: see limits.go.
 //   - Sets. Members of selectors are in hash sets, a4- and a6-, real CIDRs among them in interval sets beside these, n4- and n6-, addresses with ports in
 //     p4- and p6-. Lists of nets and ports in rules are sets named after their content, k4-, k6- and kp-.
 //
