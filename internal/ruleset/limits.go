@@ -104,14 +104,7 @@ func (l *Layout) putLimits() {
 		l.asked[p] = len(elems) > 0
 		l.putOrDrop(l.asked[p], nftable.NewMap(at.dispatch, nftable.Ifaces, elems...))
 	}
-	for name := range l.limitChains {
-		if chains[name] == nil {
-			l.ed.DropChain(name)
-		}
-	}
-	for _, c := range chains {
-		l.ed.PutChain(c)
-	}
+	l.replace(l.limitChains, chains)
 	l.limitChains = chains
 	l.putLimitSets()
 }

@@ -163,15 +163,20 @@ func (l *Layout) putStaticChains() {
 	}
 	l.hostChains(put)
 	l.putLimitDispatch(put)
-	for name := range l.staticNames {
-		if chains[name] == nil {
+	l.replace(l.staticNames, chains)
+	l.staticNames = chains
+}
+
+// replace puts chains in the place of others, which go unless they have the name of one of these.
+func (l *Layout) replace(old, by map[string]*nftable.Chain) {
+	for name := range old {
+		if by[name] == nil {
 			l.ed.DropChain(name)
 		}
 	}
-	for _, c := range chains {
+	for _, c := range by {
 		l.ed.PutChain(c)
 	}
-	l.staticNames = chains
 }
 
 // rawPrerouting is where every packet enters.
