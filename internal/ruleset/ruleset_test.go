@@ -419,3 +419,17 @@ func complete(t *rapid.T, tab *nftable.Table) {
 		}
 	}
 }
+
+func TestNamesThatNoDeviceHasAreLeftOut(t *testing.T) {
+	m := policy.Model{Endpoints: map[policy.EndpointKey]*policy.Endpoint{}}
+	for i, kind := range []policy.EndpointKind{policy.Workload, policy.Workload, policy.Host, policy.Host} {
+		e := &policy.Endpoint{Key: policy.EndpointKey{Kind: kind, Name: fmt.Sprint(i)}, Interface: fmt.Sprint("cali0123456789ab", i)}
+		e.Ingress, e.Egress, e.Limits.Egress.Connections = policy.ListID(fmt.Sprint(i)), policy.ListID(fmt.Sprint(i)), uint32(i+1)
+		m.Endpoints[e.Key] = e
+	}
+	for name, set := range Of(Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000}, nil, m).Sets {
+		if len(set.Elems) > 0 {
+			t.Errorf("%s has %v: cut off they would be one key, which no map has twice", name, set.Sorted())
+		}
+	}
+}
