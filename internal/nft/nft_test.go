@@ -115,7 +115,7 @@ func everything() *nftable.Table {
 			rule("q", nftable.IfaceIn{Out: true, Set: "shunned"}, nftable.Crowd{Limit: 10}, nftable.Remember{Set: "shunned", Millis: 100}, drop),
 			rule("r", nftable.CrowdOf{Set: "crowds", Parts: 64, Limit: 20}, nftable.Remember{Out: true, Set: "shunned", Millis: 1500}, drop),
 			rule("s", nftable.CrowdOf{Out: true, Set: "crowds", Parts: 1, Limit: 2000}, drop),
-			rule("t", nftable.Above{Rate: 100, Burst: 5}, nftable.Above{Rate: 5_000_000_000, Burst: 1 << 20, Bytes: true}, drop),
+			rule("t", nftable.Above{Rate: 100, Burst: 5}, nftable.Above{Rate: 5_000_000_000, Burst: 1 << 20, Bytes: true}, nftable.Above{Rate: 1000, Bytes: true}, drop),
 			rule("u", nftable.Addr{Dst: true, Prefix: prefix("10.0.0.0/8"), Not: true}, nftable.SetDSCP{Value: 46}),
 			rule("v", nftable.SetDSCP{V6: true, Value: 10}),
 			rule(strings.Repeat("long", 40), nftable.Log{Prefix: strings.Repeat("p", 200), Group: 9, Snaplen: 64}, drop),

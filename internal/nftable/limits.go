@@ -5,10 +5,11 @@ import "fmt"
 // First holds for a packet that begins a connection. Later ones of it do not, even where nothing has been answered yet, as in a state of new they would.
 type First struct{}
 
-// Above holds for packets that go beyond so many packets a second, or bytes a second, and beyond what Burst lets through at once.
+// Above holds for packets that go beyond so many packets a second, or bytes a second.
 type Above struct {
-	Rate  uint64
-	Burst uint32 // of what Rate counts
+	Rate uint64
+	// Burst is what is let through at once, after a pause: packets, or the bytes beyond those of a second, which always are.
+	Burst uint32
 	Bytes bool
 }
 
@@ -51,6 +52,9 @@ type Reset struct{}
 func (First) appendText(b []byte) []byte { return append(b, "ct status & confirmed == 0"...) }
 
 func (s Above) appendText(b []byte) []byte {
+	if s.Bytes && s.Burst == 0 {
+		return fmt.Appendf(b, "limit rate over %d bytes/second", s.Rate)
+	}
 	if s.Bytes {
 		return fmt.Appendf(b, "limit rate over %d bytes/second burst %d bytes", s.Rate, s.Burst)
 	}

@@ -23,7 +23,8 @@ type Limit struct {
 	Peak        Rate // of bytes too, for moments: Bytes has a burst, which goes no faster than this
 }
 
-// Rate is so much a second, and so much more at once after a pause. The zero value is no limit.
+// Rate is so much a second, and after a pause as much at once as Burst says: of packets so many, of bytes so many beyond the second's worth that is let through
+// anyway. The zero value is no limit.
 type Rate struct {
 	PerSecond uint64
 	Burst     uint32
@@ -36,13 +37,12 @@ const (
 	maxConnections = math.MaxInt32
 )
 
-// Bursts. Who says nothing gets what comes in a tenth of a second of packets, and in a quarter of bytes, as TCP that is held back by losses needs it. A packet that the
-// host takes in one piece, from its own pods most of all, has up to 64 KiB before it is segmented; a smaller burst would let none through.
+// Bursts. Who says nothing gets what comes in a tenth of a second of packets, and no more than the second's worth of bytes. A packet that the host takes in one piece, from its
+// own pods most of all, has up to 64 KiB before it is segmented; less at once would let none through.
 const (
 	leastPacketBurst = 5
 	packetBurstShare = 10
-	leastByteBurst   = 128 << 10
-	byteBurstShare   = 4
+	leastBytes       = 128 << 10
 )
 
 func limitsOf(w *api.WorkloadEndpoint) (l Limits) {
@@ -97,10 +97,8 @@ func bits(rate, burst int64) Rate {
 	if rate <= 0 || rate > maxBytes {
 		return Rate{}
 	}
-	if burst <= 0 {
-		burst = rate / byteBurstShare
-	}
-	return Rate{PerSecond: uint64(rate), Burst: uint32(min(max(burst, leastByteBurst), math.MaxUint32))}
+	beyond := max(burst, leastBytes) - rate
+	return Rate{PerSecond: uint64(rate), Burst: uint32(min(max(beyond, 0), math.MaxUint32))}
 }
 
 // oddLimits says which limits cannot be meant. They limit nothing.

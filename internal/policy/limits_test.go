@@ -25,18 +25,18 @@ func TestLimitsAreReadFromTheEndpoint(t *testing.T) {
 				EgressBandwidth: 80_000_000, EgressPacketRate: 1000, EgressMaxConnections: 20, DSCP: &ef,
 			},
 			want: Limits{
-				Ingress: Limit{Connections: 10, Packets: Rate{100, 7}, Bytes: Rate{1_000_000, 2_000_000}, Peak: Rate{2_000_000, 500_000}},
-				Egress:  Limit{Connections: 20, Packets: Rate{1000, 100}, Bytes: Rate{10_000_000, 2_500_000}},
+				Ingress: Limit{Connections: 10, Packets: Rate{100, 7}, Bytes: Rate{1_000_000, 1_000_000}, Peak: Rate{2_000_000, 0}},
+				Egress:  Limit{Connections: 20, Packets: Rate{1000, 100}, Bytes: Rate{10_000_000, 0}},
 				Marked:  true, DSCP: 46,
 			},
 		},
 		"bursts below what the kernel passes on in one piece": {
 			stored: api.QoSControls{IngressBandwidth: 80_000, IngressBurst: 8, EgressPacketRate: 10},
-			want:   Limits{Ingress: Limit{Bytes: Rate{10_000, 128 << 10}}, Egress: Limit{Packets: Rate{10, 5}}},
+			want:   Limits{Ingress: Limit{Bytes: Rate{10_000, 128<<10 - 10_000}}, Egress: Limit{Packets: Rate{10, 5}}},
 		},
 		"what a plugin keeps": {
 			stored: api.QoSControls{IngressBandwidth: 8_000_000, EgressBandwidth: 8_000_000, EgressMaxConnections: 1}, plugin: "ingress",
-			want: Limits{Egress: Limit{Connections: 1, Bytes: Rate{1_000_000, 250_000}}},
+			want: Limits{Egress: Limit{Connections: 1, Bytes: Rate{1_000_000, 0}}},
 		},
 		"more than a kernel counts": {
 			stored: api.QoSControls{IngressBandwidth: math.MaxInt64, EgressPacketRate: math.MaxInt64, EgressMaxConnections: math.MaxInt64},

@@ -60,7 +60,7 @@ var (
 )
 
 const (
-	shunMillis  = 100     // how long a workload is refused new connections without a look at how many it has
+	shunMillis = 100 // how long a workload is refused new connections without a look at how many it has
 	// How much the sets hold at a time, of all workloads: devices that are shunned, and parts of accounts. The kernel sets memory aside for as many, 16 bytes each. A
 	// connection for which there is no room is not limited.
 	shunDevices = 1 << 12

@@ -158,7 +158,7 @@ func packetsAreLimited(t *testing.T, l *lab.Lab) {
 }
 
 // arrive sends datagrams to a pod, and counts those that arrive before one that its node sends after them.
-func arrive(t *testing.T, l *lab.Lab, from, to string, at netip.Addr, many int) (n int, err error) {
+func arrive(t *testing.T, l *lab.Lab, from, to string, at netip.Addr, many int) (int, error) {
 	t.Helper()
 	var in *net.UDPConn
 	if err := l.WithinPod(to, func() (err error) {
@@ -170,26 +170,35 @@ func arrive(t *testing.T, l *lab.Lab, from, to string, at netip.Addr, many int) 
 	defer func() { _ = in.Close() }()
 	send := func(text string, many int) error {
 		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 99)))
+		if err != nil {
+			return err
+		}
 		for range many {
-			if err == nil {
-				_, err = c.Write([]byte(text))
+			if _, err = c.Write([]byte(text)); err != nil {
+				break
 			}
 		}
 		return errors.Join(err, c.Close())
 	}
+	_ = in.SetReadDeadline(time.Now().Add(nettest.Patience(5 * time.Second)))
+	arrived, ended := make(chan int, 1), make(chan error, 1)
+	go func() { // beside the sender, or what is sent would have to fit into the socket's buffer
+		n, buf := 0, make([]byte, 8)
+		for {
+			got, _, err := in.ReadFrom(buf)
+			if err != nil || got == len("end") {
+				arrived <- n
+				ended <- err
+				return
+			}
+			n++
+		}
+	}()
 	if err := l.WithinPod(from, func() error { return send("x", many) }); err != nil {
 		return 0, err
 	}
-	run(t, l, pod(t, l, to).Node, "bash", "-c", fmt.Sprintf("printf end > /dev/udp/%v/99", at))
-	buf := make([]byte, 8)
-	_ = in.SetReadDeadline(time.Now().Add(nettest.Patience(5 * time.Second)))
-	for {
-		got, _, err := in.ReadFrom(buf)
-		if err != nil || got == len("end") {
-			return n, err
-		}
-		n++
-	}
+	err := l.Within(pod(t, l, to).Node, func() error { return send("end", 1) })
+	return <-arrived, errors.Join(err, <-ended)
 }
 
 // leavingIsMarked looks at what comes to the other node itself, which is no part of the pools, and to a pod there.
