@@ -256,7 +256,7 @@ func (w *world) tracked() int {
 // TestRatesAreKept sends much more at once than a limit lets through. What arrives is the burst, and what time has added to it.
 func TestRatesAreKept(t *testing.T) {
 	packets, bytes := policy.Rate{PerSecond: 20, Burst: 30}, policy.Rate{PerSecond: 10_000, Burst: 30_000}
-	const size, many = 1000, 400
+	const size, many = 1000, 60 // they fit into a socket's buffer, and are more than any limit lets through
 	w := limitedWorld(t, settings(), policy.Limits{}, policy.Limits{})
 	for _, c := range []struct {
 		name  string
@@ -286,37 +286,30 @@ func TestRatesAreKept(t *testing.T) {
 }
 
 // arrive sends datagrams, and counts those that arrive before one that follows them by a way that nothing limits: from the host.
-func (w *world) arrive(from, to *nettest.NS, at netip.AddrPort, many, size int) int {
+func (w *world) arrive(from, to *nettest.NS, at netip.AddrPort, many, size int) (n int) {
 	w.t.Helper()
 	l, c, end := w.listener(to, at.String()), w.dialer(from, "", at.String()), w.dialer(w.host, "", at.String())
 	_ = l.SetReadDeadline(time.Now().Add(nettest.Patience(10 * time.Second)))
-	arrived, ended := make(chan int, 1), make(chan error, 1)
-	go func() { // beside the sender, or what is sent would have to fit into the socket's buffer
-		n, buf := 0, make([]byte, size)
-		for {
-			got, _, err := l.ReadFrom(buf)
-			if err != nil || got == len("end") {
-				arrived <- n
-				ended <- err
-				return
-			}
-			n++
-		}
-	}()
 	for range many {
 		if _, err := c.Write(make([]byte, size)); err != nil {
-			w.t.Error(err)
+			w.t.Fatal(err)
 		}
 	}
 	if _, err := end.Write([]byte("end")); err != nil {
-		w.t.Error(err)
+		w.t.Fatal(err)
 	}
-	n := <-arrived
-	if err := <-ended; err != nil {
-		w.t.Error(err)
+	buf := make([]byte, size)
+	for {
+		got, _, err := l.ReadFrom(buf)
+		switch {
+		case err != nil:
+			w.t.Fatal(err)
+		case got == len("end"):
+			_, _ = l.Close(), c.Close()
+			return n
+		}
+		n++
 	}
-	_, _ = l.Close(), c.Close()
-	return n
 }
 
 func TestWhatLeavesTheClusterIsMarked(t *testing.T) {
