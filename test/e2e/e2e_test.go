@@ -186,7 +186,7 @@ func TestDirectFailsExactlyAcrossSubnets(t *testing.T) {
 }
 
 // packetsOwn are members of sets that rules fill.
-var packetsOwn = regexp.MustCompile(`^(elements = \{ )?"[^"]*" (\. 0x[0-9a-f]+ ct count over|timeout) `)
+var packetsOwn = regexp.MustCompile(`^\s*(elements = \{ )?"[^"]*" (\. 0x[0-9a-f]+ ct count over|timeout) `)
 
 // kernelState is what the agent has programmed on a node, as the usual tools print it. Lines whose order says nothing are sorted, and
 // link-local addresses left out, which settle by themselves.
@@ -227,10 +227,8 @@ func tryKernelState(t *testing.T, l *lab.Lab, node string) (string, error) {
 		if strings.HasPrefix(policy[i], "flags") { // some say whether an agent runs, to whom the table belongs
 			policy[i] = ""
 		}
-		if packetsOwn.MatchString(policy[i]) {
-			policy[i] = ""
-		}
 	}
+	policy = slices.DeleteFunc(policy, packetsOwn.MatchString)
 	slices.Sort(policy)
 	b.WriteString("$ nft list table inet muslin\n" + strings.Join(policy, "\n") + "\n")
 	return b.String(), nil
