@@ -56,14 +56,15 @@ type guard struct {
 	facts    uint64          // that the layout has taken in
 	layout   *ruleset.Layout // nil before the first round
 
-	noteMask func(uint32) error           // remembers heeded beyond the process
-	open     func() (policyKeeper, error) // the kernel's table
-	table    policyKeeper                 // nil until it could be opened
-	unable   string                       // why it could not
-	syslog   bool                         // the kernel writes about packets to its log
-	caughtUp bool                         // what is in the table and not in the feed is old
-	look     bool                         // see whether others have changed the table
-	settled  bool                         // what is found to differ, others have done
+	noteMask  func(uint32) error           // remembers heeded beyond the process
+	open      func() (policyKeeper, error) // the kernel's table
+	table     policyKeeper                 // nil until it could be opened
+	unable    string                       // why it could not
+	syslog    bool                         // the kernel writes about packets to its log
+	uncounted bool                         // it cannot count connections
+	caughtUp  bool                         // what is in the table and not in the feed is old
+	look      bool                         // see whether others have changed the table
+	settled   bool                         // what is found to differ, others have done
 
 	inForce  map[pass]struct{}     // workloads whose policy is committed
 	awaiting map[doorstep]struct{} // where workloads wait for that
@@ -132,7 +133,7 @@ func newGuard(node string, log *slog.Logger) *guard {
 func (g *guard) enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Settings, host kernel.Host, facts uint64) (reconcile.Result, error) {
 	unready := g.ready() // what the kernel can do decides on the layout
 	s = g.marks(s)
-	s.Syslog = s.Syslog && g.syslog
+	s.Syslog, s.Uncounted = s.Syslog && g.syslog, g.uncounted
 	if g.layout == nil {
 		g.layout, g.settings = ruleset.New(s), s
 	}
@@ -320,6 +321,9 @@ func (g *guard) troubles() []string {
 	out := slices.Concat(slices.Sorted(maps.Keys(g.problems)), g.kept.troubles(), g.services.troubles())
 	if g.unable != "" {
 		out = append(out, "this host cannot enforce policy, so no pod is added to it: "+g.unable)
+	}
+	if g.layout != nil && g.layout.Unmet() {
+		out = append(out, "this kernel cannot count connections (it lacks nft_connlimit or nft_hash), so limits of pods' connections are not enforced")
 	}
 	return out
 }

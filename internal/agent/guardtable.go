@@ -21,7 +21,7 @@ func (g *guard) openKernel() (policyKeeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	g.syslog = conn.CanSyslog(context.Background())
+	g.syslog, g.uncounted = conn.CanSyslog(context.Background()), !conn.CanCount(context.Background())
 	m, err := nft.NewMonitor(conn, ruleset.Table)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open nftables' events: %w", err), conn.Close())

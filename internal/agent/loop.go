@@ -218,7 +218,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	start := time.Now()
 	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
 	a.probes.consider(snap, a.probing(settings, result))
-	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(result.Tunnels), host, facts)
+	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(snap, result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
 		problems = append(problems, fmt.Sprintf("the pods' MTU, %d, is not known to the plugin: %v", result.PodMTU, err))
 	}
@@ -258,7 +258,7 @@ func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, 
 	if !a.kernel.Settled() || !a.guard.heed(markMask(a.settled.Dataplane)) {
 		return nil
 	}
-	_, err := a.guard.enforce(ctx, snap, a.rules(t), host, facts)
+	_, err := a.guard.enforce(ctx, snap, a.rules(snap, t), host, facts)
 	return err
 }
 

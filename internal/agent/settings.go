@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -211,7 +213,7 @@ func logAction(d config.Dataplane) nftable.Limit {
 }
 
 // rules are the settings that the table of policy is laid out by.
-func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
+func (a *Agent) rules(snap feed.Snapshot, t plan.Tunnels) ruleset.Settings {
 	d := a.settled.Dataplane
 	probePort, probePeers := a.probes.asked()
 	toHost := map[string]ruleset.ToHost{"ACCEPT": ruleset.AcceptToHost, "RETURN": ruleset.ReturnToHost} // else it drops
@@ -224,7 +226,34 @@ func (a *Agent) rules(t plan.Tunnels) ruleset.Settings {
 		WorkloadVXLAN: d.WorkloadVXLAN, WorkloadIPIP: d.WorkloadIPIP, Spoofing: spoofing(d),
 		FailsafeIn: failsafes(d.FailsafeIn), FailsafeOut: failsafes(d.FailsafeOut), LogGroup: ruleset.LogGroup, LogRate: logRate,
 		LogAction: logAction(d), Syslog: true, LogPrefix: d.LogPrefix + ": ",
+		PodConnections: a.podConnections(), Pools: pooled(snap),
 	}
+}
+
+// podConnections is how many connections a pod may have; 0: any number. What the kernel tracks at most is read each time, since kube-proxy sets it when it starts.
+func (a *Agent) podConnections() uint32 {
+	if a.cfg.PodFlows.Percent == 0 {
+		return a.cfg.PodFlows.Number
+	}
+	text, err := os.ReadFile(filepath.Join(sysctl.Root, "net/netfilter/nf_conntrack_max"))
+	if err != nil {
+		return 0 // it tracks nothing yet
+	}
+	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return a.cfg.PodFlows.Of(uint32(most))
+}
+
+// pooled are the ranges of all pools.
+func pooled(snap feed.Snapshot) (out []netip.Prefix) {
+	for _, p := range snap.Pools() {
+		if p.Value.Spec.CIDR.IsValid() {
+			out = append(out, p.Value.Spec.CIDR)
+		}
+	}
+	return out
 }
 
 // portIf is a port if it is used, else 0.

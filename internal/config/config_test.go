@@ -85,3 +85,37 @@ func TestModeWordsOfOldManifestsAreUnderstood(t *testing.T) {
 		}
 	}
 }
+
+func TestConnectionsOfPodsAreANumberOrAShare(t *testing.T) {
+	for text, want := range map[string]struct {
+		share Share
+		of    uint32 // 262144
+	}{
+		"":           {Share{Percent: 75}, 196_608},
+		"0":          {Share{}, 0},
+		"50000":      {Share{Number: 50_000}, 50_000},
+		"25%":        {Share{Percent: 25}, 65_536},
+		"0%":         {Share{}, 0},
+		"100%":       {},
+		"-1":         {},
+		"many":       {},
+		"9e9":        {},
+		"12.5%":      {},
+		"%":          {},
+		"2000000000": {},
+	} {
+		n, err := FromEnv(func(name string) string {
+			if name == "MUSLIN_POD_MAX_CONNECTIONS" {
+				return text
+			}
+			return ""
+		})
+		readable := want.share != Share{} || text == "0" || text == "0%"
+		switch {
+		case !readable && (err == nil || !strings.Contains(err.Error(), "MUSLIN_POD_MAX_CONNECTIONS="+text)):
+			t.Errorf("%q: %v, want that it is refused", text, err)
+		case readable && (err != nil || n.PodFlows != want.share || n.PodFlows.Of(1<<18) != want.of):
+			t.Errorf("%q: %+v, of 262144 %d, %v", text, n.PodFlows, n.PodFlows.Of(1<<18), err)
+		}
+	}
+}

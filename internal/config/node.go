@@ -33,6 +33,18 @@ type Node struct {
 	MachineIDFile string // "": the usual places
 	Install       bool   // programs, certificates and network configuration on the host
 	Probes        Probes
+	PodFlows      Share // connections that a pod may have that it has begun, of all that the kernel tracks
+}
+
+// Share is so many of what there are, or so many in a hundred. The zero value is all.
+type Share struct{ Number, Percent uint32 }
+
+// Of is how many these are of so many; 0: all.
+func (s Share) Of(all uint32) uint32 {
+	if s.Percent == 0 {
+		return s.Number
+	}
+	return uint32(uint64(all) * uint64(s.Percent) / 100)
 }
 
 // Probes says how the paths to other nodes are tested.
@@ -104,6 +116,7 @@ func (n *Node) variables() []variable {
 		{FileEnv, "", "file with settings, as Name = value; not set: " + defaultFile + " if it is there", word(new(string), "a path")},
 		{"MUSLIN_LINGER", "1m", "for how long the node goes on receiving by an encapsulation that no pool asks for any more", word(new(string), "a duration")},
 		{"MUSLIN_CUT_DENIED_FLOWS", "false", "cut connections of pods that a change of policy denies; they go on otherwise, and only new ones are denied", boolean(&n.CutDenied)},
+		{"MUSLIN_POD_MAX_CONNECTIONS", "75%", "how many connections that it has begun a pod may have open, as a number or in percent of nf_conntrack_max, unless its annotation qos.projectcalico.org/egressMaxConnections says otherwise; 0: any number", share(&n.PodFlows)},
 		{"MUSLIN_WIREGUARD_PLAINTEXT", "false", "with WireGuard on, send in clear what is for nodes that have told no key (they have none yet, or no WireGuard); it is refused otherwise", boolean(&n.Plaintext)},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 		{"MUSLIN_INSTALL_CNI", "false", "put the CNI programs, etcd's certificates and, once pods can be served, the network configuration on the host, as `muslin-node install` does", boolean(&n.Install)},

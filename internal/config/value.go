@@ -46,6 +46,25 @@ func number(into *int, least, most int) value {
 	return parsed(into, fmt.Sprintf("a number between %d and %d", least, most), within(least, most))
 }
 
+// share reads a number, or a percentage. A hundred is no share: it would leave nothing to others.
+func share(into *Share) value {
+	const most = 1_000_000_000
+	return parsed(into, "a number up to 1000000000, or a percentage below 100 such as 25%", func(s string) (Share, error) {
+		if text, ok := strings.CutSuffix(s, "%"); ok {
+			n, err := strconv.ParseUint(text, 10, 32)
+			if err != nil || n >= 100 {
+				return Share{}, errUnfit
+			}
+			return Share{Percent: uint32(n)}, nil
+		}
+		n, err := strconv.ParseUint(s, 10, 32)
+		if err != nil || n > most {
+			return Share{}, errUnfit
+		}
+		return Share{Number: uint32(n)}, nil
+	})
+}
+
 // interval reads Go's durations, and plain numbers as seconds.
 func interval(into *time.Duration, least time.Duration) value {
 	return parsed(into, fmt.Sprintf("a duration such as 60s, of at least %v", least), func(s string) (time.Duration, error) {

@@ -149,6 +149,9 @@ func (b *batch) set(s *nftable.Set, id uint32) {
 			b.attr32(unix.NFTA_SET_DATA_TYPE, verdictType)
 			b.attr32(unix.NFTA_SET_DATA_LEN, 0)
 		}
+		if s.Dynamic > 0 {
+			b.nest(unix.NFTA_SET_DESC, func() { b.attr32(unix.NFTA_SET_DESC_SIZE, s.Dynamic) })
+		}
 		if s.Type == nftable.Ifaces { // or nft shows the names as ""
 			b.attr(unix.NFTA_SET_USERDATA, userdata(userdataKeyOrder, native32(orderHost)))
 		}
@@ -161,6 +164,12 @@ func setFlags(s *nftable.Set) (flags uint32) {
 	}
 	if s.Map {
 		flags |= unix.NFT_SET_MAP
+	}
+	if s.Dynamic > 0 {
+		flags |= unix.NFT_SET_EVAL
+	}
+	if s.Forgets {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	return flags
 }
@@ -282,19 +291,20 @@ func (b *batch) elem(s *nftable.Set, e nftable.Elem) {
 	}
 }
 
+// removals takes away what nothing refers to any more: rules that named sets are gone by now, and with maps their elements go, which name chains.
 func (b *batch) removals(d nftable.Delta) {
-	for _, name := range d.DelChains {
-		b.about("delete chain", name)
-		b.add(unix.NFT_MSG_DELCHAIN, 0, func() {
-			b.attrString(unix.NFTA_CHAIN_TABLE, b.table)
-			b.attrString(unix.NFTA_CHAIN_NAME, name)
-		})
-	}
 	for _, name := range d.DelSets {
 		b.about("delete set", name)
 		b.add(unix.NFT_MSG_DELSET, 0, func() {
 			b.attrString(unix.NFTA_SET_TABLE, b.table)
 			b.attrString(unix.NFTA_SET_NAME, name)
+		})
+	}
+	for _, name := range d.DelChains {
+		b.about("delete chain", name)
+		b.add(unix.NFT_MSG_DELCHAIN, 0, func() {
+			b.attrString(unix.NFTA_CHAIN_TABLE, b.table)
+			b.attrString(unix.NFTA_CHAIN_NAME, name)
 		})
 	}
 	for _, name := range d.DelCounters {
@@ -313,6 +323,7 @@ var keyTypes = map[nftable.Type]uint32{
 	nftable.AddrPort4:  7<<12 | 12<<6 | 13,
 	nftable.AddrPort6:  8<<12 | 12<<6 | 13,
 	nftable.ProtoPorts: 12<<6 | 13,
+	nftable.IfaceParts: 41<<6 | 19,
 }
 
 // hooks holds the kernel's numbers of hooks, enum nf_inet_hooks of linux/netfilter.h.

@@ -112,9 +112,23 @@ func (c *Conn) probe() error {
 // CanSyslog tells whether the kernel takes rules that write to its log, which needs a part of it that not every host has. It makes a table with
 // such a rule and deletes it in one transaction.
 func (c *Conn) CanSyslog(ctx context.Context) bool {
+	return c.takes(ctx, nil, nftable.Syslog{Prefix: "probe", Level: 5})
+}
+
+// CanCount tells likewise whether it takes rules that count connections (nft_connlimit, nft_hash, Linux 5.2).
+func (c *Conn) CanCount(ctx context.Context) bool {
+	crowd := nftable.NewDynamic("crowd", nftable.IfaceParts, 1, false)
+	return c.takes(ctx, crowd, nftable.CrowdOf{Set: crowd.Name, Parts: 2, Limit: 1}, nftable.Crowd{Limit: 1})
+}
+
+// takes tells whether the kernel takes a rule, which may name a set.
+func (c *Conn) takes(ctx context.Context, set *nftable.Set, stmts ...nftable.Stmt) bool {
 	name := fmt.Sprintf("muslin-probe-%d", os.Getpid())
 	t := nftable.NewTable(name)
-	t.Chains["log"] = nftable.NewChain("log", nftable.Base{}, nftable.Rule{Stmts: []nftable.Stmt{nftable.Syslog{Prefix: "probe", Level: 5}}})
+	if set != nil {
+		t.Sets[set.Name] = set
+	}
+	t.Chains["probe"] = nftable.NewChain("probe", nftable.Base{}, nftable.Rule{Stmts: stmts})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := newBatch(name, c.seq, 0)

@@ -2,8 +2,6 @@ package nft
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -151,7 +149,7 @@ func (e *ruleEncoder) membership(s nftable.Stmt) {
 		e.loadPort(s.Dst, reg+1)
 		e.lookup(s.Set, false, false)
 	default:
-		e.err = errors.Join(e.err, fmt.Errorf("statement %T is unknown", s))
+		e.limiting(s)
 	}
 }
 

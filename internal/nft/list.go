@@ -94,6 +94,9 @@ func (c *Conn) list(ctx context.Context, table string) (nftable.Listing, error) 
 		}
 	}
 	for name, s := range r.Sets {
+		if s.Dynamic > 0 {
+			continue // what rules have put in is nobody's business
+		}
 		var elems []kernelElem
 		err := c.dump(ctx, unix.NFT_MSG_GETSETELEM, table, name, func(body []byte) error {
 			elems = append(elems, elemsOf(body)...)
@@ -233,7 +236,7 @@ func comment(b []byte) string {
 
 func (r *reader) set(body []byte) error {
 	var s nftable.Set
-	var flags, keyType uint32
+	var flags, keyType, size uint32
 	for a := range attrs(body) {
 		switch a.typ {
 		case unix.NFTA_SET_NAME:
@@ -242,9 +245,11 @@ func (r *reader) set(body []byte) error {
 			flags = a.u32()
 		case unix.NFTA_SET_KEY_TYPE:
 			keyType = a.u32()
+		case unix.NFTA_SET_DESC:
+			size = attr{value: find(a.value, unix.NFTA_SET_DESC_SIZE)}.u32()
 		}
 	}
-	const ours = unix.NFT_SET_INTERVAL | unix.NFT_SET_MAP
+	const ours = unix.NFT_SET_INTERVAL | unix.NFT_SET_MAP | unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
 	if flags&unix.NFT_SET_ANONYMOUS != 0 {
 		return nil // hangs on a rule, which is not ours either and shows as such
 	}
@@ -252,7 +257,10 @@ func (r *reader) set(body []byte) error {
 	if !ok || flags&^ours != 0 {
 		return r.strange("set " + s.Name)
 	}
-	s.Type, s.Interval, s.Map = typ, flags&unix.NFT_SET_INTERVAL != 0, flags&unix.NFT_SET_MAP != 0
+	s.Type, s.Interval, s.Map, s.Forgets = typ, flags&unix.NFT_SET_INTERVAL != 0, flags&unix.NFT_SET_MAP != 0, flags&unix.NFT_SET_TIMEOUT != 0
+	if flags&unix.NFT_SET_EVAL != 0 {
+		s.Dynamic, s.Elems = size, map[nftable.Elem]struct{}{}
+	}
 	r.Sets[s.Name] = &s
 	return nil
 }

@@ -70,6 +70,8 @@ func everything() *nftable.Table {
 		nftable.NewIntervals("all4", nftable.Addr4, nftable.Ranges([]netip.Prefix{prefix("0.0.0.0/0")})...),
 		nftable.NewIntervals("ports", nftable.Ports, nftable.PortRange(80, 80), nftable.PortRange(8000, 8099), nftable.PortRange(65000, 65535)),
 		nftable.NewSet("p4", nftable.AddrPort4, nftable.Elem{Key: nftable.AddrPortKey(addr("10.0.0.1"), 6, 80)}),
+		nftable.NewDynamic("crowds", nftable.IfaceParts, 1000, false),
+		nftable.NewDynamic("shunned", nftable.Ifaces, 100, true),
 		nftable.NewSet("p6", nftable.AddrPort6, nftable.Elem{Key: nftable.AddrPortKey(addr("fd00::1"), 17, 53)}),
 	)
 	tcp, drop := nftable.Proto{Number: 6}, nftable.Verdict{Kind: nftable.Drop}
@@ -109,6 +111,13 @@ func everything() *nftable.Table {
 			rule("n", nftable.Proto{Number: 132, Not: true}, nftable.MidStream{}, nftable.Limit{Rate: 10, Burst: 5}, nftable.Limit{Rate: 3, Burst: 5, Unit: nftable.Minute},
 				nftable.Log{Prefix: "D:x", Group: 9, Snaplen: 128}, nftable.Reject{}),
 			rule("o", nftable.Local{}, nftable.Untracked, drop),
+			rule("p", nftable.First{}, nftable.IfaceIn{Set: "shunned"}, tcp, nftable.Reset{}),
+			rule("q", nftable.IfaceIn{Out: true, Set: "shunned"}, nftable.Crowd{Limit: 10}, nftable.Remember{Set: "shunned", Millis: 100}, drop),
+			rule("r", nftable.CrowdOf{Set: "crowds", Parts: 64, Limit: 20}, nftable.Remember{Out: true, Set: "shunned", Millis: 1500}, drop),
+			rule("s", nftable.CrowdOf{Out: true, Set: "crowds", Parts: 1, Limit: 2000}, drop),
+			rule("t", nftable.Above{Rate: 100, Burst: 5}, nftable.Above{Rate: 5_000_000_000, Burst: 1 << 20, Bytes: true}, nftable.Above{Rate: 1000, Bytes: true}, drop),
+			rule("u", nftable.Addr{Dst: true, Prefix: prefix("10.0.0.0/8"), Not: true}, nftable.SetDSCP{Value: 46}),
+			rule("v", nftable.SetDSCP{V6: true, Value: 10}),
 			rule(strings.Repeat("long", 40), nftable.Log{Prefix: strings.Repeat("p", 200), Group: 9, Snaplen: 64}, drop),
 		),
 	} {

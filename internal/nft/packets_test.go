@@ -473,9 +473,11 @@ func TestHostsEndpointsAreAskedAtTheirPlaces(t *testing.T) {
 	w.expect("arrived", w.host, "", w.away, addrAway+":80")
 }
 
-func TestPoliciesHoldForIPv6(t *testing.T) {
-	const a6, b6 = "fd00:65::1", "fd00:65::2"
-	w := newWorld(t, settings())
+// IPv6 addresses of the world.
+const a6, b6, away6 = "fd00:65::1", "fd00:65::2", "2001:db8::2"
+
+// addIPv6 gives the world IPv6 too.
+func (w *world) addIPv6() {
 	w.host.Exec("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
 	for i, pod := range []*nettest.NS{w.a, w.b} {
 		dev, addr := fmt.Sprint("cali", i+1), []string{a6, b6}[i]
@@ -484,15 +486,28 @@ func TestPoliciesHoldForIPv6(t *testing.T) {
 		pod.Exec("ip", "-6", "addr", "add", addr+"/128", "dev", "eth0", "nodad")
 		pod.Exec("ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
 	}
+	w.host.Exec("ip", "-6", "addr", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+	w.away.Exec("ip", "-6", "addr", "add", away6+"/64", "dev", "eth0", "nodad")
+	w.away.Exec("ip", "-6", "route", "add", "fd00:65::/32", "via", "2001:db8::1")
+}
+
+// bothAddrs gives the pods of twoPods their IPv6 addresses too.
+func bothAddrs(u policy.Update) {
+	for key, addr := range map[string]string{"a": a6, "b": b6} {
+		e := u.Endpoints[policy.EndpointKey{Name: key}]
+		e.Addrs = append(e.Addrs, netip.MustParseAddr(addr))
+	}
+}
+
+func TestPoliciesHoldForIPv6(t *testing.T) {
+	w := newWorld(t, settings())
+	w.addIPv6()
 	u := twoPods(policyOf("web", api.Ingress,
 		policy.Rule{Action: api.Allow, Protocol: 17, Destination: ports(80, 80), Source: policy.Match{Sets: []policy.SetID{"friends"}}},
 		policy.Rule{Action: api.Allow, Protocol: 17, Source: policy.Match{Nets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
 	))
 	u.Sets = map[policy.SetID]policy.SetChange{"friends": {Set: &policy.Set{ID: "friends"}, Added: policy.Members{Addrs: []netip.Addr{netip.MustParseAddr(a6)}}}}
-	for key, addr := range map[string]string{"a": a6, "b": b6} {
-		e := u.Endpoints[policy.EndpointKey{Name: key}]
-		e.Addrs = append(e.Addrs, netip.MustParseAddr(addr))
-	}
+	bothAddrs(u)
 	w.apply(u)
 	w.expect("arrived", w.a, "", w.b, "["+b6+"]:80")
 	w.expect("r-deny-tier-i", w.a, "", w.b, "["+b6+"]:81")

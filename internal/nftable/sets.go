@@ -21,6 +21,7 @@ const (
 	AddrPort4              // IPv4 address, protocol, port
 	AddrPort6              // IPv6 address, protocol, port
 	ProtoPorts             // protocol, port
+	IfaceParts             // interface, number: only of dynamic sets
 )
 
 // Set is a set of keys, or a map from keys to chains. Its name is unique among both.
@@ -29,7 +30,11 @@ type Set struct {
 	Type     Type
 	Interval bool // holds ranges instead of keys, see Ranges and PortRange; for Addr4, Addr6 and Ports
 	Map      bool // Elem.To is the chain that packets with this key go to
-	Elems    map[Elem]struct{}
+	// Dynamic sets are filled by rules, as packets come by, and nobody else: what is in them is no part of the table's content. They hold no more than
+	// this many elements; 0: the set is none. One that Forgets takes elements out when their time is over.
+	Dynamic uint32
+	Forgets bool
+	Elems   map[Elem]struct{}
 }
 
 // NewSet returns a set of keys with these elements.
@@ -47,6 +52,11 @@ func NewMap(name string, typ Type, elems ...Elem) *Set {
 	return fill(&Set{Name: name, Type: typ, Map: true}, elems)
 }
 
+// NewDynamic returns a set that rules fill with at most so many elements.
+func NewDynamic(name string, typ Type, size uint32, forgets bool) *Set {
+	return fill(&Set{Name: name, Type: typ, Dynamic: size, Forgets: forgets}, nil)
+}
+
 func fill(s *Set, elems []Elem) *Set {
 	s.Elems = make(map[Elem]struct{}, len(elems))
 	for _, e := range elems {
@@ -57,7 +67,7 @@ func fill(s *Set, elems []Elem) *Set {
 
 // Alike tells whether both differ in their elements at most: nothing else of a set can be changed.
 func (s *Set) Alike(o *Set) bool {
-	return s.Name == o.Name && s.Type == o.Type && s.Interval == o.Interval && s.Map == o.Map
+	return s.Name == o.Name && s.Type == o.Type && s.Interval == o.Interval && s.Map == o.Map && s.Dynamic == o.Dynamic && s.Forgets == o.Forgets
 }
 
 // Sorted returns the elements in the order of their keys.

@@ -61,8 +61,11 @@ func (s *Set) Text() string {
 	if s.Map {
 		kind, data = "map", " : verdict"
 	}
-	if s.Interval {
+	switch {
+	case s.Interval:
 		flags = "\t\tflags interval\n"
+	case s.Dynamic > 0:
+		flags = fmt.Sprintf("\t\tsize %d\n\t\tflags %s\n", s.Dynamic, dir(s.Forgets, "dynamic,timeout", "dynamic"))
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s%s\n%s", kind, s.Name, s.Type, data, flags)
@@ -137,6 +140,8 @@ func (t Type) String() string {
 		return "ipv6_addr . inet_proto . inet_service"
 	case ProtoPorts:
 		return "inet_proto . inet_service"
+	case IfaceParts:
+		return "ifname . mark"
 	}
 	return "invalid"
 }
@@ -156,7 +161,7 @@ func (t Type) Width() int {
 		return 12
 	case AddrPort6:
 		return 24
-	case IfaceAddr4:
+	case IfaceAddr4, IfaceParts:
 		return 20
 	case IfaceAddr6:
 		return 32
@@ -181,6 +186,8 @@ func keyText(typ Type, k Key) string {
 	case AddrPort4, AddrPort6:
 		n := len(k) - 8
 		return addrText(k[:n]) + " . " + keyText(ProtoPorts, k[n:])
+	case IfaceParts:
+		return fmt.Sprintf("%s . %#x", keyText(Ifaces, k[:ifaceLen]), binary.NativeEndian.Uint32([]byte(k[ifaceLen:])))
 	default:
 		return strconv.Itoa(int(k[0])) + " . " + keyText(Ports, k[4:6])
 	}

@@ -26,7 +26,7 @@ func endpointOf(o api.Object, node string) *Endpoint {
 func workload(w *api.WorkloadEndpoint) *Endpoint {
 	e := &Endpoint{
 		Key:       EndpointKey{Workload, w.Metadata.Namespace, w.Metadata.Name},
-		Interface: w.Spec.InterfaceName,
+		Interface: w.Spec.InterfaceName, Limits: limitsOf(w),
 	}
 	for _, p := range w.Spec.IPNetworks {
 		if p.IsValid() && p.IsSingleIP() {
@@ -72,7 +72,7 @@ func (e *Endpoint) equal(o *Endpoint) bool {
 	if e == nil || o == nil {
 		return e == o
 	}
-	return e.Key == o.Key && e.Interface == o.Interface && e.lists() == o.lists() &&
+	return e.Key == o.Key && e.Interface == o.Interface && e.Limits == o.Limits && e.lists() == o.lists() &&
 		slices.Equal(e.Addrs, o.Addrs) && slices.Equal(e.Spoofable, o.Spoofable) && slices.Equal(e.Ports, o.Ports)
 }
 
@@ -97,6 +97,7 @@ func problemsOf(o api.Object, node string) (out []Problem) {
 			}
 		}
 		ignoredNets("allowSpoofedSourcePrefixes", v.Spec.AllowSpoofed, say)
+		oddLimits(v.Spec.QoSControls, say)
 	case *api.HostEndpoint:
 		if v.Spec.Node == node && len(expectedAddrs(v)) < len(v.Spec.ExpectedIPs) {
 			say("spec.expectedIPs: %q are not all addresses; what is none is ignored", v.Spec.ExpectedIPs)

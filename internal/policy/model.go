@@ -71,6 +71,7 @@ type Endpoint struct {
 	Addrs     []netip.Addr   // the workload's own, or the host's expected ones; sorted, without duplicates
 	Spoofable []netip.Prefix // of a workload: sources besides Addrs that it may send from; sorted, masked
 	Ports     []NamedPort    // sorted
+	Limits    Limits         // of a workload
 	// Ingress and Egress are for what the endpoint itself receives and sends. They are never "".
 	Ingress, Egress ListID
 	// What follows is of hosts' endpoints only, and "" where no policy says anything: then packets go on as if accepted.

@@ -36,7 +36,8 @@ type wishes struct {
 	floating []netip.Addr // at which the pod is to be reached too
 	mac      string       // "": the plugin's choice
 	qos      *api.QoSControls
-	exchange bool // exact are the pod's for good: its older container's are freed for them
+	plugged  []string // directions whose bandwidth the plugin bandwidth keeps, sorted
+	exchange bool     // exact are the pod's for good: its older container's are freed for them
 }
 
 // wishesOf reads them. Errors are *attach.Error.

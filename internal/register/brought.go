@@ -2,6 +2,7 @@ package register
 
 import (
 	"maps"
+	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/store"
@@ -11,17 +12,23 @@ import (
 // a handle, whose name begins with its network's; with policy type k8s nothing else would tell GC and CHECK.
 const annotationNetwork = "muslin-cni/network"
 
-// annotations are those of the job's endpoint: what others wrote, and annotationNetwork where it belongs.
+// annotations are those of the job's endpoint: what others wrote, and ours where they belong.
 func (j *job) annotations(had map[string]string) map[string]string {
+	ours := map[string]string{annotationNetwork: "", api.AnnotationPluginLimits: strings.Join(j.plugged, ",")}
+	if len(j.brought) > 0 {
+		ours[annotationNetwork] = j.req.Network
+	}
 	out := maps.Clone(had)
-	delete(out, annotationNetwork)
-	if len(j.brought) == 0 {
-		return out
+	for name, value := range ours {
+		delete(out, name)
+		if value == "" {
+			continue
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[name] = value
 	}
-	if out == nil {
-		out = map[string]string{}
-	}
-	out[annotationNetwork] = j.req.Network
 	return out
 }
 

@@ -71,7 +71,7 @@ func TestEndpointOfAKubernetesPodIsCalicos(t *testing.T) {
 	labels := map[string]string{
 		"app": "web", "projectcalico.org/namespace": "default", "projectcalico.org/orchestrator": "k8s", "projectcalico.org/serviceaccount": "clerk",
 	}
-	if diff := cmp.Diff(labels, e.Metadata.Labels); diff != "" || e.Metadata.GenerateName != "web-" {
+	if diff := cmp.Diff(labels, e.Metadata.Labels); diff != "" || e.Metadata.GenerateName != "web-" || e.Metadata.Annotations[api.AnnotationPluginLimits] != "ingress" {
 		t.Errorf("metadata %+v, labels (-want +got):\n%s", e.Metadata, diff)
 	}
 	if raw := w.dump()["/calico/resources/v3/projectcalico.org/workloadendpoints/default/node--1-k8s-web--1-eth0"]; !strings.Contains(raw, `"generateName":"web-"`) {

@@ -22,6 +22,7 @@ type job struct {
 	profileKey  string       // of the network's own profile; "": it has none
 	brought     []netip.Addr // the pod's addresses, where none is allocated
 	floating    []netip.Addr // at which it is to be reached too
+	plugged     []string     // directions whose bandwidth a plugin keeps
 	exchange    bool         // an older container of the pod gives its addresses up for this one
 	wants       []ipam.Request
 	asHolder    bool // only the machine that has the node's name may do it
@@ -153,7 +154,7 @@ func (h *Handler) complete(j *job, pod Pod) (*job, error) {
 	if w.mac != "" {
 		j.req.MAC = w.mac
 	}
-	j.mac, j.brought, j.floating, j.exchange = j.req.MAC, w.brought, w.floating, w.exchange
+	j.mac, j.brought, j.floating, j.exchange, j.plugged = j.req.MAC, w.brought, w.floating, w.exchange, w.plugged
 	if req.PolicyType == "" {
 		profile := (*api.Profile)(nil).KindOf()
 		j.profileKey = profile.Key("", req.Network)

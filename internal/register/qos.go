@@ -2,6 +2,7 @@ package register
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,14 +13,15 @@ import (
 )
 
 // The annotations that limit a pod's traffic. Each of the first kind holds a quantity as Kubernetes writes it (10M, 1Gi); see api.QoSControls for the
-// units. The second is what the plugin bandwidth heeds; it counts where the first does not say it.
+// units. The second is what the plugin bandwidth heeds, which the network configurations that Muslin comes with chain. It counts where the first does not say it, and is
+// left to that plugin: what two keep, each with bursts of its own, gets less than either would give.
 const (
 	annotationQoS       = "qos.projectcalico.org/"
 	annotationBandwidth = "kubernetes.io/%s-bandwidth"
 	annotationDSCP      = annotationQoS + "dscp"
 )
 
-// readQoS writes the limits down on the endpoint. Nothing on the host enforces them yet but for plugins that are chained behind ours.
+// readQoS has the limits written down on the endpoint, and which of them are the plugin's.
 func readQoS(w *wishes, _ attach.Request, pod Pod) error {
 	q := api.QoSControls{}
 	for name, field := range map[string]*int64{
@@ -31,12 +33,15 @@ func readQoS(w *wishes, _ attach.Request, pod Pod) error {
 	} {
 		a := pod.own(annotationQoS + name)
 		if direction, ok := strings.CutSuffix(name, "Bandwidth"); ok && !a.set {
-			a = pod.own(fmt.Sprintf(annotationBandwidth, direction))
+			if a = pod.own(fmt.Sprintf(annotationBandwidth, direction)); a.set {
+				w.plugged = append(w.plugged, direction)
+			}
 		}
 		if err := a.quantity(field); err != nil {
 			return err
 		}
 	}
+	slices.Sort(w.plugged)
 	a := pod.own(annotationDSCP)
 	if a.set {
 		v, ok := parseDSCP(a.text)

@@ -13,6 +13,9 @@ import (
 // everyDevice is the interface of a host's endpoint that is for all devices without one of their own.
 const everyDevice = "*"
 
+// longestName is how long a device's name may be: IFNAMSIZ of linux/if.h, which counts a NUL.
+const longestName = 15
+
 // changeEndpoints takes over changed endpoints.
 func (l *Layout) changeEndpoints(changed map[policy.EndpointKey]*policy.Endpoint) {
 	ifaces, hosts := map[string]bool{}, false
@@ -67,20 +70,22 @@ func compareKeys(a, b policy.EndpointKey) int {
 
 // putWorkload writes the elements of one interface: those of the endpoint whose key sorts last.
 func (l *Layout) putWorkload(iface string) {
-	if iface == "" {
-		return
+	if iface == "" || len(iface) > longestName {
+		return // no device's name; those that begin alike would be one key
 	}
 	if old := l.laid[iface]; old != nil {
 		l.workloadElems(old, l.ed.DropElem)
 		delete(l.laid, iface)
 	}
 	var spoofable []netip.Prefix
+	var limits policy.Limits
 	if keys := l.ifaces[iface]; len(keys) > 0 {
 		e := l.endpoints[keys[len(keys)-1]]
 		l.laid[iface] = e
 		l.workloadElems(e, l.ed.PutElem)
-		spoofable = e.Spoofable
+		spoofable, limits = e.Spoofable, e.Limits
 	}
+	l.limit(iface, limits)
 	if !slices.Equal(l.spoofable[iface], spoofable) {
 		l.static = true
 		l.spoofable[iface] = spoofable
@@ -189,7 +194,7 @@ func (l *Layout) resolveHosts() map[string]*policy.Endpoint {
 	for _, key := range slices.SortedFunc(maps.Keys(l.endpoints), compareKeys) {
 		e := l.endpoints[key]
 		switch {
-		case key.Kind != policy.Host:
+		case key.Kind != policy.Host, len(e.Interface) > longestName:
 		case e.Interface != "":
 			out[e.Interface] = e
 		default:

@@ -13,6 +13,7 @@
 //     after each. A further chain of the list, -t1 and so on, begins where a Pass leads.
 //   - Rules. One of a policy is one or more of nft: a family each, and each alternative that nft cannot say in one. What it counts is in
 //     a counter of its own, r-<rule>, which outlives changes around it. Denials go by d-<rule>, which reports and drops.
+//   - Limits. What a workload's traffic is limited to is asked before all that, and after it: see limits.go.
 //   - Sets. Members of selectors are in hash sets, a4- and a6-, real CIDRs among them in interval sets beside these, n4- and n6-, addresses with ports in
 //     p4- and p6-. Lists of nets and ports in rules are sets named after their content, k4-, k6- and kp-.
 //
@@ -51,6 +52,12 @@ type Layout struct {
 	laid      map[string]*policy.Endpoint     // whose elements each interface has in the table
 	spoofable map[string][]netip.Prefix       // by interface, where there are any
 
+	limited     map[string]policy.Limits // workloads' interfaces that have some
+	limits      bool                     // what limits.go writes is to be laid out anew
+	limitChains map[string]*nftable.Chain
+	asked       [limitPlaces]bool // where some workload has a limit
+	crowds      map[string]bool   // the sets in which connections are counted
+
 	staticNames map[string]*nftable.Chain // what putStaticChains has put
 	entries     map[string]entry          // chains that lead from hosts' endpoints into lists, by name
 	used        [places]bool              // where there are hosts' endpoints to ask
@@ -64,7 +71,7 @@ func New(s Settings) *Layout {
 		counted: refs{}, denied: refs{}, constant: refs{}, entries: map[string]entry{},
 		sets: map[policy.SetID]*setState{}, policies: map[policy.PolicyID]*policyState{}, lists: map[policy.ListID]*listState{},
 		endpoints: map[policy.EndpointKey]*policy.Endpoint{}, ifaces: map[string][]policy.EndpointKey{},
-		laid: map[string]*policy.Endpoint{}, spoofable: map[string][]netip.Prefix{},
+		laid: map[string]*policy.Endpoint{}, spoofable: map[string][]netip.Prefix{}, limited: map[string]policy.Limits{}, limits: true,
 	}
 	l.putStaticSets()
 	return l
@@ -94,6 +101,10 @@ func (l *Layout) Table() *nftable.Table { return l.ed.Table() }
 
 // Take returns what has changed in the table since the last call.
 func (l *Layout) Take() nftable.Delta {
+	if l.limits {
+		l.putLimits()
+		l.limits = false
+	}
 	if l.static {
 		l.putStaticChains()
 		l.static = false
@@ -116,7 +127,7 @@ func (l *Layout) SetDevices(devices map[string][]netip.Addr) {
 func (l *Layout) SetSettings(s Settings) {
 	old := l.settings
 	l.settings = s
-	l.static = true
+	l.static, l.limits = true, true
 	l.putStaticSets()
 	if old.rendering() == s.rendering() {
 		return

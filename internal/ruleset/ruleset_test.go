@@ -117,7 +117,8 @@ func drawn(t *rapid.T) (Settings, map[string][]netip.Addr, policy.Model) {
 		Prefixes: []string{"cali"}, MarkMask: rapid.SampledFrom([]uint32{0xffff0000, 0xf0}).Draw(t, "mask"),
 		Reject: rapid.Bool().Draw(t, "reject"), VXLAN: rapid.Bool().Draw(t, "vxlan"), VXLANPort: 4789,
 		LogRate: rapid.SampledFrom([]uint32{0, 10}).Draw(t, "rate"), ToHost: ToHost(rapid.IntRange(0, 2).Draw(t, "tohost")),
-		VXLANPeers: drawNets(t, "peers"), Spoofing: rapid.Bool().Draw(t, "spoofing"),
+		VXLANPeers: drawNets(t, "peers"), Spoofing: rapid.Bool().Draw(t, "spoofing"), Pools: drawNets(t, "pools"),
+		PodConnections: rapid.SampledFrom([]uint32{0, 0, 100, 10_000}).Draw(t, "connections"), Uncounted: rapid.Bool().Draw(t, "uncounted"),
 	}}
 	s.Devices = map[string][]netip.Addr{"eth0": addrs("192.0.2.1"), "eth1": addrs("192.0.2.2")}
 	if rapid.Bool().Draw(t, "devices") {
@@ -156,15 +157,24 @@ func drawn(t *rapid.T) (Settings, map[string][]netip.Addr, policy.Model) {
 		e := policy.Endpoint{Key: policy.EndpointKey{Name: fmt.Sprint("e", i)}, Ingress: list(api.Ingress), Egress: list(api.Egress)}
 		e.Interface = fmt.Sprint("cali", rapid.IntRange(0, 3).Draw(t, "iface"))
 		e.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(1, 5).Draw(t, "addr"))})}
-		e.Spoofable = drawNets(t, "spoofable")
+		e.Spoofable, e.Limits = drawNets(t, "spoofable"), drawLimits(t)
 		if rapid.Bool().Draw(t, "host") {
-			e.Key.Kind, e.Interface, e.Addrs, e.Spoofable = policy.Host, rapid.SampledFrom([]string{"*", "", "eth0", "eth1"}).Draw(t, "dev"), addrs("192.0.2.1"), nil
+			e.Key.Kind, e.Interface, e.Addrs, e.Spoofable, e.Limits = policy.Host, rapid.SampledFrom([]string{"*", "", "eth0", "eth1"}).Draw(t, "dev"), addrs("192.0.2.1"), nil, policy.Limits{}
 			e.ForwardIngress, e.ForwardEgress, e.UntrackedIngress = maybe(api.Ingress), maybe(api.Egress), maybe(api.Ingress)
 			e.UntrackedEgress, e.PreDNAT = maybe(api.Egress), maybe(api.Ingress)
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	return s.Settings, s.Devices, prune(s.model())
+}
+
+func drawLimits(t *rapid.T) policy.Limits {
+	rate := policy.Rate{PerSecond: 100, Burst: 5}
+	return rapid.SampledFrom([]policy.Limits{
+		{}, {}, {Marked: true, DSCP: 46}, {Egress: policy.Limit{Connections: 10}},
+		{Ingress: policy.Limit{Connections: 10_000}, Egress: policy.Limit{Connections: 10_000}},
+		{Ingress: policy.Limit{Connections: 10, Packets: rate}, Egress: policy.Limit{Bytes: rate, Peak: rate}, Marked: true},
+	}).Draw(t, "limits")
 }
 
 func drawNets(t *rapid.T, label string) (nets []netip.Prefix) {
@@ -406,6 +416,20 @@ func complete(t *rapid.T, tab *nftable.Table) {
 	for name := range reached {
 		if tab.Chains[name] == nil {
 			t.Fatalf("something leads to chain %s, which is not there", name)
+		}
+	}
+}
+
+func TestNamesThatNoDeviceHasAreLeftOut(t *testing.T) {
+	m := policy.Model{Endpoints: map[policy.EndpointKey]*policy.Endpoint{}}
+	for i, kind := range []policy.EndpointKind{policy.Workload, policy.Workload, policy.Host, policy.Host} {
+		e := &policy.Endpoint{Key: policy.EndpointKey{Kind: kind, Name: fmt.Sprint(i)}, Interface: fmt.Sprint("cali0123456789ab", i)}
+		e.Ingress, e.Egress, e.Limits.Egress.Connections = policy.ListID(fmt.Sprint(i)), policy.ListID(fmt.Sprint(i)), uint32(i+1)
+		m.Endpoints[e.Key] = e
+	}
+	for name, set := range Of(Settings{Prefixes: []string{"cali"}, MarkMask: 0xffff0000}, nil, m).Sets {
+		if len(set.Elems) > 0 {
+			t.Errorf("%s has %v: cut off they would be one key, which no map has twice", name, set.Sorted())
 		}
 	}
 }

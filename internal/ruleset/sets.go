@@ -23,7 +23,7 @@ type family struct {
 	spoof                          string // names of sets
 	vxlanPeers, vxlanNets, wgPeers string
 	ipipPeers, ipipNets            string
-	probePeers                     string
+	probePeers, cluster            string
 }
 
 // families are in the order of arrays that have an entry for each.
@@ -32,13 +32,13 @@ var families = [2]family{
 		version: 4, addr: nftable.Addr4, addrPort: nftable.AddrPort4, ifaceAddr: nftable.IfaceAddr4,
 		addrs: "a4-", nets: "n4-", ports: "p4-", constNets: "k4-",
 		spoof: "wl-src4", vxlanPeers: "vxlan-peers4", vxlanNets: "vxlan-nets4", wgPeers: "wireguard-peers4", ipipPeers: "ipip-peers4", ipipNets: "ipip-nets4",
-		probePeers: "probe-peers4",
+		probePeers: "probe-peers4", cluster: "cluster4",
 	},
 	{
 		v6: true, version: 6, addr: nftable.Addr6, addrPort: nftable.AddrPort6, ifaceAddr: nftable.IfaceAddr6,
 		addrs: "a6-", nets: "n6-", ports: "p6-", constNets: "k6-",
 		spoof: "wl-src6", vxlanPeers: "vxlan-peers6", vxlanNets: "vxlan-nets6", wgPeers: "wireguard-peers6", ipipPeers: "ipip-peers6", ipipNets: "ipip-nets6",
-		probePeers: "probe-peers6",
+		probePeers: "probe-peers6", cluster: "cluster6",
 	},
 }
 

@@ -39,6 +39,12 @@ type Settings struct {
 	WorkloadIPIP  bool // workloads may send IP in IP
 	Spoofing      bool // workloads may send from what their endpoints name as Spoofable
 
+	// PodConnections is how many connections a workload may have that it has begun, unless its own limit says otherwise; 0: any number. More than
+	// some thousands are not counted exactly, see parts.
+	PodConnections uint32
+	Uncounted      bool           // the kernel cannot count connections, so no limit of them is enforced
+	Pools          []netip.Prefix // the cluster's own addresses: what goes elsewhere bears the DSCP of the workload that sends it
+
 	// Failsafe are the ports by which hosts with endpoints of their own stay reachable, and reach others, whatever policy says.
 	FailsafeIn, FailsafeOut []Failsafe
 

@@ -27,6 +27,10 @@ const (
 	reasonLost    = "undecided"  // no list has decided, twice: see again
 
 	reasonMidStream = "mid-stream" // of a connection that nobody tracks
+
+	// These two only where there are such limits.
+	reasonCrowd = "connections" // a workload has as many connections as it may
+	reasonRate  = "rate"        // a workload sends or gets more than it may
 )
 
 var reasons = []string{reasonSpoof, reasonUnknown, reasonToHost, reasonTunnel, reasonPeer, reasonLost, reasonMidStream}
@@ -158,15 +162,21 @@ func (l *Layout) putStaticChains() {
 		put(reasonChain(reason), nftable.Base{}, l.denying("S:"+reason, "r-"+reason, nftable.Verdict{Kind: nftable.Drop}))
 	}
 	l.hostChains(put)
-	for name := range l.staticNames {
-		if chains[name] == nil {
+	l.putLimitDispatch(put)
+	l.replace(l.staticNames, chains)
+	l.staticNames = chains
+}
+
+// replace puts chains in the place of others, which go unless they have the name of one of these.
+func (l *Layout) replace(old, by map[string]*nftable.Chain) {
+	for name := range old {
+		if by[name] == nil {
 			l.ed.DropChain(name)
 		}
 	}
-	for _, c := range chains {
+	for _, c := range by {
 		l.ed.PutChain(c)
 	}
-	l.staticNames = chains
 }
 
 // rawPrerouting is where every packet enters.
@@ -267,6 +277,9 @@ func (l *Layout) forward() (r rules) {
 		// Marked is what was accepted before connection tracking or address translation.
 		r.add(nftable.Mark{Mask: l.settings.accept()}, jump(dispatchChain(fromForward)))
 	}
+	if l.asked[marking] {
+		l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, jump(limitChain(marking))) })
+	}
 	l.judge(&r, nftable.Verdict{Kind: nftable.Accept})
 	return r
 }
@@ -282,6 +295,8 @@ func (l *Layout) judge(r *rules, undecided nftable.Stmt) {
 	ask(false, "wl-from-dispatch")
 	ask(true, "wl-to-dispatch")
 	l.askHosts(r, toForward)
+	l.forWorkloads(false, func(in nftable.Stmt) { l.countConnections(r, countFrom, in) })
+	l.forWorkloads(true, func(out nftable.Stmt) { l.countConnections(r, countTo, out) })
 	l.forWorkloads(false, func(in nftable.Stmt) { r.add(in, goTo("accepted")) })
 	l.forWorkloads(true, func(out nftable.Stmt) { r.add(out, goTo("accepted")) })
 }
@@ -423,6 +438,7 @@ func (l *Layout) toHost() (r rules) {
 
 // toHostEnd does to packets from workloads to their host, which their own policy has let through, what the setting says.
 func (l *Layout) toHostEnd() (r rules) {
+	l.countConnections(&r, countFrom)
 	switch l.settings.ToHost {
 	case AcceptToHost:
 		r.add(goTo("accepted"))
@@ -444,6 +460,7 @@ func neighbourDiscovery() (r rules) {
 }
 
 func (l *Layout) fromWorkload() (r rules) {
+	l.askRates(&r, ratesFrom)
 	l.begin(&r)
 	if !l.settings.WorkloadVXLAN {
 		r.add(nftable.Proto{Number: api.ProtoUDP}, l.vxlanPort(), goTo(reasonChain(reasonTunnel)))
@@ -457,6 +474,7 @@ func (l *Layout) fromWorkload() (r rules) {
 }
 
 func (l *Layout) toWorkload() (r rules) {
+	l.askRates(&r, ratesTo)
 	l.begin(&r)
 	r.add(nftable.Dispatch{Out: true, Map: "wl-to"})
 	r.add(goTo(reasonChain(reasonUnknown)))

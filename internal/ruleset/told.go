@@ -57,6 +57,8 @@ func explain(reason string) string {
 		reasonTunnel:    "pods send no packets of tunnels (allowVXLANPacketsFromWorkloads, allowIPIPPacketsFromWorkloads)",
 		reasonPeer:      "a packet of a tunnel from an address that is no node's",
 		reasonMidStream: "it is of a connection that is not tracked (any more), and begins none",
+		reasonCrowd:     "the pod has as many connections as it may (qos.projectcalico.org/…MaxConnections, MUSLIN_POD_MAX_CONNECTIONS)",
+		reasonRate:      "the pod sends or gets more than it may (qos.projectcalico.org/…PacketRate, …Bandwidth)",
 		reasonLost:      "policy changed twice while the packet was under way",
 	}[reason]
 }

@@ -53,6 +53,10 @@ type QoSControls struct {
 	DSCP                  *uint8 `json:"dscp,omitempty" want:"range 0 63"` // nil: left as it is
 }
 
+// AnnotationPluginLimits says which bandwidths among an endpoint's QoSControls the plugin bandwidth keeps, so that nobody else has to: "egress", "ingress", or both
+// with a comma between them.
+const AnnotationPluginLimits = "muslin-cni/bandwidth-plugin"
+
 // IPNAT maps an address from outside to one of the endpoint's.
 type IPNAT struct {
 	InternalIP string `json:"internalIP" want:"required; ip"`

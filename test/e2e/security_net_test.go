@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/bgptest"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
+	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // leadsAstray has a peer of node-1 announce what is the host's own, its pods', or nobody's. What a router may well announce gets into the kernel, and takes
@@ -201,11 +203,18 @@ func TestPodThatLiesOnItsLinkHarmsNobodyElse(t *testing.T) {
 func TestVMWhatBefallsTheWholeMachineHarmsNoPod(t *testing.T) {
 	nettest.Need(t, "vm")
 	l := up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN })
+	tracksAtMost(t, mostTracked)
+	addPod(t, l, "late", "node-1") // the agent has done a round then, and read that
 	books, agents := openBooks(t, l), nodesOf(t, l)
 	c := startChat(t, l, "b1", "a2", pod(t, l, "a2").Addr, 20*time.Millisecond)
 	c.mark()
-	t.Run("a pod fills the table of connections", func(t *testing.T) { tableIsFull(t, l) })
-	t.Logf("the connection that there was goes on, and has lost %d datagrams meanwhile", c.goesOn(t).lost) // there is no limit for each pod
+	t.Run("a pod begins more connections than the table holds", func(t *testing.T) { floodIsHeldBack(t, l) })
+	if cost := c.goesOn(t); cost.lost > 0 {
+		t.Errorf("the connection that there was has lost %d datagrams", cost.lost)
+	}
+	c.mark()
+	t.Run("a pod that may fill the table does", func(t *testing.T) { tableIsFull(t, l) })
+	t.Logf("the connection that there was goes on, and has lost %d datagrams meanwhile", c.goesOn(t).lost)
 	c.mark()
 	t.Run("the clock jumps", func(t *testing.T) { clockJumps(t, l) })
 	if cost := c.goesOn(t); cost.lost > 0 {
@@ -219,9 +228,13 @@ func TestVMWhatBefallsTheWholeMachineHarmsNoPod(t *testing.T) {
 	}
 }
 
-// tableIsFull has new connections of others get through all the same: the kernel drops what was never answered in favour of them.
-func tableIsFull(t *testing.T, l *lab.Lab) {
-	const limit, most = "/proc/sys/net/netfilter/nf_conntrack_max", 1000
+// mostTracked is how many connections the machine tracks in a namespace.
+const mostTracked = 1000
+
+// tracksAtMost has the kernel track so many connections until the test ends.
+func tracksAtMost(t *testing.T, most int) {
+	t.Helper()
+	const limit = "/proc/sys/net/netfilter/nf_conntrack_max"
 	was, err := os.ReadFile(limit)
 	if err != nil {
 		t.Fatal(err)
@@ -234,10 +247,63 @@ func tableIsFull(t *testing.T, l *lab.Lab) {
 			t.Error(err)
 		}
 	})
-	floodFrom(t, l, "a1", 3*most)
-	if now := strings.TrimSpace(run(t, l, "node-1", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")); len(now) < 3 || now < "900" && len(now) == 3 {
-		t.Errorf("node-1 tracks %s connections: the table was never full", now)
+}
+
+// trackedBy is how many connections a node tracks.
+func trackedBy(t *testing.T, l *lab.Lab, node string) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(run(t, l, node, "cat", "/proc/sys/net/netfilter/nf_conntrack_count")))
+	if err != nil {
+		t.Fatal(err)
 	}
+	return n
+}
+
+// floodIsHeldBack has the pod's share hold: the table is never full, so nobody's packets are dropped for it and nobody's connections either.
+func floodIsHeldBack(t *testing.T, l *lab.Lab) {
+	before := droppedForRoom(t, l, "node-1")
+	floodFrom(t, l, "a1", 3*mostTracked)
+	if n := trackedBy(t, l, "node-1"); n < mostTracked/2 || n > mostTracked*19/20 {
+		t.Errorf("node-1 tracks %d connections of %d at most, want three quarters and what others have", n, mostTracked)
+	}
+	far, near := pod(t, l, "a2").Addr, pod(t, l, "b1").Addr
+	nettest.Eventually(t, func() error { return getsThrough(l, "node-1", far) })
+	nettest.Eventually(t, func() error { return getsThrough(l, "node-2", near) })
+	if n := droppedForRoom(t, l, "node-1") - before; n > 0 {
+		t.Errorf("node-1 has dropped %d packets or connections for want of room", n)
+	}
+}
+
+// droppedForRoom counts packets that a node has dropped because its table was full, and connections that it has dropped from it for others.
+func droppedForRoom(t *testing.T, l *lab.Lab, node string) (n int64) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(run(t, l, node, "cat", "/proc/net/stat/nf_conntrack")), "\n")
+	for i, column := range strings.Fields(lines[0]) {
+		if column != "drop" && column != "early_drop" {
+			continue
+		}
+		for _, cpu := range lines[1:] {
+			v, err := strconv.ParseInt(strings.Fields(cpu)[i], 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += v
+		}
+	}
+	return n
+}
+
+// tableIsFull has new connections of others get through all the same: the kernel drops what was never answered in favour of them.
+func tableIsFull(t *testing.T, l *lab.Lab) {
+	amend(t, l, api.ResourcesRoot+"workloadendpoints/default/node--1-k8s-a1-eth0", "WorkloadEndpoint",
+		map[string]any{"qosControls": map[string]any{"egressMaxConnections": 1_000_000}})
+	nettest.Eventually(t, func() error {
+		floodFrom(t, l, "a1", 3*mostTracked)
+		if droppedForRoom(t, l, "node-1") == 0 {
+			return fmt.Errorf("node-1 tracks %d connections: the table was never full", trackedBy(t, l, "node-1"))
+		}
+		return nil
+	})
 	far, near := pod(t, l, "a2").Addr, pod(t, l, "b1").Addr
 	for range 3 {
 		nettest.Eventually(t, func() error { return getsThrough(l, "node-1", far) })
