@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/json"
 	"errors"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,9 +95,26 @@ func cni(v View) []Finding {
 			"none is ours: the runtime starts no pods, or has another network connect them")
 		return l
 	}
+	l.runtime(v)
 	l.programs(v, found[i])
 	l.agrees(v, found[i])
 	return l
+}
+
+// runtime finds a container runtime that looks elsewhere than was looked here.
+func (l *list) runtime(v View) {
+	set := v.Set.Value
+	if v.Set.Err != nil {
+		l.unknown("runtime", v.Set.Err)
+	}
+	if set.Conf != "" && path.Clean(set.Conf) != path.Clean(v.Looked.Conf) {
+		l.add(Warning, set.File, "correct it there, have the agent install into that folder, or examine it (--cni-conf-dir)", "the runtime looks for network configurations in %s, and this is what was found in %s", set.Conf, v.Looked.Conf)
+	}
+	for _, dir := range set.Bins {
+		if !slices.ContainsFunc(v.Looked.Bins, func(known string) bool { return path.Clean(known) == path.Clean(dir) }) {
+			l.add(Warning, set.File, "correct it there, have the agent install into that folder, or examine it (--cni-bin-dir)", "the runtime looks for CNI programs in %s, and they were looked for in %s", dir, strings.Join(v.Looked.Bins, ", "))
+		}
+	}
 }
 
 func (l *list) programs(v View, n network) {
@@ -112,6 +130,9 @@ func (l *list) programs(v View, n network) {
 			l.add(Error, name, "`muslin-node install` puts it there, but for portmap and bandwidth, which come with the CNI reference plugins", "the program is missing that %s names", n.file)
 		case !p.Runs:
 			l.add(Error, name, "chmod 755", "the program cannot be executed")
+		case v.Agent.Value.Self != nil && p.Version != "" && p.Version != v.Agent.Value.Self.Version:
+			l.add(Warning, name, "restart the one that is older: an agent with MUSLIN_INSTALL_CNI=true puts its own programs there, and so does `muslin-node install`",
+				"the program is of version %s, and the agent of %s", p.Version, v.Agent.Value.Self.Version)
 		}
 	}
 }

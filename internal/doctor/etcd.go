@@ -53,8 +53,8 @@ func (l *list) away(v View, m store.Member) {
 		remedy = "correct the certificates or settings that the text names"
 	}
 	l.add(Error, m.Endpoint, remedy, "%s%v", unreachable, m.Err)
-	if byCertificates(m.Err) && Worst(certificates(v)) == Error {
-		(*l)[len(*l)-1].Follows = "certificates"
+	if byCertificates(m.Err) {
+		l.blame(v, "certificates")
 	}
 }
 

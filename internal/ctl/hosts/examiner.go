@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +32,8 @@ const (
 	factTimeout = 8 * time.Second // for one fact, so that nothing that hangs keeps the others
 	factGrace   = time.Second     // for what was told to end, to say why
 	etcdTimeout = 3 * time.Second // for one answer of etcd
+
+	examTimeout = 25 * time.Second // for all facts together: some wait for others
 )
 
 // fact looks for one thing. What does not end in time is given up, and goes on by itself until this process ends.
@@ -62,7 +63,9 @@ func (x examiner) at(path string) string { return filepath.Join(x.root, path) }
 
 // view looks for everything, all at once.
 func (x examiner) view(ctx context.Context) doctor.View {
-	v := doctor.View{Now: x.env.Now()}
+	ctx, cancel := context.WithTimeout(ctx, examTimeout)
+	defer cancel()
+	v := doctor.View{Now: x.env.Now(), Looked: doctor.Folders{Conf: x.confDir, Bins: x.binDirs}}
 	s := x.settings()
 	v.Speaks = s.node.Backend == config.BGP
 	v.Node = x.name(s)
@@ -70,24 +73,27 @@ func (x examiner) view(ctx context.Context) doctor.View {
 	var all sync.WaitGroup
 	all.Go(func() {
 		v.Etcd = fact(ctx, s.examine)
-		felix := x.data(ctx, s, &v)
-		v.Settings, _ = config.Effective(felix) // what it cannot read the agent tells
-		v.WireGuard = wantsWireGuard(felix)
+		v.Settings, _ = config.Effective(x.data(ctx, s, &v)) // what it cannot read the agent tells
 		v.Routes = fact(ctx, routesOf(v.Settings))
+		v.Ways = fact(ctx, waysTo(v.Targets()))
 	})
 	all.Go(func() {
 		v.Host = fact(ctx, hostFacts)
 		v.Sysctls = fact(ctx, x.sysctls(v.Host.Value))
 	})
+	all.Go(func() { v.Disks = fact(ctx, x.disks(s.node)) })
 	all.Go(func() { v.Lacking = fact(ctx, x.lacking) })
+	all.Go(func() { v.Boot = fact(ctx, x.bootSettings) })
 	all.Go(func() { v.Chains = fact(ctx, listChains) })
 	all.Go(func() { v.Legacy = fact(ctx, x.legacyChains) })
 	all.Go(func() { v.Rival = fact(ctx, x.rival) })
 	all.Go(func() { v.Processes = fact(ctx, x.watched) })
 	all.Go(func() { v.NetworkManager = fact(ctx, x.networkManager) })
+	all.Go(func() { v.Networkd = fact(ctx, x.networkd) })
 	all.Go(func() { v.UFW = fact(ctx, x.ufw) })
 	all.Go(func() { v.Agent = fact(ctx, x.agent) })
 	all.Go(func() { v.Bins = fact(ctx, x.programs) })
+	all.Go(func() { v.Set = fact(ctx, x.runtimeConf) })
 	all.Go(func() { v.PodMTU = fact(ctx, x.podMTU(s.node.MTUFile)) })
 	all.Go(func() {
 		v.Conf = fact(ctx, x.configurations)
@@ -242,23 +248,4 @@ func one[T api.Value](d *doctor.Data, key string, kvs []store.KV) *T {
 		return nil
 	}
 	return e.Value
-}
-
-// wantsWireGuard tells whether a FelixConfiguration or the environment asks for it.
-func wantsWireGuard(s config.Sources) bool {
-	yes := func(name string) bool { return strings.EqualFold(s.Env(name), "true") }
-	if yes("FELIX_WIREGUARDENABLED") || yes("FELIX_WIREGUARDENABLEDV6") {
-		return true
-	}
-	for _, f := range []*api.FelixConfiguration{s.Node, s.Global} {
-		if f == nil {
-			continue
-		}
-		for _, on := range []*bool{f.Spec.WireguardEnabled, f.Spec.WireguardEnabledV6} {
-			if on != nil && *on {
-				return true
-			}
-		}
-	}
-	return false
 }
