@@ -23,11 +23,11 @@ type Fact[T any] struct {
 
 // View is everything that is known of a node at one moment. The zero View is a host on which nothing was found.
 type View struct {
-	Now       time.Time
-	Node      Fact[string]     // the node's name
-	Machine   Fact[string]     // the id of this machine
-	Settings  config.Dataplane // in force; without etcd, as environment and defaults say
-	Speaks    bool             // the node is set to speak BGP
+	Now      time.Time
+	Node     Fact[string]     // the node's name
+	Machine  Fact[string]     // the id of this machine
+	Settings config.Dataplane // in force; without etcd, as environment and defaults say
+	Speaks   bool             // the node is set to speak BGP
 
 	Certificates Fact[[]Certificate]
 	Etcd         Fact[[]store.Member]

@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,14 @@ func fact[T any](ctx context.Context, look func(context.Context) (T, error)) doc
 	case <-time.After(factGrace):
 		return doctor.Fact[T]{Err: fmt.Errorf("it was given up after %v", factTimeout)}
 	}
+}
+
+// host is what the host's paths are below; "": this process sees them as they are.
+func (x examiner) host() string {
+	if filepath.Clean(x.root) == "/" {
+		return ""
+	}
+	return x.root
 }
 
 // at is a path of the host, as this process sees it.
@@ -140,23 +149,18 @@ type settings struct {
 	owner string // whose they are
 }
 
-// settings finds the agent's: in its own environment while it runs, else in that of its unit, else in ours. A container's paths are those of its
-// own mounts.
+// settings finds the agent's: in its own environment while it runs, else in that of its unit, else in ours. The paths that they name are those of who has
+// them: of the agent, which may have mounts of its own, of the host, and of this process.
 func (x examiner) settings() settings {
-	env, agentRoot, owner := x.env.Getenv, "", "muslinctl"
+	env, root, owner := x.env.Getenv, x.host(), "muslinctl"
 	if a, ok := x.agentProcess(); ok {
-		env, agentRoot, owner = a.env, a.root, "agent"
+		env, root, owner = a.env, a.root, "agent"
 	} else if unit := x.unitEnv(); unit != nil {
-		env = func(name string) string {
-			if ours := x.env.Getenv(name); ours != "" {
-				return ours
-			}
-			return unit[name]
-		}
+		env = func(name string) string { return cmp.Or(x.env.Getenv(name), unit[name]) }
 		owner = "agent"
 	}
 	s := settings{owner: owner}
-	s.file, _ = config.ReadFile(env) // one that cannot be read keeps the agent from starting, and its log says so
+	s.file, _ = config.ReadFileBelow(root, env) // one that cannot be read keeps the agent from starting, and its log says so
 	s.get = config.Local(env, s.file)
 	s.node, s.err = config.FromEnv(s.get)
 	var err error
@@ -164,12 +168,13 @@ func (x examiner) settings() settings {
 		s.etcd, err = store.FromEnv(s.get)
 	} else {
 		s.etcd, err = x.env.Etcd()
+		root = ""
 	}
 	s.err = errors.Join(s.err, err)
 	s.etcd.Timeout = etcdTimeout
 	for _, file := range []*string{&s.etcd.TLS.CAFile, &s.etcd.TLS.CertFile, &s.etcd.TLS.KeyFile} {
-		if *file != "" && agentRoot != "" {
-			*file = filepath.Join(agentRoot, *file)
+		if *file != "" && root != "" {
+			*file = filepath.Join(root, *file)
 		}
 	}
 	return s

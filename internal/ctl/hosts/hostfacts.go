@@ -152,8 +152,8 @@ func (x examiner) output(ctx context.Context, program string, args ...string) (s
 		}
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
-	if filepath.Clean(x.root) != "/" && filepath.IsAbs(path) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: x.root}
+	if x.host() != "" && filepath.IsAbs(path) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: x.host()}
 		cmd.Dir = "/"
 	}
 	cmd.WaitDelay = factGrace
