@@ -3,6 +3,7 @@ package hosts
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,9 @@ func DoctorCommand(env cli.Env) *cobra.Command {
 		Short: "Say what is wrong on this node, in the order in which to mend it",
 		Long: "Say what is wrong on this node, in the order in which to mend it: what comes first is the cause of what comes later. It works as root on the node itself,\n" +
 			"and takes the settings of the agent that runs there, else those of /etc/muslin/muslin-node.env, else its own. It changes nothing.\n\n" +
-			"The exit code is 1 if there is an error, and with --strict also if there is a warning or something could not be found out.\n\nIt checks\n\n" + explained(),
+			"Whatever hangs is given up after a few seconds and said to be not known: it ends within half a minute.\n\n" +
+			"The exit code is 0 if there is no error, and 1 if there is one; with --strict also if there is a warning or something could not be found out. A mistake in\n" +
+			"the command itself ends with 1 too, says so on standard error, and nothing on standard output.\n\nIt checks\n\n" + explained(),
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := cli.CheckFormat(format); err != nil {
@@ -32,6 +35,11 @@ func DoctorCommand(env cli.Env) *cobra.Command {
 			checks, err := doctor.Select(only)
 			if err != nil {
 				return err
+			}
+			if os.Geteuid() != 0 {
+				if _, err := fmt.Fprintln(env.Err, "doctor: it does not run as root: what only root may see is told as not known"); err != nil {
+					return err
+				}
 			}
 			found := doctor.Examine(x.view(c.Context()), checks)
 			if err := tell(env.Out, found, format); err != nil {

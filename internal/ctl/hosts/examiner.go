@@ -75,9 +75,9 @@ func (x examiner) view(ctx context.Context) doctor.View {
 	ctx, cancel := context.WithTimeout(ctx, examTimeout)
 	defer cancel()
 	v := doctor.View{Now: x.env.Now(), Looked: doctor.Folders{Conf: x.confDir, Bins: x.binDirs}}
-	s := x.settings()
+	s := x.settingsInTime(ctx)
 	v.Speaks = s.node.Backend == config.BGP
-	v.Node = x.name(s)
+	v.Node = fact(ctx, func(context.Context) (string, error) { return x.name(s) })
 	v.Machine = fact(ctx, func(context.Context) (string, error) { return x.machine(s.node.MachineIDFile).Ask() })
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -113,14 +113,13 @@ func (x examiner) view(ctx context.Context) doctor.View {
 }
 
 // name is the node's.
-func (x examiner) name(s settings) doctor.Fact[string] {
+func (x examiner) name(s settings) (string, error) {
 	if s.err != nil && s.node.NodeNameFile == "" {
-		return doctor.Fact[string]{Err: s.err}
+		return "", s.err
 	}
 	cfg := s.node
 	cfg.NodeNameFile = x.at(cfg.NodeNameFile)
-	name, err := startup.NodeName(cfg, s.get)
-	return doctor.Fact[string]{Value: name, Err: err}
+	return startup.NodeName(cfg, s.get)
 }
 
 // machine is where this machine's id is looked for.
@@ -147,6 +146,15 @@ type settings struct {
 	etcd  store.Config
 	err   error  // why etcd's settings make no sense
 	owner string // whose they are
+}
+
+// settingsInTime is settings, which looks at processes and files: one that hangs, as some do with a dead disk, leaves this process's own environment.
+func (x examiner) settingsInTime(ctx context.Context) settings {
+	found := fact(ctx, func(context.Context) (settings, error) { return x.settings(), nil })
+	if found.Err != nil {
+		return settings{get: x.env.Getenv, err: fmt.Errorf("look for the agent's settings: %w", found.Err), owner: "muslinctl"}
+	}
+	return found.Value
 }
 
 // settings finds the agent's: in its own environment while it runs, else in that of its unit, else in ours. The paths that they name are those of who has

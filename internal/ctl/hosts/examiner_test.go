@@ -132,8 +132,8 @@ func TestUnitsEnvironmentCountsWhileNoAgentRuns(t *testing.T) {
 	if s := own.settings(); s.etcd.TLS.CAFile != filepath.Join(root, "etc") {
 		t.Errorf("this process's own paths: %+v", s.etcd.TLS)
 	}
-	if got := x.name(s); got.Value != "mine" || got.Err != nil {
-		t.Errorf("name %+v", got)
+	if got, err := x.name(s); got != "mine" || err != nil {
+		t.Errorf("name %s, %v", got, err)
 	}
 }
 
