@@ -38,7 +38,7 @@ func (l *list) audit(v View) {
 	mine := v.Data.Value.keysOf(v.Node.Value)
 	grave := []ipam.FindingKind{ipam.BlocksOverlap, ipam.EndpointsShare, ipam.NoAllocation, ipam.ForeignAllocation, ipam.BlockDamaged, ipam.Unreadable}
 	for _, f := range ipam.Audit(v.Data.Value.IPAM) {
-		if !slices.ContainsFunc(f.Keys, mine) {
+		if f.Kind != ipam.Unreadable && !slices.ContainsFunc(f.Keys, mine) { // what cannot be read may be anybody's
 			continue
 		}
 		s := Warning
