@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"path"
 	"path/filepath"
 	"slices"
@@ -84,12 +85,20 @@ func cni(v View) []Finding {
 		return l
 	}
 	found := networks(v.Conf.Value)
+	hidden := false
 	for _, n := range found {
-		if n.err != nil {
+		switch {
+		case errors.Is(n.err, fs.ErrPermission):
+			hidden = true
+			l.unknown(n.file, n.err)
+		case n.err != nil:
 			l.add(Error, n.file, "correct or remove it; the agent writes its own again (MUSLIN_INSTALL_CNI, `muslin-node install`)", "is no network configuration: %v", n.err)
 		}
 	}
 	i := slices.IndexFunc(found, network.ours)
+	if i < 0 && hidden {
+		return l
+	}
 	if i < 0 {
 		l.add(Error, "configurations", "`muslin-node install`, or MUSLIN_INSTALL_CNI=true for the agent; a host's own goes to /etc/cni/net.d",
 			"none is ours: the runtime starts no pods, or has another network connect them")

@@ -208,6 +208,9 @@ func etcdAilments() []ailment {
 		{"clock ahead", func(v *View) { member(v).Clock = now.Add(10 * time.Second) }, []string{"warning etcd: http://10.0.0.9:2379: its clock is 11s ahead of"}},
 		{"clock far behind", func(v *View) { member(v).Clock = now.Add(-time.Hour) }, []string{"error etcd: http://10.0.0.9:2379: its clock is 1h0m0s behind"}},
 		{"clock not known", func(v *View) { member(v).Clock = time.Time{} }, nil},
+		{"not let in by any", func(v *View) {
+			member(v).Err, v.Data.Err = fmt.Errorf("%w: wrong password", store.ErrUnauthorized), ErrNoEtcd
+		}, []string{"error etcd: http://10.0.0.9:2379: does not answer: etcd refused our credentials: wrong password", "unknown identity", "unknown mtu", "unknown routes", "unknown blocks"}},
 		{"not let in", func(v *View) { v.Data.Err = fmt.Errorf("%w: %w", ErrNoEtcd, store.ErrUnauthorized) }, []string{"error etcd: data: etcd cannot be read: etcd refused our credentials", "unknown identity", "unknown mtu", "unknown routes", "unknown blocks"}},
 		{"empty", func(v *View) { data(v).Cluster = nil }, []string{"error etcd: ClusterInformation(default): is not there"}},
 		{"locked", func(v *View) { data(v).Cluster.Spec.DatastoreReady = new(false) }, []string{"error etcd: ClusterInformation(default): datastoreReady is not true"}},
@@ -222,6 +225,7 @@ func identityAilments() []ailment {
 	return []ailment{
 		{"no name", func(v *View) { v.Node = Fact[string]{Err: errors.New("bad NODENAME")} }, []string{"error identity: name: the node's name is not known: bad NODENAME", "unknown routes: : not known while the node has no name <- identity", "unknown blocks: : not known while the node has no name <- identity"}},
 		{"no machine id", func(v *View) { v.Machine = Fact[string]{Err: errors.New("this machine has no id")} }, []string{"error identity: machine: this machine has no id"}},
+		{"a machine id for others' eyes", func(v *View) { v.Machine = Fact[string]{Err: fs.ErrPermission} }, []string{"unknown identity: machine: not known: permission denied"}},
 		{"another machine has the name", func(v *View) { v.Machine.Value = "m2" }, []string{"error identity: /muslin/v1/nodes/node-1: the name belongs to machine m1, and this is machine m2"}},
 		{"another machine had the name", func(v *View) { data(v).Identity = &api.NodeIdentity{MachineID: "m0", NodeUID: "old"} }, []string{"warning identity: /muslin/v1/nodes/node-1: the name belonged to machine m0"}},
 		{"the Node was made again", func(v *View) { data(v).Identity.NodeUID = "old" }, []string{"warning identity: /muslin/v1/nodes/node-1: the Node was deleted and made again"}},
@@ -373,6 +377,9 @@ func agentAilments() []ailment {
 		{"program not executable", func(v *View) { v.Bins.Value["muslin"] = Program{} }, []string{"error cni: muslin: the program cannot be executed"}},
 		{"plugin for another node", ourConf("node-1", "node-2"), []string{"error cni: 10-muslin.conflist: the plugin works for node node-2, and this is node-1"}},
 		{"plugin for another etcd", ourConf("10.0.0.9", "10.0.0.7"), []string{"warning cni: 10-muslin.conflist: the plugin looks for etcd at http://10.0.0.7:2379, and the agent at"}},
+		{"file not readable", func(v *View) {
+			v.Conf.Value = []ConfFile{{Name: "10-muslin.conflist", Err: fs.ErrPermission}}
+		}, []string{"unknown cni: 10-muslin.conflist: not known: permission denied"}},
 		{"folder not readable", func(v *View) { v.Conf = Fact[[]ConfFile]{Err: fs.ErrPermission} }, []string{"unknown cni: configurations: not known: permission denied"}},
 		{"session down", func(v *View) {
 			v.Agent.Value.Sessions[0] = attach.Peer{Addr: netip.MustParseAddr("10.0.0.2"), Type: "node-to-node mesh", State: "Active", Since: now.Add(-time.Hour), Info: "refused"}

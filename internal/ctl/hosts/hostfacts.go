@@ -287,12 +287,17 @@ func (x examiner) unitEnv() map[string]string {
 // agent asks the agent how it is doing.
 func (x examiner) agent(ctx context.Context) (a doctor.Agent, err error) {
 	socket := x.at(x.socket)
-	if a.Runs, err = attachlock.Held(filepath.Dir(socket), attach.AgentLock); err != nil || !a.Runs {
+	notRoot := errors.New("this command must run as root: the agent's socket is root's alone")
+	a.Runs, err = attachlock.Held(filepath.Dir(socket), attach.AgentLock)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return a, notRoot
+	case err != nil || !a.Runs:
 		return a, err
 	}
 	told, err := askAgent(ctx, socket, attach.Report)
 	if errors.Is(err, os.ErrPermission) {
-		return a, errors.New("this command must run as root: the agent's socket is root's alone")
+		return a, notRoot
 	}
 	var refused *attach.Error
 	if err != nil && !errors.As(err, &refused) { // an older agent, which does not know the question, refuses it
