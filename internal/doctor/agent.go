@@ -21,6 +21,7 @@ func agent(v View) []Finding {
 		l.blame(v, "etcd", "identity")
 	}
 	if a.Self == nil {
+		l.add(Warning, "muslin-node", "restart it with the version of this command, or use the command of its own", "is older than this command: it does not say how it fares")
 		return l
 	}
 	if v.Node.Err == nil && a.Self.Node != v.Node.Value {

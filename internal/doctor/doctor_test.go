@@ -366,6 +366,7 @@ func agentAilments() []ailment {
 		}, []string{"error identity: /muslin/v1/nodes/node-1: the name belongs", "error agent: muslin-node: takes no pods: the name is another's <- identity"}},
 		{"no pods taken", func(v *View) { v.Agent.Value.Serves = errors.New("the name is another's") }, []string{"error agent: muslin-node: takes no pods: the name is another's"}},
 		{"problems", func(v *View) { v.Agent.Value.Self.Problems = []string{"IPPool(x): overlaps"} }, []string{"warning agent: muslin-node: says: IPPool(x): overlaps"}},
+		{"old agent", func(v *View) { v.Agent.Value.Self = nil }, []string{"warning agent: muslin-node: is older than this command"}},
 		{"another name", func(v *View) { v.Agent.Value.Self.Node = "node-9" }, []string{"warning agent: muslin-node: works for node node-9"}},
 		{"no configuration", func(v *View) { v.Conf.Value = nil }, []string{"error cni: configurations: none is ours"}},
 		{"broken configuration", ourConf("{", ""), []string{"error cni: 10-muslin.conflist: is no network configuration", "error leftovers: 20-flannel.conflist: it sorts before", "error cni: configurations: none is ours"}},

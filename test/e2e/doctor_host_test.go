@@ -1,10 +1,15 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -141,6 +146,7 @@ func TestDoctorFindsWhatAilsANodeWithoutAgent(t *testing.T) {
 		{"a folder that is none", nil, []string{"--cni-conf-dir=/etc/machine-id"}, []string{"unknown cni: configurations: not known: look for network configurations: "}},
 	})
 	t.Run("an agent with a name and a backend of its own", func(t *testing.T) { p.anotherAgent(t) })
+	t.Run("an agent that is older than the doctor", func(t *testing.T) { p.oldAgent(t) })
 	t.Run("an agent that waits for etcd", func(t *testing.T) { p.agentWaits(t) })
 	t.Run("many at once", func(t *testing.T) { p.suffersMuch(t) })
 	must(t, p.l.StartAgent(t.Context(), "node-1"))
@@ -232,6 +238,39 @@ func (p patient) anotherAgent(t *testing.T) {
 	q := p
 	q.env = []string{"NODENAME=node-9", "CALICO_NETWORKING_BACKEND=bird"}
 	q.finds(t, "warning agent: muslin-node: works for node node-1, and this command takes the host for node-9", "warning peers: BGP: the node has no sessions: BGP is off on this node")
+}
+
+// oldAgent answers what agents have always answered.
+func (p patient) oldAgent(t *testing.T) {
+	var door net.Listener
+	var lock *attachlock.Lock
+	must(t, p.l.Within("node-1", func() (err error) {
+		if lock, err = attachlock.Acquire(t.Context(), filepath.Dir(attach.Socket), attach.AgentLock); err != nil {
+			return err
+		}
+		door, err = net.Listen("unix", attach.Socket)
+		return err
+	}))
+	go func() {
+		for {
+			conn, err := door.Accept()
+			if err != nil {
+				return
+			}
+			var asked attach.Request
+			answer := attach.Reply{}
+			if err := json.NewDecoder(conn).Decode(&asked); err == nil && asked.Verb == attach.Report {
+				answer.Error = &attach.Error{Code: 7, Msg: "unknown verb"}
+			}
+			_ = json.NewEncoder(conn).Encode(answer)
+			_ = conn.Close()
+		}
+	}()
+	want := []string{"warning agent: muslin-node: is older than this command"}
+	p.finds(t, want...)
+	must(t, door.Close())
+	lock.Release()
+	p.findsNoMore(t, want)
 }
 
 // agentWaits starts while etcd is away.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -380,12 +381,23 @@ func (p patient) ofAgents() []illness {
 	}}
 }
 
+// bgpPort is taken by another BGP daemon.
+func (p patient) bgpPort() illness {
+	var door net.Listener
+	return illness{"another program has BGP's port", func(t *testing.T) {
+		must(t, p.l.StopAgent(t.Context(), "node-1"))
+		must(t, p.l.Within("node-1", func() (err error) { door, err = net.Listen("tcp", ":179"); return err }))
+		must(t, p.l.StartAgent(t.Context(), "node-1"))
+	}, []string{"muslin-node: says: ", "179"}, func(t *testing.T) { must(t, door.Close()) }}
+}
+
 func (p patient) ofPaths() []illness {
 	return []illness{
 		{"the fabric has a smaller MTU", func(t *testing.T) { p.sh(t, "ip link set eth0 mtu 1400") }, []string{"error mtu: cali", "pods' devices have a larger MTU than 1350 (1400 of eth0 less 50 for encapsulation)"}, func(t *testing.T) { p.sh(t, "ip link set eth0 mtu 1500") }},
 		{"the devices differ", func(t *testing.T) {
 			p.sh(t, "ip link add eth9 mtu 9000 type veth peer name other9; ip address add 10.99.0.1/24 dev eth9; ip link set eth9 up; ip link set other9 up")
 		}, []string{"warning mtu: devices: devices that may lead to other nodes differ: eth0 1500; eth9 9000"}, func(t *testing.T) { p.sh(t, "ip link del eth9") }},
+		p.bgpPort(),
 		{"a peer is gone", func(t *testing.T) { must(t, p.l.KillAgent(t.Context(), "node-2")) }, []string{"peers: 172.30.1.2: the session (node-to-node mesh) is not established"}, func(t *testing.T) { must(t, p.l.StartAgent(t.Context(), "node-2")) }},
 	}
 }
