@@ -135,15 +135,13 @@ func corrupt(ctx context.Context, c *clientv3.Client) error {
 func fillUp(c *clientv3.Client, prefix string, brimful bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(30*time.Second))
 	defer cancel()
-	for i := 0; ; i++ {
-		s, err := c.Status(ctx, c.Endpoints()[0])
-		if err != nil {
-			return err
-		}
-		if !brimful && s.DbSize > s.DbSizeQuota/6*5 {
-			return nil
-		}
-		_, err = c.Put(ctx, prefix+strconv.Itoa(i), strings.Repeat("x", 256<<10))
+	s, err := c.Status(ctx, c.Endpoints()[0])
+	if err != nil {
+		return err
+	}
+	value := strings.Repeat("x", 256<<10)
+	for size := s.DbSize; brimful || size < s.DbSizeQuota/6*5; size += int64(len(value)) { // it says how large it is only some time after a write
+		_, err := c.Put(ctx, prefix+strconv.FormatInt(size, 10), value)
 		if brimful && errors.Is(err, rpctypes.ErrNoSpace) {
 			return nil
 		}
@@ -151,6 +149,7 @@ func fillUp(c *clientv3.Client, prefix string, brimful bool) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // empty does what an operator does whose etcd is full.
