@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -360,7 +361,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 
 // self is how the agent is doing, for whoever asks by the socket.
 func (a *Agent) self() attach.Agent {
-	return attach.Agent{Version: a.version, Node: a.node, Problems: a.current()}
+	return attach.Agent{Version: a.version, Node: a.node, Problems: slices.Concat(a.current(), a.bgp.failures())}
 }
 
 // current are the problems that are said and still there. Any goroutine may ask.

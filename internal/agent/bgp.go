@@ -68,6 +68,7 @@ type speaker struct {
 	given    *given
 	learned  *plan.Learned // what the plan is to go by; never nil
 	problems []string
+	failing  string      // why the last look failed; "": it did not
 	server   *bgp.Server // nil until there is something to say
 	applied  time.Time   // when the speaker was last changed; zero: never
 
@@ -95,7 +96,6 @@ type spoken struct {
 	distant []netip.Addr // gateways that the kernel was asked the way to
 	ways    map[netip.Addr]kernel.Hop
 	waysAt  time.Time
-	failing string        // why the last look failed, as logged
 	took    time.Duration // the last look
 }
 
@@ -303,15 +303,30 @@ func (b *speaker) complain(ctx context.Context, err error) {
 	if err != nil {
 		why = err.Error()
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	switch {
-	case why == b.said.failing || errors.Is(ctx.Err(), context.Canceled):
+	case why == b.failing || errors.Is(ctx.Err(), context.Canceled):
 		return
 	case why == "":
 		b.log.Info("BGP is as it should be again")
 	default:
 		b.log.Error("BGP is not as it should be; it is tried again", "error", err)
 	}
-	b.said.failing = why
+	b.failing = why
+}
+
+// failures is what complain has logged last, while it is so.
+func (b *speaker) failures() []string {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failing == "" {
+		return nil
+	}
+	return []string{"BGP is not as it should be, and tried again: " + b.failing}
 }
 
 // speak computes what this node has to say, and says it. The routes come first: peers take what they are sent at first for the whole.

@@ -235,7 +235,7 @@ func TestSpeakerGivesUpWhatItFoundIfPeersNeverAnswer(t *testing.T) {
 			s.said.until = time.Now()
 		}
 		if !s.once(t.Context()) {
-			t.Fatalf("it fails: %s", s.said.failing)
+			t.Fatalf("it fails: %s", s.failing)
 		}
 		if l := s.heard(); l.Settling == waited || len(l.Held) == 0 != waited {
 			t.Errorf("waited long enough: %t; the plan hears %+v", waited, l)
@@ -256,8 +256,8 @@ func TestSpeakerThatCannotStartKeepsWhatItFound(t *testing.T) {
 	s.now()
 	held := kernel.RouteKey{Dst: netip.MustParsePrefix("192.0.2.0/24"), Metric: 1024}
 	s.found(map[kernel.RouteKey]kernel.Route{held: {Gateway: netip.MustParseAddr("10.0.0.1"), Protocol: 80}}, kernel.Ownership{})
-	if s.once(t.Context()) || !strings.Contains(s.said.failing, "address already in use") {
-		t.Errorf("another program has the port, and it says %q", s.said.failing)
+	if s.once(t.Context()) || !strings.Contains(s.failing, "address already in use") {
+		t.Errorf("another program has the port, and it says %q", s.failing)
 	}
 	if l := s.heard(); !l.Settling || len(l.Held) != 1 {
 		t.Errorf("the plan hears %+v", l)
@@ -361,7 +361,7 @@ func TestSpeakerSaysNothingUntilKubernetesHasAnsweredOrIsGivenUp(t *testing.T) {
 			s.now()
 			for range 2 {
 				if !s.once(t.Context()) {
-					t.Fatalf("it fails: %s", s.said.failing)
+					t.Fatalf("it fails: %s", s.failing)
 				}
 			}
 			if all, err := s.status(); err != nil || len(all) != 0 || s.said.asked || !s.heard().Settling || len(s.heard().Held) != 1 || s.patience() == nil {
@@ -371,7 +371,7 @@ func TestSpeakerSaysNothingUntilKubernetesHasAnsweredOrIsGivenUp(t *testing.T) {
 			k.founded, k.services = answer, []netip.Prefix{service}
 			k.mu.Unlock()
 			if !s.once(t.Context()) {
-				t.Fatalf("it fails: %s", s.said.failing)
+				t.Fatalf("it fails: %s", s.failing)
 			}
 			all, err := s.status()
 			if err != nil || len(all) != 1 || !slices.ContainsFunc(s.said.result.Routes, func(r peering.Route) bool { return r.Prefix == service }) {

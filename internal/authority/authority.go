@@ -90,9 +90,14 @@ func (c *CA) Server(hosts ...string) (Pair, error) {
 
 // Client signs a certificate for a client of that name; one that ends in the past can be had for tests.
 func (c *CA) Client(name string, end time.Time) (Pair, error) {
+	return c.Between(name, blank(name).NotBefore, end)
+}
+
+// Between is Client with a beginning, which may be in the future.
+func (c *CA) Between(name string, begin, end time.Time) (Pair, error) {
 	template := blank(name)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	template.NotAfter = end
+	template.NotBefore, template.NotAfter = begin, end
 	return sign(template, c)
 }
 

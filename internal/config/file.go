@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -28,8 +29,11 @@ type File struct {
 
 // ReadFile reads the file that env names, or the usual one if it is there. Its form is that of an INI file: "Name = value" below
 // [global]; the names of sections say nothing, and lines that begin with # or ; are comments. An error names the file and the line.
-func ReadFile(env Env) (File, error) {
-	path := cmp.Or(env(FileEnv), defaultFile)
+func ReadFile(env Env) (File, error) { return ReadFileBelow("", env) }
+
+// ReadFileBelow is ReadFile for whoever sees the files of that environment below another folder.
+func ReadFileBelow(root string, env Env) (File, error) {
+	path := filepath.Join(root, cmp.Or(env(FileEnv), defaultFile))
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && env(FileEnv) == "" {
 		return File{}, nil

@@ -1,7 +1,5 @@
 package doctor
 
-import "fmt"
-
 func agent(v View) []Finding {
 	var l list
 	a := v.Agent.Value
@@ -14,16 +12,16 @@ func agent(v View) []Finding {
 			"does not run: no pod can start; what it has put into the kernel stays and works")
 		return l
 	case a.Socket != nil:
-		f := Finding{Severity: Error, Object: "muslin-node", What: fmt.Sprintf("runs, but does not serve pods yet: %v", a.Socket), Remedy: "look at its log: it waits for etcd, or cannot program the kernel"}
-		if v.Data.Err != nil {
-			f.Follows = "etcd"
-		}
-		return append(l, f)
+		l.add(Error, "muslin-node", "look at its log: it waits for etcd, or cannot program the kernel", "runs, but does not serve pods yet: %v", a.Socket)
+		l.blame(v, "etcd", "identity", "leftovers")
+		return l
 	}
 	if a.Serves != nil {
 		l.add(Error, "muslin-node", "", "takes no pods: %v", a.Serves)
+		l.blame(v, "etcd", "identity")
 	}
 	if a.Self == nil {
+		l.add(Warning, "muslin-node", "restart it with the version of this command, or use the command of its own", "is older than this command: it does not say how it fares")
 		return l
 	}
 	if v.Node.Err == nil && a.Self.Node != v.Node.Value {

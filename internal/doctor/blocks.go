@@ -29,6 +29,7 @@ func blocks(v View) []Finding {
 	for _, v6 := range []bool{false, true} {
 		l.room(v, v6)
 	}
+	l.networks(v)
 	return l
 }
 
@@ -37,7 +38,7 @@ func (l *list) audit(v View) {
 	mine := v.Data.Value.keysOf(v.Node.Value)
 	grave := []ipam.FindingKind{ipam.BlocksOverlap, ipam.EndpointsShare, ipam.NoAllocation, ipam.ForeignAllocation, ipam.BlockDamaged, ipam.Unreadable}
 	for _, f := range ipam.Audit(v.Data.Value.IPAM) {
-		if !slices.ContainsFunc(f.Keys, mine) {
+		if f.Kind != ipam.Unreadable && !slices.ContainsFunc(f.Keys, mine) { // what cannot be read may be anybody's
 			continue
 		}
 		s := Warning
@@ -103,8 +104,30 @@ func (l *list) room(v View, v6 bool) {
 	}
 	if len(serving) == 0 && !v6 && !slices.ContainsFunc(d.IPAM.Pools, func(e store.Entry[api.IPPool]) bool { return isPool6(e) && d.serves(e.Value, v.Node.Value) }) {
 		l.add(Error, "pools", "create or enable an IPPool, or label the node as a pool's nodeSelector wants", "no enabled pool serves this node: new pods get no address")
+		if d.node(v.Node.Value) == nil { // without labels nothing selects it
+			l.blame(v, "identity")
+		}
 	}
 	l.limit(d, v.Node.Value, v6)
+}
+
+// networks finds pools that hold addresses of networks that this host is on: what they give to pods may be others' already, and what pods send there
+// keeps the pod's address, as between pods.
+func (l *list) networks(v View) {
+	for _, e := range v.Data.Value.IPAM.Pools {
+		if e.Value.Spec.Disabled || !e.Value.Allows(api.UseWorkload) { // no pod gets its addresses; some say by such pools where pods need no masquerading
+			continue
+		}
+		for _, a := range v.Host.Value.Addrs {
+			net, cidr := a.Addr.Masked(), e.Value.Spec.CIDR
+			if a.Dev == "lo" || v.workload(a.Dev) || v.tunnel(a.Dev) || net.Bits() == 0 || !net.Overlaps(cidr) {
+				continue
+			}
+			l.add(Error, "pool "+e.Value.Metadata.Name, "make a pool of a range that nobody else uses, disable this one, and restart its pods (muslinctl ipam check shows them)",
+				"its range %v holds addresses of %v, the network of %s: pods get addresses that hosts there have, and answers go astray", cidr, net, a.Dev)
+			break
+		}
+	}
 }
 
 // limit judges how many blocks the node may have.

@@ -3,6 +3,8 @@ package doctor
 import (
 	"encoding/json"
 	"errors"
+	"io/fs"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -83,20 +85,45 @@ func cni(v View) []Finding {
 		return l
 	}
 	found := networks(v.Conf.Value)
+	hidden := false
 	for _, n := range found {
-		if n.err != nil {
+		switch {
+		case errors.Is(n.err, fs.ErrPermission):
+			hidden = true
+			l.unknown(n.file, n.err)
+		case n.err != nil:
 			l.add(Error, n.file, "correct or remove it; the agent writes its own again (MUSLIN_INSTALL_CNI, `muslin-node install`)", "is no network configuration: %v", n.err)
 		}
 	}
 	i := slices.IndexFunc(found, network.ours)
+	if i < 0 && hidden {
+		return l
+	}
 	if i < 0 {
 		l.add(Error, "configurations", "`muslin-node install`, or MUSLIN_INSTALL_CNI=true for the agent; a host's own goes to /etc/cni/net.d",
 			"none is ours: the runtime starts no pods, or has another network connect them")
 		return l
 	}
+	l.runtime(v)
 	l.programs(v, found[i])
 	l.agrees(v, found[i])
 	return l
+}
+
+// runtime finds a container runtime that looks elsewhere than was looked here.
+func (l *list) runtime(v View) {
+	set := v.Set.Value
+	if v.Set.Err != nil {
+		l.unknown("runtime", v.Set.Err)
+	}
+	if set.Conf != "" && path.Clean(set.Conf) != path.Clean(v.Looked.Conf) {
+		l.add(Warning, set.File, "correct it there, have the agent install into that folder, or examine it (--cni-conf-dir)", "the runtime looks for network configurations in %s, and this is what was found in %s", set.Conf, v.Looked.Conf)
+	}
+	for _, dir := range set.Bins {
+		if !slices.ContainsFunc(v.Looked.Bins, func(known string) bool { return path.Clean(known) == path.Clean(dir) }) {
+			l.add(Warning, set.File, "correct it there, have the agent install into that folder, or examine it (--cni-bin-dir)", "the runtime looks for CNI programs in %s, and they were looked for in %s", dir, strings.Join(v.Looked.Bins, ", "))
+		}
+	}
 }
 
 func (l *list) programs(v View, n network) {
@@ -112,6 +139,9 @@ func (l *list) programs(v View, n network) {
 			l.add(Error, name, "`muslin-node install` puts it there, but for portmap and bandwidth, which come with the CNI reference plugins", "the program is missing that %s names", n.file)
 		case !p.Runs:
 			l.add(Error, name, "chmod 755", "the program cannot be executed")
+		case v.Agent.Value.Self != nil && p.Version != "" && p.Version != v.Agent.Value.Self.Version:
+			l.add(Warning, name, "restart the one that is older: an agent with MUSLIN_INSTALL_CNI=true puts its own programs there, and so does `muslin-node install`",
+				"the program is of version %s, and the agent of %s", p.Version, v.Agent.Value.Self.Version)
 		}
 	}
 }

@@ -44,15 +44,16 @@ func Checks() []Check {
 		{"certificates", "the certificates and keys by which agent, plugin and this command reach etcd: unreadable, expired, not yet valid, of another key", certificates},
 		{"etcd", "every endpoint answers, and a majority agrees; alarms such as NOSPACE, room, time to answer, clocks; the cluster's ClusterInformation is there and ready", etcd},
 		{"identity", "the node's name, whose it is by machine id, its Node, and that its addresses are on this host", identity},
-		{"kernel", "features that pools and settings ask for, forwarding, reverse path filters, room for connections, one iptables backend", kernelHas},
+		{"disks", "room on the file systems that agent and plugin write to", disks},
+		{"kernel", "features that pools and settings ask for, forwarding and the files that set it, reverse path filters, room for connections, one iptables backend", kernelHas},
 		{"leftovers", "other networks on this host: CNI configurations before ours, Calico's agent, devices and chains of others, tunnels that nobody asks for", leftovers},
-		{"interference", "NetworkManager that manages our devices, firewalld, ufw, and rules that drop what is forwarded", interference},
+		{"interference", "NetworkManager and systemd-networkd that manage our devices or routes, firewalld, ufw, and rules that drop what is forwarded", interference},
 		{"agent", "the agent runs, serves pods, and has no problems of its own", agent},
-		{"cni", "the network configuration is ours and valid, fits the agent, and its programs are there", cni},
+		{"cni", "the network configuration is ours and valid, where the runtime looks, and fits the agent, and its programs are there and of the agent's version", cni},
 		{"mtu", "the MTU of pods and tunnels fits into that of the devices between nodes", mtu},
 		{"peers", "the BGP sessions are established", peers},
-		{"routes", "routes to the pods of this node and to the blocks of others are in the kernel", routes},
-		{"blocks", "what etcd says of this node's addresses adds up, and pools have room", blocks},
+		{"routes", "routes to the pods of this node and to the blocks of others are in the kernel, and nobody's rules or routes lead elsewhere", routes},
+		{"blocks", "what etcd says of this node's addresses adds up, pools have room and do not hold networks of this host", blocks},
 		{"expiry", "certificates that end soon, and keys that others can read", expiry},
 	}
 }
@@ -103,6 +104,16 @@ type list []Finding
 
 func (l *list) add(s Severity, object, remedy, format string, args ...any) {
 	*l = append(*l, Finding{Severity: s, Object: object, What: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// blame marks the last finding as coming of the first of these checks that has found an error. They must come before its own.
+func (l *list) blame(v View, checks ...string) {
+	for _, c := range Checks() {
+		if slices.Contains(checks, c.Name) && Worst(c.judge(v)) == Error {
+			(*l)[len(*l)-1].Follows = c.Name
+			return
+		}
+	}
 }
 
 // unknown says that a fact is missing. What is missing for want of etcd or of the agent says only whom it follows.

@@ -97,14 +97,21 @@ func healthy(t *testing.T) View {
 		Sysctls: Fact[map[string]string]{Value: map[string]string{"net/ipv4/ip_forward": "1", "net/netfilter/nf_conntrack_count": "10", "net/netfilter/nf_conntrack_max": "1000"}},
 		Chains:  Fact[[]nft.Chain]{Value: []nft.Chain{{Family: "ip", Table: "filter", Name: "FORWARD", Hook: nftable.Forward, Rules: 1}, {Family: "ip", Table: "filter", Name: "cali-FORWARD", Rules: 1}, {Family: "inet", Table: "muslin", Name: "forward", Hook: nftable.Forward, Drop: true}}},
 		Routes: Fact[map[kernel.RouteKey]kernel.Route]{Value: map[kernel.RouteKey]kernel.Route{
-			{Dst: netip.PrefixFrom(podAddr, 32), Metric: 1024}: {}, {Dst: another}: {Dev: kernel.Dev{Name: kernel.VXLANDevice}, Gateway: netip.MustParseAddr("10.244.0.65")},
+			{Dst: netip.PrefixFrom(podAddr, 32), Metric: 1024}: {Dev: kernel.Dev{Name: "cali1"}}, {Dst: another}: {Dev: kernel.Dev{Name: kernel.VXLANDevice}, Gateway: netip.MustParseAddr("10.244.0.65")},
 		}},
 		Agent:  Fact[Agent]{Value: Agent{Runs: true, Self: &attach.Agent{Version: "v1", Node: "node-1"}, Sessions: []attach.Peer{{Addr: netip.MustParseAddr("10.0.0.2"), State: "Established"}}}},
 		Conf:   Fact[[]ConfFile]{Value: []ConfFile{{Name: "10-muslin.conflist", Text: []byte(conflist)}, {Name: "20-flannel.conflist", Text: []byte(`{"name":"f","plugins":[{"type":"flannel"}]}`)}, {Name: "README"}}},
-		Bins:   Fact[map[string]Program]{Value: map[string]Program{"muslin": {true}, "muslin-ipam": {true}, "portmap": {true}}},
+		Bins:   Fact[map[string]Program]{Value: map[string]Program{"muslin": {Runs: true, Version: "v1"}, "muslin-ipam": {Runs: true, Version: "v1"}, "portmap": {Runs: true}}},
 		PodMTU: Fact[int]{Value: 1450},
+		Looked: Folders{Conf: "/etc/cni/net.d", Bins: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Set:    Fact[RuntimeConf]{Value: RuntimeConf{File: "/etc/containerd/config.toml", Folders: Folders{Conf: "/etc/cni/net.d/", Bins: []string{"/opt/cni/bin"}}}},
+		Disks:  Fact[[]Disk]{Value: []Disk{{Path: "/run/muslin", Free: 1 << 30, Size: 2 << 30}}},
+		Boot:   Fact[map[string]BootSetting]{Value: map[string]BootSetting{"net/ipv4/ip_forward": {"1", "/etc/sysctl.d/1.conf"}, "net/ipv6/conf/all/forwarding": {"0", "/etc/sysctl.d/1.conf"}}},
+		Ways:   Fact[map[netip.Addr]kernel.Hop]{Value: map[netip.Addr]kernel.Hop{podAddr: way("cali1"), netip.MustParseAddr("10.244.0.127"): way(kernel.VXLANDevice)}},
 	}
 }
+
+func way(dev string) kernel.Hop { return kernel.Hop{Dev: kernel.Dev{Name: dev}} }
 
 // texts is findings without those that are well, a line each: "error etcd http://…: what follows".
 func texts(found []Finding) string {
@@ -149,7 +156,7 @@ func conf(v *View, name, text string) {
 
 func ailments() []ailment {
 	var out []ailment
-	for _, group := range [][]ailment{certificateAilments(), etcdAilments(), identityAilments(), kernelAilments(), strangerAilments(), agentAilments(), mtuAilments(), routeAilments(), blockAilments()} {
+	for _, group := range [][]ailment{certificateAilments(), etcdAilments(), identityAilments(), diskAilments(), kernelAilments(), strangerAilments(), networkdAilments(), agentAilments(), mtuAilments(), routeAilments(), blockAilments()} {
 		out = append(out, group...)
 	}
 	return out
@@ -201,6 +208,9 @@ func etcdAilments() []ailment {
 		{"clock ahead", func(v *View) { member(v).Clock = now.Add(10 * time.Second) }, []string{"warning etcd: http://10.0.0.9:2379: its clock is 11s ahead of"}},
 		{"clock far behind", func(v *View) { member(v).Clock = now.Add(-time.Hour) }, []string{"error etcd: http://10.0.0.9:2379: its clock is 1h0m0s behind"}},
 		{"clock not known", func(v *View) { member(v).Clock = time.Time{} }, nil},
+		{"not let in by any", func(v *View) {
+			member(v).Err, v.Data.Err = fmt.Errorf("%w: wrong password", store.ErrUnauthorized), ErrNoEtcd
+		}, []string{"error etcd: http://10.0.0.9:2379: does not answer: etcd refused our credentials: wrong password", "unknown identity", "unknown mtu", "unknown routes", "unknown blocks"}},
 		{"not let in", func(v *View) { v.Data.Err = fmt.Errorf("%w: %w", ErrNoEtcd, store.ErrUnauthorized) }, []string{"error etcd: data: etcd cannot be read: etcd refused our credentials", "unknown identity", "unknown mtu", "unknown routes", "unknown blocks"}},
 		{"empty", func(v *View) { data(v).Cluster = nil }, []string{"error etcd: ClusterInformation(default): is not there"}},
 		{"locked", func(v *View) { data(v).Cluster.Spec.DatastoreReady = new(false) }, []string{"error etcd: ClusterInformation(default): datastoreReady is not true"}},
@@ -215,11 +225,12 @@ func identityAilments() []ailment {
 	return []ailment{
 		{"no name", func(v *View) { v.Node = Fact[string]{Err: errors.New("bad NODENAME")} }, []string{"error identity: name: the node's name is not known: bad NODENAME", "unknown routes: : not known while the node has no name <- identity", "unknown blocks: : not known while the node has no name <- identity"}},
 		{"no machine id", func(v *View) { v.Machine = Fact[string]{Err: errors.New("this machine has no id")} }, []string{"error identity: machine: this machine has no id"}},
+		{"a machine id for others' eyes", func(v *View) { v.Machine = Fact[string]{Err: fs.ErrPermission} }, []string{"unknown identity: machine: not known: permission denied"}},
 		{"another machine has the name", func(v *View) { v.Machine.Value = "m2" }, []string{"error identity: /muslin/v1/nodes/node-1: the name belongs to machine m1, and this is machine m2"}},
 		{"another machine had the name", func(v *View) { data(v).Identity = &api.NodeIdentity{MachineID: "m0", NodeUID: "old"} }, []string{"warning identity: /muslin/v1/nodes/node-1: the name belonged to machine m0"}},
 		{"the Node was made again", func(v *View) { data(v).Identity.NodeUID = "old" }, []string{"warning identity: /muslin/v1/nodes/node-1: the Node was deleted and made again"}},
 		{"nobody holds the name", func(v *View) { data(v).Identity = nil }, []string{"warning identity: /muslin/v1/nodes/node-1: nobody holds"}},
-		{"no Node", func(v *View) { data(v).IPAM.Nodes = data(v).IPAM.Nodes[1:]; data(v).Identity = nil }, []string{"error identity: Node(node-1): is not in the datastore", "error blocks: pools: no enabled pool serves this node"}},
+		{"no Node", func(v *View) { data(v).IPAM.Nodes = data(v).IPAM.Nodes[1:]; data(v).Identity = nil }, []string{"error identity: Node(node-1): is not in the datastore", "error blocks: pools: no enabled pool serves this node: new pods get no address <- identity"}},
 		{"no address", func(v *View) { data(v).IPAM.Nodes[0].Value.Spec.BGP = nil }, []string{"warning identity: Node(node-1): has no IPv4 address"}},
 		{"address of no device", func(v *View) { v.Host.Value.Addrs[0].Addr = netip.MustParsePrefix("10.0.0.7/24") }, []string{"error identity: Node(node-1): its address is 10.0.0.1, and no device of this host has it"}},
 		{"device down", func(v *View) { link(v, "eth0", kernel.HostLink{Index: 2, MTU: 1500}) }, []string{"error identity: Node(node-1): its address is 10.0.0.1, and the device eth0 that has it is down"}},
@@ -236,9 +247,10 @@ func kernelAilments() []ailment {
 		{"no IPIP, and a pool asks for it", func(v *View) {
 			v.Lacking.Value = []Feature{{"ipip", ForIPIP}}
 			data(v).IPAM.Pools[0].Value.Spec.IPIPMode, data(v).IPAM.Pools[0].Value.Spec.VXLANMode = api.CrossSubnet, api.Never
+			delete(v.Host.Value.Links, kernel.VXLANDevice)
 		}, []string{"error kernel: ipip: the kernel lacks it, and pool p has ipipMode CrossSubnet"}},
 		{"no WireGuard", func(v *View) {
-			v.Lacking.Value, v.WireGuard, v.PodMTU.Value = []Feature{{"wireguard", ForWireGuard}}, true, 1440
+			v.Lacking.Value, v.Settings.WireGuard.Enabled, v.PodMTU.Value = []Feature{{"wireguard", ForWireGuard}}, true, 1440
 			link(v, "cali1", kernel.HostLink{Index: 3, MTU: 1440, Up: true, Live: true, Kind: "veth"})
 		}, []string{"error kernel: wireguard: the kernel lacks it, and wireguardEnabled asks for it"}},
 		{"features not known", func(v *View) { v.Lacking.Err = errors.New("gone") }, []string{"unknown kernel: features: not known: gone"}},
@@ -253,8 +265,43 @@ func kernelAilments() []ailment {
 		{"strict filters and one way", func(v *View) { v.Sysctls.Value["net/ipv4/conf/all/rp_filter"] = "1" }, nil},
 		{"connections nearly full", func(v *View) { v.Sysctls.Value["net/netfilter/nf_conntrack_count"] = "950" }, []string{"warning kernel: net.netfilter.nf_conntrack_max: 950 of 1000"}},
 		{"connections full", func(v *View) { v.Sysctls.Value["net/netfilter/nf_conntrack_count"] = "1000" }, []string{"error kernel: net.netfilter.nf_conntrack_max: 1000 of 1000"}},
+		{"files that end forwarding", func(v *View) { v.Boot.Value["net/ipv4/ip_forward"] = BootSetting{"0", "/etc/sysctl.d/9.conf"} }, []string{"warning kernel: /etc/sysctl.d/9.conf: sets net.ipv4.ip_forward to 0"}},
+		{"files that cannot be read", func(v *View) { v.Boot.Err = fs.ErrPermission }, []string{"unknown kernel: settings at boot: not known: permission denied"}},
 		{"both iptables", func(v *View) { v.Legacy.Value = []LegacyChain{{Table: "nat", Name: "KUBE-SERVICES"}} }, []string{"warning kernel: iptables: both backends hold rules: legacy KUBE-SERVICES, nft cali-FORWARD"}},
 		{"nftables cannot be listed", func(v *View) { v.Chains.Err = errors.New("no such protocol") }, []string{"error kernel: nftables: cannot be listed: no such protocol", "unknown interference: nftables: not known: no such protocol"}},
+		{"nftables cannot be listed by others than root", func(v *View) { v.Chains.Err = fs.ErrPermission }, []string{"unknown kernel: nftables: not known: permission denied", "unknown interference: nftables: not known: permission denied"}},
+	}
+}
+
+func diskAilments() []ailment {
+	disk := func(d Disk) func(*View) {
+		d.Path = "/var/lib/calico"
+		return func(v *View) { v.Disks.Value = append(v.Disks.Value, d) }
+	}
+	return []ailment{
+		{"full", disk(Disk{Free: 100, Size: 1 << 30}), []string{"error disks: /var/lib/calico: its file system is full (1024.0 MiB)"}},
+		{"nearly full", disk(Disk{Free: 2 << 20, Size: 1 << 30}), []string{"warning disks: /var/lib/calico: its file system is nearly full: 2.0 MiB of 1024.0 MiB"}},
+		{"small", disk(Disk{Free: 1 << 20, Size: 2 << 20}), nil},
+		{"no more files", disk(Disk{Free: 1 << 30, Size: 2 << 30, NoFiles: true}), []string{"error disks: /var/lib/calico: its file system has room for no more files"}},
+		{"read-only", disk(Disk{Free: 1 << 30, Size: 2 << 30, ReadOnly: true}), []string{"error disks: /var/lib/calico: its file system is mounted read-only"}},
+		{"disk that hangs", func(v *View) { v.Disks = Fact[[]Disk]{Err: errors.New("given up")} }, []string{"unknown disks: : not known: given up"}},
+	}
+}
+
+func networkdAilments() []ailment {
+	runs := func(n Networkd) func(*View) {
+		return func(v *View) { v.Processes.Value, v.Networkd.Value = []string{NetworkdProgram}, n }
+	}
+	return []ailment{
+		{"networkd takes foreign routes away", runs(Networkd{Routes: true}), []string{"warning interference: systemd-networkd: it takes away routes and rules that it has not made"}},
+		{"networkd's file is for everything", runs(Networkd{Files: []NetworkFile{{Path: "/etc/a.network", Names: []string{"eth*"}}, {Path: "/etc/b.network", Names: []string{"*"}}}}),
+			[]string{"error interference: /etc/b.network: systemd-networkd configures cali*, tunl0, vxlan-v6.calico and 1 more by it"}},
+		{"networkd's file is for everything but eth0", runs(Networkd{Files: []NetworkFile{{Path: "/etc/a.network", Names: []string{"!eth0", "lo"}}}}), []string{"error interference: /etc/a.network: systemd-networkd configures"}},
+		{"networkd leaves ours alone", runs(Networkd{Files: []NetworkFile{{Path: "/etc/a.network", Names: []string{"cali*", "tunl0", "vxlan*"}, Unmanaged: true}, {Path: "/etc/b.network", Names: []string{"*"}}}}), nil},
+		{"networkd does not run", func(v *View) { v.Networkd.Value = Networkd{Routes: true, Rules: true} }, nil},
+		{"networkd not known", func(v *View) {
+			v.Processes.Value, v.Networkd.Err = []string{NetworkdProgram}, fs.ErrPermission
+		}, []string{"unknown interference: systemd-networkd: not known: permission denied"}},
 	}
 }
 
@@ -270,6 +317,10 @@ func strangerAilments() []ailment {
 			v.Legacy.Value = []LegacyChain{{Table: "nat", Name: "WEAVE"}}
 		}, []string{"warning leftovers: iptables: chains of Weave: WEAVE", "warning leftovers: iptables: chains of flannel: FLANNEL-FWD"}},
 		{"stale tunl0", func(v *View) { link(v, "tunl0", kernel.HostLink{Up: true, MTU: 1480}) }, []string{"warning leftovers: tunl0: is up, and no pool"}},
+		{"stale tunnels of others", func(v *View) {
+			link(v, "vxlan-v6.calico", kernel.HostLink{Up: true, MTU: 1430})
+			link(v, "wireguard.cali", kernel.HostLink{Up: true, MTU: 1440})
+		}, []string{"warning leftovers: vxlan-v6.calico: is up, and no pool", "warning leftovers: wireguard.cali: is up, and no pool"}},
 		{"tunl0 down", func(v *View) { link(v, "tunl0", kernel.HostLink{MTU: 1480}) }, nil},
 		{"NetworkManager manages pods", func(v *View) { v.NetworkManager.Value.Manages = map[int]bool{2: true, 3: true} }, []string{"error interference: NetworkManager: it manages cali1"}},
 		{"NetworkManager unconfigured", func(v *View) {
@@ -310,15 +361,26 @@ func agentAilments() []ailment {
 		{"no agent", func(v *View) { v.Agent.Value = Agent{} }, []string{"error agent: muslin-node: does not run", "unknown peers: : not known while the agent does not answer <- agent"}},
 		{"agent that does not serve yet", func(v *View) { v.Agent.Value = Agent{Runs: true, Socket: errors.New("connection refused")} }, []string{"error agent: muslin-node: runs, but does not serve pods yet: connection refused", "unknown peers: "}},
 		{"agent not asked", func(v *View) { v.Agent = Fact[Agent]{Err: errors.New("must run as root")} }, []string{"unknown agent: : not known: must run as root", "unknown peers: : not known: must run as root"}},
+		{"no pods taken while the name is another's", func(v *View) {
+			v.Agent.Value.Serves, v.Machine.Value = errors.New("the name is another's"), "m2"
+		}, []string{"error identity: /muslin/v1/nodes/node-1: the name belongs", "error agent: muslin-node: takes no pods: the name is another's <- identity"}},
 		{"no pods taken", func(v *View) { v.Agent.Value.Serves = errors.New("the name is another's") }, []string{"error agent: muslin-node: takes no pods: the name is another's"}},
 		{"problems", func(v *View) { v.Agent.Value.Self.Problems = []string{"IPPool(x): overlaps"} }, []string{"warning agent: muslin-node: says: IPPool(x): overlaps"}},
+		{"old agent", func(v *View) { v.Agent.Value.Self = nil }, []string{"warning agent: muslin-node: is older than this command"}},
 		{"another name", func(v *View) { v.Agent.Value.Self.Node = "node-9" }, []string{"warning agent: muslin-node: works for node node-9"}},
 		{"no configuration", func(v *View) { v.Conf.Value = nil }, []string{"error cni: configurations: none is ours"}},
 		{"broken configuration", ourConf("{", ""), []string{"error cni: 10-muslin.conflist: is no network configuration", "error leftovers: 20-flannel.conflist: it sorts before", "error cni: configurations: none is ours"}},
 		{"program missing", func(v *View) { delete(v.Bins.Value, "muslin-ipam") }, []string{"error cni: muslin-ipam: the program is missing"}},
+		{"program of another version", func(v *View) { v.Bins.Value["muslin"] = Program{Runs: true, Version: "v0"} }, []string{"warning cni: muslin: the program is of version v0, and the agent of v1"}},
+		{"runtime looks elsewhere", func(v *View) { v.Set.Value.Folders = Folders{Conf: "/k3s/net.d", Bins: []string{"/k3s/bin"}} }, []string{
+			"warning cni: /etc/containerd/config.toml: the runtime looks for network configurations in /k3s/net.d, and", "warning cni: /etc/containerd/config.toml: the runtime looks for CNI programs in /k3s/bin, and"}},
+		{"runtime not known", func(v *View) { v.Set = Fact[RuntimeConf]{Err: fs.ErrPermission} }, []string{"unknown cni: runtime: not known: permission denied"}},
 		{"program not executable", func(v *View) { v.Bins.Value["muslin"] = Program{} }, []string{"error cni: muslin: the program cannot be executed"}},
 		{"plugin for another node", ourConf("node-1", "node-2"), []string{"error cni: 10-muslin.conflist: the plugin works for node node-2, and this is node-1"}},
 		{"plugin for another etcd", ourConf("10.0.0.9", "10.0.0.7"), []string{"warning cni: 10-muslin.conflist: the plugin looks for etcd at http://10.0.0.7:2379, and the agent at"}},
+		{"file not readable", func(v *View) {
+			v.Conf.Value = []ConfFile{{Name: "10-muslin.conflist", Err: fs.ErrPermission}}
+		}, []string{"unknown cni: 10-muslin.conflist: not known: permission denied"}},
 		{"folder not readable", func(v *View) { v.Conf = Fact[[]ConfFile]{Err: fs.ErrPermission} }, []string{"unknown cni: configurations: not known: permission denied"}},
 		{"session down", func(v *View) {
 			v.Agent.Value.Sessions[0] = attach.Peer{Addr: netip.MustParseAddr("10.0.0.2"), Type: "node-to-node mesh", State: "Active", Since: now.Add(-time.Hour), Info: "refused"}
@@ -338,13 +400,19 @@ func mtuAilments() []ailment {
 		{"configured", func(v *View) {
 			v.Conf.Value[0].Text = []byte(strings.ReplaceAll(conflist, `"nodename"`, `"mtu":1500,"nodename"`))
 		}, []string{"error mtu: 10-muslin.conflist: new pods get the MTU 1500 of this file, and 1450"}},
-		{"WireGuard", func(v *View) { v.WireGuard = true }, []string{"error mtu: cali1: pods' devices have a larger MTU than 1440", "error mtu: pods: the agent tells new pods an MTU of 1450, and 1440"}},
+		{"WireGuard", func(v *View) {
+			v.Settings.WireGuard.Enabled = true
+			link(v, "wireguard.cali", kernel.HostLink{MTU: 1441, Up: true})
+		}, []string{
+			"error mtu: wireguard.cali: its MTU is 1441, and packets of it need 60 bytes more than the 1500 of eth0", "error mtu: cali1: pods' devices have a larger MTU than 1440", "error mtu: pods: the agent tells new pods an MTU of 1450, and 1440"}},
+		{"WireGuard over IPv6", func(v *View) { v.Settings.WireGuard.Enabled6 = true }, []string{"error mtu: cali1: pods' devices have a larger MTU than 1420", "error mtu: pods: the agent tells new pods an MTU of 1450, and 1420"}},
 		{"devices that differ", func(v *View) {
 			link(v, "eth1", kernel.HostLink{Index: 9, MTU: 9000, Up: true, Live: true})
 			v.Host.Value.Addrs = append(v.Host.Value.Addrs, kernel.HostAddr{Dev: "eth1", Addr: netip.MustParsePrefix("10.1.0.1/24")})
 		}, []string{"warning mtu: devices: devices that may lead to other nodes differ: eth0 1500; eth1 9000"}},
 		{"IP-in-IP", func(v *View) {
 			data(v).IPAM.Pools[0].Value.Spec.VXLANMode, data(v).IPAM.Pools[0].Value.Spec.IPIPMode = api.Never, api.Always
+			delete(v.Host.Value.Links, kernel.VXLANDevice)
 			link(v, "tunl0", kernel.HostLink{MTU: 1490, Up: true})
 			v.PodMTU.Value = 1490
 		}, []string{"error mtu: tunl0: its MTU is 1490, and packets of it need 20 bytes more than the 1500 of eth0", "error mtu: pods: the agent tells new pods an MTU of 1490, and 1480"}},
@@ -363,9 +431,18 @@ func routeAilments() []ailment {
 		{"direct block beyond our subnet", func(v *View) {
 			without(another, 0)(v)
 			data(v).IPAM.Pools[0].Value.Spec.VXLANMode = api.Never
+			delete(v.Host.Value.Links, kernel.VXLANDevice)
 			data(v).IPAM.Nodes[1] = node("node-2", "10.0.7.2/24")
 		}, nil},
 		{"pod without device", func(v *View) { delete(v.Host.Value.Links, "cali1") }, []string{"warning routes: pod default/web: its device cali1 does not exist"}},
+		{"block without route, for want of VXLAN", func(v *View) { without(another, 0)(v); v.Lacking.Value = []Feature{{"vxlan", ForVXLAN}} }, []string{"error kernel: vxlan", "error routes: 10.244.0.64/26: the kernel has no route to this block of node node-2 <- kernel"}},
+		{"a pod's packets go astray", func(v *View) { v.Ways.Value[podAddr] = way("tun0") }, []string{"error routes: pod default/web: packets to it leave by tun0, though our route says cali1"}},
+		{"a block's packets are refused", func(v *View) { delete(v.Ways.Value, netip.MustParseAddr("10.244.0.127")) }, []string{"error routes: block 10.244.0.64/26 of node node-2: packets to it have no way, though our route says vxlan.calico"}},
+		{"the block's last address is lent", func(v *View) {
+			last := netip.MustParseAddr("10.244.0.127")
+			v.Ways.Value[last], v.Routes.Value[kernel.RouteKey{Dst: netip.PrefixFrom(last, 32)}] = way("eth0"), kernel.Route{Dev: kernel.Dev{Name: "eth0"}}
+		}, nil},
+		{"ways not known", func(v *View) { v.Ways = Fact[map[netip.Addr]kernel.Hop]{Err: errors.New("no netlink")} }, []string{"unknown routes: ways: not known: no netlink"}},
 		{"routes not known", func(v *View) { v.Routes = Fact[map[kernel.RouteKey]kernel.Route]{Err: errors.New("no netlink")} }, []string{"unknown routes: : not known: no netlink"}},
 	}
 }
@@ -393,9 +470,21 @@ func blockAilments() []ailment {
 		}, nil},
 		{"address that nobody holds", func(v *View) {
 			data(v).IPAM.Endpoints[0].Value.Spec.IPNetworks[0].Prefix = netip.MustParsePrefix("10.244.0.9/32")
-			v.Routes.Value[kernel.RouteKey{Dst: netip.MustParsePrefix("10.244.0.9/32")}] = kernel.Route{}
+			v.Routes.Value[kernel.RouteKey{Dst: netip.MustParsePrefix("10.244.0.9/32")}] = kernel.Route{Dev: kernel.Dev{Name: "cali1"}}
+			v.Ways.Value[netip.MustParseAddr("10.244.0.9")] = way("cali1")
 		},
 			[]string{"error blocks: no-allocation: pod default/web on node node-1 has the address 10.244.0.9", "warning blocks: no-endpoint: 10.244.0.0"}},
+		{"pool over the host's network", func(v *View) {
+			v.Host.Value.Addrs = append(v.Host.Value.Addrs, kernel.HostAddr{Dev: "eth1", Addr: netip.MustParsePrefix("10.244.9.7/24")}, kernel.HostAddr{Dev: "eth2", Addr: netip.MustParsePrefix("10.244.8.7/24")})
+		}, []string{"error blocks: pool p: its range 10.244.0.0/16 holds addresses of 10.244.9.0/24, the network of eth1"}},
+		{"disabled pool over the host's network", func(v *View) {
+			off := pool("hosts", "10.0.0.0/24")
+			off.Value.Spec.Disabled = true
+			data(v).IPAM.Pools = append(data(v).IPAM.Pools, off)
+		}, nil},
+		{"pool over tunnels' addresses", func(v *View) {
+			v.Host.Value.Addrs = append(v.Host.Value.Addrs, kernel.HostAddr{Dev: kernel.VXLANDevice, Addr: netip.MustParsePrefix("10.244.0.1/32")})
+		}, nil},
 		{"no pool", func(v *View) { data(v).IPAM.Pools[0].Value.Spec.Disabled = true }, []string{"error blocks: pools: no enabled pool serves this node"}},
 		{"pool of other nodes", func(v *View) { data(v).IPAM.Pools[0].Value.Spec.NodeSelector = "rack == 'b'" }, []string{"error blocks: pools: no enabled pool serves this node"}},
 		{"pool nearly full", func(v *View) { small(v, "10.244.0.0/25"); fill(v, 0, 2); fill(v, 1, 2) }, []string{"warning blocks: pool p: 97% of its addresses are in use"}},

@@ -49,12 +49,15 @@ const unreachable = "does not answer: "
 // away says why an endpoint does not answer: what the certificates' check has told is only referred to.
 func (l *list) away(v View, m store.Member) {
 	remedy := "start etcd there, or see what is between; ETCD_ENDPOINTS says where it is looked for"
-	if byCertificates(m.Err) {
+	switch {
+	case errors.Is(m.Err, store.ErrUnauthorized):
+		remedy = "correct ETCD_USERNAME and ETCD_PASSWORD, or the certificate by whose name etcd knows its users"
+	case byCertificates(m.Err):
 		remedy = "correct the certificates or settings that the text names"
 	}
 	l.add(Error, m.Endpoint, remedy, "%s%v", unreachable, m.Err)
-	if byCertificates(m.Err) && Worst(certificates(v)) == Error {
-		(*l)[len(*l)-1].Follows = "certificates"
+	if byCertificates(m.Err) {
+		l.blame(v, "certificates")
 	}
 }
 

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -14,7 +16,10 @@ func identity(v View) []Finding {
 		l.add(Error, "name", "set NODENAME", "the node's name is not known: %v", v.Node.Err)
 		return l
 	}
-	if v.Machine.Err != nil {
+	switch {
+	case errors.Is(v.Machine.Err, fs.ErrPermission):
+		l.unknown("machine", v.Machine.Err)
+	case v.Machine.Err != nil:
 		l.add(Error, "machine", "systemd-machine-id-setup, or set MUSLIN_MACHINE_ID_FILE", "%v", v.Machine.Err)
 	}
 	if v.Data.Err != nil {

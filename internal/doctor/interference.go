@@ -16,6 +16,7 @@ func interference(v View) []Finding {
 		l.unknown("processes", v.Processes.Err)
 	}
 	l.networkManager(v)
+	l.networkd(v)
 	l.firewalld(v)
 	l.ufw(v)
 	if v.Chains.Err != nil {
@@ -36,7 +37,7 @@ func (l *list) networkManager(v View) {
 	}
 	var managed []string
 	for name, link := range v.Host.Value.Links {
-		if v.NetworkManager.Value.Manages[link.Index] && (v.workload(name) || tunnel(name) || strings.HasPrefix(name, "wireguard.cali")) {
+		if v.NetworkManager.Value.Manages[link.Index] && (v.workload(name) || v.tunnel(name)) {
 			managed = append(managed, name)
 		}
 	}
@@ -48,14 +49,30 @@ func (l *list) networkManager(v View) {
 		return
 	}
 	var open []string
-	for _, sample := range []string{kernel.WorkloadPrefix + "0123456789a", kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device} {
+	for _, sample := range v.samples() {
 		if !slices.ContainsFunc(v.NetworkManager.Value.Unmanaged, func(p string) bool { return matches(p, sample) }) {
-			open = append(open, strings.ReplaceAll(sample, "0123456789a", "*"))
+			open = append(open, strings.ReplaceAll(sample, somePod, "*"))
 		}
 	}
 	if len(open) > 0 {
 		l.add(Warning, NetworkManagerProgram, remedy, "it runs, and its configuration does not keep it from %s: it may take addresses and routes from them", strings.Join(open, ", "))
 	}
+}
+
+// somePod is how a pod's device may be called behind the prefix of all.
+const somePod = "0123456789a"
+
+// samples are names that devices of ours have: those that there may be without a setting, and WireGuard's where it is on.
+func (v View) samples() []string {
+	out := []string{kernel.WorkloadPrefix + somePod, kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device}
+	w := v.Settings.WireGuard
+	if w.Enabled {
+		out = append(out, w.Device)
+	}
+	if w.Enabled6 {
+		out = append(out, w.Device6)
+	}
+	return out
 }
 
 // matches is NetworkManager's comparison of names: a pattern, or behind = the name itself (NetworkManager.conf(5), "Device List Format").
@@ -65,6 +82,59 @@ func matches(pattern, name string) bool {
 	}
 	ok, err := path.Match(pattern, name)
 	return err == nil && ok
+}
+
+// networkd finds what it does to routes, rules and devices that it has not made (networkd.conf(5), systemd.network(5)).
+func (l *list) networkd(v View) {
+	if !slices.Contains(v.Processes.Value, NetworkdProgram) {
+		return
+	}
+	n := v.Networkd.Value
+	if v.Networkd.Err != nil {
+		l.unknown(NetworkdProgram, v.Networkd.Err)
+		return
+	}
+	var foreign []string
+	for _, what := range []struct {
+		name string
+		on   bool
+	}{{"ManageForeignRoutes", n.Routes}, {"ManageForeignRoutingPolicyRules", n.Rules}} {
+		if what.on {
+			foreign = append(foreign, what.name+"=no")
+		}
+	}
+	if len(foreign) > 0 {
+		l.add(Warning, NetworkdProgram, "put [Network] and "+strings.Join(foreign, " and ")+" into /etc/systemd/networkd.conf.d/muslin.conf, then: systemctl restart systemd-networkd",
+			"it takes away routes and rules that it has not made, each time that it starts or reads its configuration: pods are cut off until the agent puts them back")
+	}
+	for _, file := range n.Files {
+		if taken := n.takes(file, v.samples()); len(taken) > 0 {
+			l.add(Error, file.Path, "name there the devices that it is for, or put a file before it whose [Link] has Unmanaged=yes",
+				"%s configures %s by it: it takes addresses and routes from them", NetworkdProgram, few(taken))
+		}
+	}
+}
+
+// takes are those of the names for which a file is the first that matches, and by which they are managed.
+func (n Networkd) takes(file NetworkFile, names []string) (out []string) {
+	for _, name := range names {
+		i := slices.IndexFunc(n.Files, func(f NetworkFile) bool { return f.matches(name) })
+		if i >= 0 && n.Files[i].Path == file.Path && !file.Unmanaged {
+			out = append(out, strings.ReplaceAll(name, somePod, "*"))
+		}
+	}
+	return out
+}
+
+func (f NetworkFile) matches(name string) bool {
+	names, inverted := slices.Clone(f.Names), false
+	if len(names) > 0 {
+		names[0], inverted = strings.CutPrefix(names[0], "!")
+	}
+	return inverted != slices.ContainsFunc(names, func(pattern string) bool {
+		ok, err := path.Match(pattern, name)
+		return err == nil && ok
+	})
 }
 
 func (l *list) firewalld(v View) {

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strconv"
@@ -22,6 +24,7 @@ func kernelHas(v View) []Finding {
 		l.reversePath(v)
 		l.tracking(v.Sysctls.Value)
 	}
+	l.atBoot(v)
 	l.backends(v)
 	return l
 }
@@ -56,7 +59,7 @@ func (v View) needs(p Purpose) string {
 		}
 		return v.poolWith("ipipMode", func(s api.IPPoolSpec) api.EncapMode { return s.IPIPMode })
 	case ForWireGuard:
-		if v.WireGuard {
+		if w := v.Settings.WireGuard; w.Enabled || w.Enabled6 {
 			return "wireguardEnabled asks for it"
 		}
 	case ForReject:
@@ -94,6 +97,22 @@ func (l *list) forwarding(v View) {
 	}
 }
 
+// atBoot finds files that switch forwarding off: it works until the next boot, or until somebody has all files read again.
+func (l *list) atBoot(v View) {
+	if v.Boot.Err != nil {
+		l.unknown("settings at boot", v.Boot.Err)
+	}
+	names := []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"}
+	if v.Settings.IPv6Support && slices.ContainsFunc(v.Data.Value.IPAM.Pools, isPool6) {
+		names = append(names, "net/ipv6/conf/all/forwarding")
+	}
+	for _, name := range names {
+		if set, ok := v.Boot.Value[name]; ok && set.Value == "0" {
+			l.add(Warning, set.File, "set it to 1 there, or take the line away", "sets %s to 0: with each boot and each `sysctl --system` pods are cut off until the agent sets it again", strings.ReplaceAll(name, "/", "."))
+		}
+	}
+}
+
 func (v View) workload(dev string) bool {
 	return kernel.Ownership{Prefixes: v.Settings.InterfacePrefixes}.Workload(dev)
 }
@@ -105,7 +124,7 @@ func (l *list) reversePath(v View) {
 	shared := false
 	for _, r := range v.Routes.Value {
 		shared = shared || r.Hops != ""
-		if r.Gateway.IsValid() && r.Dev.Name != "" && !tunnel(r.Dev.Name) && !v.workload(r.Dev.Name) {
+		if r.Gateway.IsValid() && r.Dev.Name != "" && !v.tunnel(r.Dev.Name) && !v.workload(r.Dev.Name) {
 			ways[r.Dev.Name] = true
 		}
 	}
@@ -126,8 +145,12 @@ func (v View) filter(dev string) int {
 	return max(all, own)
 }
 
-func tunnel(dev string) bool {
-	return dev == kernel.VXLANDevice || dev == kernel.VXLAN6Device || dev == kernel.IPIPDevice
+// tunnel tells whether a device is a tunnel of ours.
+func (v View) tunnel(dev string) bool { return slices.Contains(v.tunnels(), dev) }
+
+// tunnels are the devices that tunnels of ours have, where there are any.
+func (v View) tunnels() []string {
+	return []string{kernel.IPIPDevice, kernel.VXLANDevice, kernel.VXLAN6Device, v.Settings.WireGuard.Device, v.Settings.WireGuard.Device6}
 }
 
 // tracking warns of a table of connections that is nearly full.
@@ -148,6 +171,10 @@ func (l *list) tracking(set map[string]string) {
 func (l *list) backends(v View) {
 	if v.Legacy.Err != nil {
 		l.unknown("iptables", v.Legacy.Err)
+		return
+	}
+	if errors.Is(v.Chains.Err, fs.ErrPermission) {
+		l.unknown("nftables", v.Chains.Err)
 		return
 	}
 	if v.Chains.Err != nil {

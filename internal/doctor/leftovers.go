@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/store"
 )
 
 func leftovers(v View) []Finding {
@@ -20,7 +22,7 @@ func leftovers(v View) []Finding {
 	l.configurations(v)
 	l.devices(v)
 	l.chains(v)
-	l.tunnels(v)
+	l.unasked(v)
 	return l
 }
 
@@ -91,14 +93,39 @@ func (l *list) chains(v View) {
 	}
 }
 
-// tunnels finds tunnels that are up though nobody asks for them: their routes and addresses may be another program's.
-func (l *list) tunnels(v View) {
+// unasked finds tunnels that are up though nobody asks for them: their routes and addresses may be another program's.
+func (l *list) unasked(v View) {
 	if v.Data.Err != nil || len(v.Data.Value.IPAM.Unreadable) > 0 {
 		return // what pools ask for is not known
 	}
-	for dev, purpose := range map[string]Purpose{kernel.IPIPDevice: ForIPIP} {
-		if link := v.Host.Value.Links[dev]; link.Up && v.needs(purpose) == "" {
-			l.add(Warning, dev, "ip address flush dev "+dev+"; ip link set "+dev+" down", "is up, and no pool and no setting asks for it: another network has left it so")
+	for _, dev := range v.tunnels() {
+		if link := v.Host.Value.Links[dev]; !link.Up || v.asks(dev) {
+			continue
 		}
+		remedy := "start the agent, which takes it away; or ip link delete " + dev
+		if dev == kernel.IPIPDevice { // the kernel's own, which cannot be deleted
+			remedy = "start the agent, which sets it down; or ip address flush dev " + dev + "; ip link set " + dev + " down"
+		}
+		l.add(Warning, dev, remedy, "is up, and no pool and no setting asks for it, or not since a minute ago: another network or an agent that is gone has left it so")
+	}
+}
+
+// asks tells whether a pool or a setting asks for a tunnel.
+func (v View) asks(dev string) bool {
+	vxlan := func(v6 bool) bool {
+		return v.Settings.VXLANEnabled != nil && *v.Settings.VXLANEnabled ||
+			slices.ContainsFunc(v.Data.Value.IPAM.Pools, func(e store.Entry[api.IPPool]) bool { return isPool6(e) == v6 && encapsulates(e.Value.Spec.VXLANMode) })
+	}
+	switch dev {
+	case kernel.IPIPDevice:
+		return v.needs(ForIPIP) != ""
+	case kernel.VXLANDevice:
+		return vxlan(false)
+	case kernel.VXLAN6Device:
+		return vxlan(true)
+	case v.Settings.WireGuard.Device:
+		return v.Settings.WireGuard.Enabled
+	default:
+		return v.Settings.WireGuard.Enabled6
 	}
 }

@@ -14,7 +14,8 @@ const (
 	ipipBytes   = 20
 	vxlanBytes  = 50
 	vxlan6Bytes = 70
-	wgBytes     = 60 // over IPv4
+	wgBytes     = 60
+	wg6Bytes    = 80
 )
 
 func mtu(v View) []Finding {
@@ -35,6 +36,8 @@ func mtu(v View) []Finding {
 	l.tunnelFits(v, kernel.VXLANDevice, vxlanBytes)
 	l.tunnelFits(v, kernel.VXLAN6Device, vxlan6Bytes)
 	l.tunnelFits(v, kernel.IPIPDevice, ipipBytes)
+	l.tunnelFits(v, v.Settings.WireGuard.Device, wgBytes)
+	l.tunnelFits(v, v.Settings.WireGuard.Device6, wg6Bytes)
 	most := below - v.overhead()
 	why := fmt.Sprintf("%d of %s less %d for encapsulation", below, dev, v.overhead())
 	l.pods(v, most, why)
@@ -80,8 +83,11 @@ func (v View) below() (least int, dev string) {
 // overhead is what the encapsulations in use add at most.
 func (v View) overhead() int {
 	most := 0
-	if v.WireGuard {
+	if v.Settings.WireGuard.Enabled {
 		most = wgBytes
+	}
+	if v.Settings.WireGuard.Enabled6 {
+		most = wg6Bytes
 	}
 	for _, e := range v.Data.Value.IPAM.Pools {
 		s := e.Value.Spec
@@ -102,7 +108,7 @@ func (l *list) tunnelFits(v View, name string, bytes int) {
 	link, ok := v.Host.Value.Links[name]
 	below, dev := v.below()
 	if ok && link.Up && link.MTU > below-bytes {
-		l.add(Error, name, "restart the agent, which sets it; correct vxlanMTU or ipipMTU where they are set", "its MTU is %d, and packets of it need %d bytes more than the %d of %s: large ones are lost", link.MTU, bytes, below, dev)
+		l.add(Error, name, "restart the agent, which sets it; correct vxlanMTU, ipipMTU or wireguardMTU where they are set", "its MTU is %d, and packets of it need %d bytes more than the %d of %s: large ones are lost", link.MTU, bytes, below, dev)
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam/block"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -63,6 +65,7 @@ func routes(v View) []Finding {
 		}
 		l.toPods(v, have)
 		l.toBlocks(v, have)
+		l.astray(v, have)
 	}
 	return l
 }
@@ -71,6 +74,64 @@ func routes(v View) []Finding {
 func (l *list) afterAgent(v View) {
 	if v.Agent.Err == nil && (!v.Agent.Value.Runs || v.Agent.Value.Socket != nil) {
 		(*l)[len(*l)-1].Follows = "agent"
+	}
+}
+
+// Target is an address whose way says what becomes of packets to a pod or a block.
+type Target struct {
+	Addr   netip.Addr
+	Object string       // what it stands for
+	Dst    netip.Prefix // the route of ours by which packets should go
+}
+
+// Targets are addresses of which View.Ways is to tell: those of the node's pods, and the last one of each block of other nodes, which is the least likely to be
+// lent to somebody else. They are no more than would take a moment to ask for.
+func (v View) Targets() (out []Target) {
+	const most = 1024
+	for _, e := range v.Data.Value.IPAM.Endpoints {
+		if e.Value.Spec.Node == v.Node.Value {
+			for _, n := range e.Value.Spec.IPNetworks {
+				out = append(out, Target{n.Addr(), podName(e.Value), n.Masked()})
+			}
+		}
+	}
+	for _, e := range v.Data.Value.IPAM.Blocks {
+		if host, ok := e.Value.Host(); ok && host != v.Node.Value {
+			cidr := e.Value.CIDR
+			out = append(out, Target{block.Addr(cidr, block.Size(cidr)-1), "block " + cidr.String() + " of node " + host, cidr})
+		}
+	}
+	return out[:min(len(out), most)]
+}
+
+// astray finds what goes another way than our route to it says: rules and more exact routes of other programs come first.
+func (l *list) astray(v View, have map[netip.Prefix]bool) {
+	switch {
+	case v.Ways.Err != nil:
+		l.unknown("ways", v.Ways.Err)
+		return
+	case v.Ways.Value == nil:
+		return
+	}
+	devs := map[netip.Prefix][]string{}
+	for k, r := range v.Routes.Value {
+		devs[k.Dst] = append(devs[k.Dst], r.Dev.Name)
+	}
+	for _, t := range v.Targets() {
+		dev := v.Ways.Value[t.Addr].Dev.Name
+		ours := devs[t.Dst]
+		several := slices.Contains(ours, "") // a route over several devices names none
+		lent := t.Dst.Addr() != t.Addr && have[netip.PrefixFrom(t.Addr, t.Addr.BitLen())]
+		if len(ours) == 0 || several || lent || slices.Contains(ours, dev) {
+			continue
+		}
+		what := "leave by " + dev
+		if dev == "" {
+			what = "have no way"
+		}
+		slices.Sort(ours)
+		l.add(Error, t.Object, fmt.Sprintf("ip route get %v and ip rule show by what: take that route or rule away, or what makes it (VPN clients do)", t.Addr),
+			"packets to it %s, though our route says %s: a rule or route of another program comes first", what, strings.Join(slices.Compact(ours), ", "))
 	}
 }
 
@@ -115,11 +176,22 @@ func (l *list) toBlocks(v View, have map[netip.Prefix]bool) {
 		if missing++; missing <= most {
 			l.add(Error, cidr.String(), "see the agent's problems and its log", "the kernel has no route to this block of node %s", host)
 			l.afterAgent(v)
+			l.afterKernel(v, cidr)
 		}
 	}
 	if missing > most {
 		l.add(Error, "blocks", "", "routes to %d more blocks are missing", missing-most)
 		l.afterAgent(v)
+	}
+}
+
+// afterKernel marks the finding of a route that a kernel without its tunnel cannot have.
+func (l *list) afterKernel(v View, cidr netip.Prefix) {
+	pool := v.Data.Value.poolOf(cidr)
+	for _, f := range v.Lacking.Value {
+		if pool != nil && (f.For == ForVXLAN && encapsulates(pool.Spec.VXLANMode) || f.For == ForIPIP && encapsulates(pool.Spec.IPIPMode)) {
+			(*l)[len(*l)-1].Follows = "kernel"
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"time"
 
 	"github.com/muslin-cni/muslin/internal/attach"
@@ -22,38 +23,45 @@ type Fact[T any] struct {
 
 // View is everything that is known of a node at one moment. The zero View is a host on which nothing was found.
 type View struct {
-	Now       time.Time
-	Node      Fact[string]     // the node's name
-	Machine   Fact[string]     // the id of this machine
-	Settings  config.Dataplane // in force; without etcd, as environment and defaults say
-	Speaks    bool             // the node is set to speak BGP
-	WireGuard bool             // it is to be used
+	Now      time.Time
+	Node     Fact[string]     // the node's name
+	Machine  Fact[string]     // the id of this machine
+	Settings config.Dataplane // in force; without etcd, as environment and defaults say
+	Speaks   bool             // the node is set to speak BGP
 
 	Certificates Fact[[]Certificate]
 	Etcd         Fact[[]store.Member]
 	Data         Fact[Data]
 
+	Disks Fact[[]Disk] // that agent and plugin write to
+
 	Host    Fact[kernel.Host]
 	Lacking Fact[[]Feature]                        // what the kernel has not
 	Sysctls Fact[map[string]string]                // by path below /proc/sys; what does not exist is missing
+	Boot    Fact[map[string]BootSetting]           // as the files of sysctl.d(5) set them, by the same path
 	Chains  Fact[[]nft.Chain]                      // of nftables, those of iptables-nft among them
 	Legacy  Fact[[]LegacyChain]                    // of iptables-legacy
 	Routes  Fact[map[kernel.RouteKey]kernel.Route] // ours
+	Ways    Fact[map[netip.Addr]kernel.Hop]        // how the host sends to each of Targets; what it has no way to is missing. nil: nobody asked
 
 	Rival          Fact[string]   // Calico's agent on this host: what was seen of it; "": none
 	Processes      Fact[[]string] // programs that run in this network namespace, of those that are named below
 	NetworkManager Fact[NetworkManager]
+	Networkd       Fact[Networkd]
 	UFW            Fact[UFW]
 
 	Agent  Fact[Agent]
 	Conf   Fact[[]ConfFile]         // of the CNI configuration folder, in the order in which a runtime reads them
 	Bins   Fact[map[string]Program] // CNI's programs by name
+	Looked Folders                  // where both were looked for
+	Set    Fact[RuntimeConf]        // what the container runtime is set to
 	PodMTU Fact[int]                // that the agent tells the plugin; 0: it told none
 }
 
 // The programs that View.Processes is about.
 const (
 	NetworkManagerProgram = "NetworkManager"
+	NetworkdProgram       = "systemd-networkd"
 	FirewalldProgram      = "firewalld"
 )
 
@@ -119,6 +127,19 @@ type NetworkManager struct {
 	Manages   map[int]bool // by index of a device: whether it says that it manages it
 }
 
+// Networkd is what systemd-networkd is set to.
+type Networkd struct {
+	Routes, Rules bool          // it takes away routes, and rules, that it has not made itself
+	Files         []NetworkFile // in the order in which it looks for one that matches a device
+}
+
+// NetworkFile is a .network file (systemd.network(5)) that goes by devices' names alone.
+type NetworkFile struct {
+	Path      string
+	Names     []string // patterns; behind a ! at the front of the first, those that do not match
+	Unmanaged bool     // the devices are left alone
+}
+
 // UFW is what is set of it.
 type UFW struct{ Enabled, DropsForward bool }
 
@@ -140,7 +161,33 @@ type ConfFile struct {
 }
 
 // Program is a file that a runtime starts.
-type Program struct{ Runs bool } // it may be executed
+type Program struct {
+	Runs    bool   // it may be executed
+	Version string // that it says it has; "": not of ours, or it does not say
+}
+
+// Folders are those of a container runtime.
+type Folders struct {
+	Conf string   // of network configurations
+	Bins []string // of CNI programs
+}
+
+// RuntimeConf is a container runtime's configuration, as far as it is judged. The zero value: it says nothing of it.
+type RuntimeConf struct {
+	File string
+	Folders
+}
+
+// Disk is the file system that a folder is on.
+type Disk struct {
+	Path       string
+	Free, Size uint64 // bytes
+	NoFiles    bool   // it has room for no more files, however small
+	ReadOnly   bool
+}
+
+// BootSetting is a value that a kernel setting gets at boot, and with each `sysctl --system`.
+type BootSetting struct{ Value, File string }
 
 // afterError is a fact that is missing because of something that another check finds.
 type afterError struct{ check, why string }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 // Member is what stands behind one endpoint of etcd, as it says itself.
@@ -80,7 +81,7 @@ func (c Config) status(ctx context.Context, m *Member) {
 		return
 	}
 	if err != nil {
-		m.Err = client.readError(fmt.Errorf("ask for its status: %w", err))
+		m.Err = client.readError(fmt.Errorf("ask for its status: %w", rpctypes.Error(err))) // a call past the client's own methods has gRPC's error
 		return
 	}
 	m.Took = time.Since(began)

@@ -2,17 +2,20 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/muslin-cni/muslin/internal/authority"
 	"github.com/muslin-cni/muslin/internal/doctor"
@@ -23,21 +26,37 @@ import (
 
 // patient is a node that is made ill on purpose, and the doctor that looks at it.
 type patient struct {
-	l   *lab.Lab
-	bin string
-	dir string // of the lab
+	l     *lab.Lab
+	bin   string
+	dir   string   // of the lab
+	where string   // of the doctor; "": on node-1
+	run   []string // what starts the doctor, with its program; nil: muslinctl as it is
+	env   []string // added to the doctor's environment
+	args  []string // added to its arguments
 }
 
-// findings runs the doctor on node-1. Each finding but the good ones is a line.
+// onePatient is node-1 of a lab with two nodes.
+func onePatient(t *testing.T, change func(*lab.Options)) patient {
+	t.Helper()
+	p := patient{bin: programs(t), dir: filepath.Join("/run", fmt.Sprintf("muslin-e2e-%d-%x", os.Getpid(), fnv32(t.Name())))}
+	p.l = up(t, func(o *lab.Options) { o.Nodes, o.Mode = 2, lab.VXLAN; change(o) })
+	p.isWell(t)
+	return p
+}
+
+// findings runs the doctor. Each finding but the good ones is a line. Whatever is found, it is said in the order of the checks, and what comes of another comes
+// after that.
 func (p patient) findings(t *testing.T, args ...string) (lines []string, code error) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	cmd := append([]string{"muslinctl", "doctor", "-o", "json", "--cni-bin-dir", p.bin}, args...)
-	code = p.l.Exec(t.Context(), "node-1", lab.Command{Args: cmd, Stdout: &out, Stderr: &errs})
+	// The machine's own folders are where its container runtime looks, if it has one.
+	cmd := slices.Concat(p.program(), []string{"doctor", "-o", "json", "--cni-bin-dir", "/run/bin," + p.bin + ",/opt/cni/bin,/usr/lib/cni"}, p.args, args)
+	code = p.l.Exec(t.Context(), cmp.Or(p.where, "node-1"), lab.Command{Args: cmd, Env: p.env, Stdout: &out, Stderr: &errs})
 	var found []doctor.Finding
 	if err := json.Unmarshal(out.Bytes(), &found); err != nil {
 		t.Fatalf("the doctor ended with %v and says no JSON: %v: %s%s", code, err, out.String(), errs.String())
 	}
+	inOrder(t, found)
 	for _, f := range found {
 		if f.Severity == doctor.OK {
 			continue
@@ -49,6 +68,36 @@ func (p patient) findings(t *testing.T, args ...string) (lines []string, code er
 		lines = append(lines, line)
 	}
 	return lines, code
+}
+
+func (p patient) program() []string {
+	if p.run == nil {
+		return []string{"muslinctl"}
+	}
+	return p.run
+}
+
+// inOrder holds findings to the order of mending.
+func inOrder(t *testing.T, found []doctor.Finding) {
+	t.Helper()
+	place := map[string]int{}
+	for i, c := range doctor.Checks() {
+		place[c.Name] = i + 1
+	}
+	at := 0
+	for _, f := range found {
+		if place[f.Check] < at || place[f.Check] == 0 {
+			t.Errorf("%s is found after what is mended later: %+v", f.Check, found)
+		}
+		at = place[f.Check]
+		if f.Follows == "" {
+			continue
+		}
+		cause := slices.ContainsFunc(found, func(c doctor.Finding) bool { return c.Check == f.Follows && c.Severity == doctor.Error })
+		if place[f.Follows] == 0 || place[f.Follows] >= at || !cause && len(found) >= len(doctor.Checks()) {
+			t.Errorf("%s %s comes of %s, where no error was found before: %+v", f.Check, f.Object, f.Follows, found)
+		}
+	}
 }
 
 func missing(lines []string, want string) bool {
@@ -107,14 +156,14 @@ func (p patient) pretends(t *testing.T, name string) (end func()) {
 	return func() { cancel(); <-ended }
 }
 
-// certify gives node-1 a certificate of the lab's authority with that end.
-func (p patient) certify(t *testing.T, end time.Time) {
+// certify gives node-1 a certificate of the lab's authority for that time.
+func (p patient) certify(t *testing.T, begin, end time.Time) {
 	t.Helper()
 	ca, err := authority.Open(filepath.Join(p.dir, "tls", "ca"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := ca.Client("node-1", end)
+	pair, err := ca.Between("node-1", begin, end)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,18 +187,41 @@ type illness struct {
 	mend func(t *testing.T)
 }
 
+// mistake is one in the doctor's own settings: it finds it, and nothing of the kind without.
+type mistake struct {
+	name string
+	env  []string
+	args []string
+	want []string
+}
+
+func (p patient) isMisled(t *testing.T, all []mistake) {
+	t.Helper()
+	for _, m := range all {
+		t.Run(m.name, func(t *testing.T) {
+			q := p
+			q.env, q.args = slices.Concat(p.env, m.env), slices.Concat(p.args, m.args)
+			q.finds(t, m.want...)
+			p.findsNoMore(t, m.want)
+		})
+	}
+}
+
 // Each thing that ails a node is made on the real kernel and a real etcd, is found, and is found no more once it is mended.
 func TestDoctorFindsWhatAilsANode(t *testing.T) {
-	p := patient{bin: programs(t), dir: filepath.Join("/run", fmt.Sprintf("muslin-e2e-%d-%x", os.Getpid(), fnv32(t.Name())))}
-	p.l = up(t, func(o *lab.Options) { o.Nodes, o.Mode, o.TLS, o.BGP = 2, lab.VXLAN, true, true })
-	p.isWell(t)
+	p := onePatient(t, func(o *lab.Options) { o.TLS, o.BGP, o.AgentEnv = true, true, []string{"MUSLIN_LINGER=1s"} })
 	p.looksOnly(t)
-	for _, group := range [][]illness{p.ofEtcd(), p.ofCertificates(), p.ofBooks(), p.ofStrangers(), p.ofFirewalls(), p.ofAgents(), p.ofPaths()} {
-		for _, i := range group {
-			t.Run(i.name, func(t *testing.T) { p.suffers(t, i) })
-		}
+	for _, group := range [][]illness{p.ofEtcd(), p.ofCertificates(), p.ofBooks(), p.ofStrangers(), p.ofPrograms(), p.ofFirewalls(), p.ofDisks(), p.ofAgents(), p.ofPaths(), p.ofWays(t), p.ofSettings(t)} {
+		p.suffersAll(t, group)
 	}
 	p.isWell(t)
+}
+
+func (p patient) suffersAll(t *testing.T, group []illness) {
+	t.Helper()
+	for _, i := range group {
+		t.Run(i.name, func(t *testing.T) { p.suffers(t, i) })
+	}
 }
 
 // suffers makes a node ill and has it found, and mends it whatever was found, so that the next illness is alone.
@@ -160,9 +232,15 @@ func (p patient) suffers(t *testing.T, i illness) {
 		i.make(t)
 		p.finds(t, i.want...)
 	}()
+	p.findsNoMore(t, i.want)
+}
+
+// findsNoMore waits until the doctor finds none of these.
+func (p patient) findsNoMore(t *testing.T, unwanted []string) {
+	t.Helper()
 	converges(t, func() error {
 		lines, _ := p.findings(t)
-		for _, w := range i.want {
+		for _, w := range unwanted {
 			if !missing(lines, w) {
 				return fmt.Errorf("mended, and still: %q in\n%s", w, strings.Join(lines, "\n"))
 			}
@@ -183,7 +261,7 @@ func (p patient) looksOnly(t *testing.T) {
 	if _, err := p.findings(t); err != nil {
 		t.Error(err)
 	}
-	if d := cmp.Diff(before, state()); d != "" {
+	if d := gocmp.Diff(before, state()); d != "" {
 		t.Errorf("the doctor changed something (-before +after):\n%s", d)
 	}
 }
@@ -193,7 +271,7 @@ func (p patient) ofEtcd() []illness {
 		{"etcd is stopped", func(t *testing.T) { must(t, p.l.StopEtcd(t.Context())) },
 			[]string{"error etcd: https://172.30.0.1:2379: does not answer", "connection refused", "unknown blocks: : not known while etcd cannot be read <- etcd"},
 			func(t *testing.T) { must(t, p.l.StartEtcd(t.Context())) }},
-		{"etcd is full", func(t *testing.T) { put(t, p.l, "/", alarmed) }, []string{"error etcd: https://172.30.0.1:2379: alarm NOSPACE"}, func(t *testing.T) { put(t, p.l, "/", disarmed) }},
+		{"a member's data are wrong", func(t *testing.T) { put(t, p.l, "/", corrupted) }, []string{"error etcd: https://172.30.0.1:2379: alarm CORRUPT"}, func(t *testing.T) { put(t, p.l, "/", disarmed) }},
 		{"the datastore is locked", func(t *testing.T) { run(t, p.l, "fabric", "muslinctl", "datastore", "migrate", "lock") },
 			[]string{"error etcd: ClusterInformation(default): datastoreReady is not true"},
 			func(t *testing.T) { run(t, p.l, "fabric", "muslinctl", "datastore", "migrate", "unlock") }},
@@ -205,10 +283,12 @@ func (p patient) ofCertificates() []illness {
 	cert, key := filepath.Join(lab.CertificateDir, authority.CertFile), filepath.Join(lab.CertificateDir, authority.KeyFile)
 	return []illness{
 		{"another authority", func(t *testing.T) { distrust(t, p.l, "node-1") }, []string{"error etcd: https://172.30.0.1:2379: does not answer: etcd cannot be reached: https://172.30.0.1:2379: TLS failed", "unknown authority"}, renew},
-		{"a certificate with five days left", func(t *testing.T) { p.certify(t, time.Now().Add(5*24*time.Hour+time.Hour)) }, []string{"warning expiry: " + cert + ": agent and plugin and muslinctl's certificate ends in 5 days"}, renew},
-		{"a certificate that expired", func(t *testing.T) { p.certify(t, time.Now().Add(-5*24*time.Hour)) },
+		{"a certificate with five days left", func(t *testing.T) { p.certify(t, time.Now().Add(-time.Hour), time.Now().Add(5*24*time.Hour+time.Hour)) }, []string{"warning expiry: " + cert + ": agent and plugin and muslinctl's certificate ends in 5 days"}, renew},
+		{"a certificate that expired", func(t *testing.T) { p.certify(t, time.Now().Add(-6*24*time.Hour), time.Now().Add(-5*24*time.Hour)) },
 			[]string{"error certificates: " + cert + ": agent and plugin and muslinctl's certificate expired 5 days ago", "error etcd: https://172.30.0.1:2379: does not answer", "<- certificates"}, renew},
 		{"a key that is none", func(t *testing.T) { p.sh(t, "echo none >"+key) }, []string{"error certificates: " + key + ": agent and plugin and muslinctl's key cannot be used"}, renew},
+		{"a certificate of tomorrow", func(t *testing.T) { p.certify(t, time.Now().Add(24*time.Hour), time.Now().Add(48*time.Hour)) },
+			[]string{"error certificates: " + cert + ": agent and plugin and muslinctl's certificate is valid only from", "error etcd: https://172.30.0.1:2379: does not answer", "<- certificates"}, renew},
 		{"a certificate that is gone", func(t *testing.T) { p.sh(t, "rm "+cert) }, []string{"error certificates: " + cert + ": agent and plugin and muslinctl's certificate is not there"}, renew},
 		{"a key that others can read", func(t *testing.T) { p.sh(t, "chmod 644 "+key) }, []string{"warning expiry: " + key + ": agent and plugin and muslinctl's key can be read by others"}, func(t *testing.T) { p.sh(t, "chmod 600 "+key) }},
 	}
@@ -301,12 +381,23 @@ func (p patient) ofAgents() []illness {
 	}}
 }
 
+// bgpPort is taken by another BGP daemon.
+func (p patient) bgpPort() illness {
+	var door net.Listener
+	return illness{"another program has BGP's port", func(t *testing.T) {
+		must(t, p.l.StopAgent(t.Context(), "node-1"))
+		must(t, p.l.Within("node-1", func() (err error) { door, err = net.Listen("tcp", ":179"); return err }))
+		must(t, p.l.StartAgent(t.Context(), "node-1"))
+	}, []string{"muslin-node: says: ", "179"}, func(t *testing.T) { must(t, door.Close()) }}
+}
+
 func (p patient) ofPaths() []illness {
 	return []illness{
 		{"the fabric has a smaller MTU", func(t *testing.T) { p.sh(t, "ip link set eth0 mtu 1400") }, []string{"error mtu: cali", "pods' devices have a larger MTU than 1350 (1400 of eth0 less 50 for encapsulation)"}, func(t *testing.T) { p.sh(t, "ip link set eth0 mtu 1500") }},
 		{"the devices differ", func(t *testing.T) {
 			p.sh(t, "ip link add eth9 mtu 9000 type veth peer name other9; ip address add 10.99.0.1/24 dev eth9; ip link set eth9 up; ip link set other9 up")
 		}, []string{"warning mtu: devices: devices that may lead to other nodes differ: eth0 1500; eth9 9000"}, func(t *testing.T) { p.sh(t, "ip link del eth9") }},
+		p.bgpPort(),
 		{"a peer is gone", func(t *testing.T) { must(t, p.l.KillAgent(t.Context(), "node-2")) }, []string{"peers: 172.30.1.2: the session (node-to-node mesh) is not established"}, func(t *testing.T) { must(t, p.l.StartAgent(t.Context(), "node-2")) }},
 	}
 }

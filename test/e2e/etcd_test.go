@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -31,8 +33,13 @@ const (
 
 	gone      = "-"
 	compacted = "--" // of any key: forget all history
-	alarmed   = "!"  // of any key: raise the alarm that etcd raises when it is full
+	corrupted = "!!" // of any key: raise the alarm that etcd raises when a member's data differ
 	disarmed  = "!-" // of any key: take all alarms back
+	filled    = "#"  // put much below that prefix, until five sixths of etcd's quota are used
+	brimful   = "##" // the same until etcd refuses it
+	emptied   = "#-" // take that away, with its history and the room that it had
+	guarded   = "&"  // of any key: let nobody in who does not log in
+	unguarded = "&-" // of any key: let everybody in again
 	piped     = "<"  // the value is in standard input: one in the environment cannot be longer than 128 KiB
 )
 
@@ -63,8 +70,18 @@ func talkToEtcd(prefix string) error {
 		}
 		return err
 	}
-	if value == alarmed || value == disarmed {
-		return alarm(ctx, c, value == alarmed)
+	switch value {
+	case corrupted:
+		return corrupt(ctx, c)
+	case disarmed:
+		_, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+		return err
+	case filled, brimful:
+		return fillUp(c, prefix, value == brimful)
+	case emptied:
+		return empty(ctx, c, prefix)
+	case guarded, unguarded:
+		return guard(ctx, c, value == guarded)
 	}
 	if value == gone {
 		_, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
@@ -102,19 +119,74 @@ func flapKey(c *clientv3.Client, key, value string, times int) error {
 	return nil
 }
 
-// alarm raises the alarm of a full etcd, or takes all alarms back.
-func alarm(ctx context.Context, c *clientv3.Client, on bool) error {
-	if !on {
-		_, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
-		return err
-	}
+// corrupt raises the alarm of a member whose data are wrong.
+func corrupt(ctx context.Context, c *clientv3.Client) error {
 	now, err := c.Get(ctx, "/")
 	if err != nil {
 		return err
 	}
 	_, err = pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{
-		Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE, MemberID: now.Header.MemberId,
+		Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT, MemberID: now.Header.MemberId,
 	})
+	return err
+}
+
+// fillUp writes until etcd is nearly full, or full.
+func fillUp(c *clientv3.Client, prefix string, brimful bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), nettest.Patience(30*time.Second))
+	defer cancel()
+	s, err := c.Status(ctx, c.Endpoints()[0])
+	if err != nil {
+		return err
+	}
+	value := strings.Repeat("x", 256<<10)
+	for size := s.DbSize; brimful || size < s.DbSizeQuota/6*5; size += int64(len(value)) { // it says how large it is only some time after a write
+		_, err := c.Put(ctx, prefix+strconv.FormatInt(size, 10), value)
+		if brimful && errors.Is(err, rpctypes.ErrNoSpace) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// empty does what an operator does whose etcd is full.
+func empty(ctx context.Context, c *clientv3.Client, prefix string) error {
+	now, err := c.Delete(ctx, prefix, clientv3.WithPrefix())
+	if err == nil {
+		_, err = c.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
+	}
+	for _, endpoint := range c.Endpoints() {
+		_, failed := c.Defragment(ctx, endpoint)
+		err = errors.Join(err, failed)
+	}
+	if err == nil {
+		_, err = c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+	}
+	return err
+}
+
+// guard switches on that etcd knows its users, or off.
+func guard(ctx context.Context, c *clientv3.Client, on bool) error {
+	const root = "root"
+	if on {
+		_, made := c.RoleAdd(ctx, root)
+		_, added := c.UserAdd(ctx, root, root)
+		_, granted := c.UserGrantRole(ctx, root, root)
+		if err := errors.Join(made, added, granted); err != nil {
+			return err
+		}
+		_, err := c.AuthEnable(ctx)
+		return err
+	}
+	in, err := clientv3.New(clientv3.Config{Endpoints: c.Endpoints(), Username: root, Password: root, Logger: zap.NewNop()})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	_, err = in.AuthDisable(ctx)
 	return err
 }
 

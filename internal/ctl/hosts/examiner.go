@@ -1,11 +1,11 @@
 package hosts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +33,8 @@ const (
 	factTimeout = 8 * time.Second // for one fact, so that nothing that hangs keeps the others
 	factGrace   = time.Second     // for what was told to end, to say why
 	etcdTimeout = 3 * time.Second // for one answer of etcd
+
+	examTimeout = 25 * time.Second // for all facts together: some wait for others
 )
 
 // fact looks for one thing. What does not end in time is given up, and goes on by itself until this process ends.
@@ -57,37 +59,50 @@ func fact[T any](ctx context.Context, look func(context.Context) (T, error)) doc
 	}
 }
 
+// host is what the host's paths are below; "": this process sees them as they are.
+func (x examiner) host() string {
+	if filepath.Clean(x.root) == "/" {
+		return ""
+	}
+	return x.root
+}
+
 // at is a path of the host, as this process sees it.
 func (x examiner) at(path string) string { return filepath.Join(x.root, path) }
 
 // view looks for everything, all at once.
 func (x examiner) view(ctx context.Context) doctor.View {
-	v := doctor.View{Now: x.env.Now()}
-	s := x.settings()
+	ctx, cancel := context.WithTimeout(ctx, examTimeout)
+	defer cancel()
+	v := doctor.View{Now: x.env.Now(), Looked: doctor.Folders{Conf: x.confDir, Bins: x.binDirs}}
+	s := x.settingsInTime(ctx)
 	v.Speaks = s.node.Backend == config.BGP
-	v.Node = x.name(s)
+	v.Node = fact(ctx, func(context.Context) (string, error) { return x.name(s) })
 	v.Machine = fact(ctx, func(context.Context) (string, error) { return x.machine(s.node.MachineIDFile).Ask() })
 	var all sync.WaitGroup
 	all.Go(func() {
 		v.Etcd = fact(ctx, s.examine)
-		felix := x.data(ctx, s, &v)
-		v.Settings, _ = config.Effective(felix) // what it cannot read the agent tells
-		v.WireGuard = wantsWireGuard(felix)
+		v.Settings, _ = config.Effective(x.data(ctx, s, &v)) // what it cannot read the agent tells
 		v.Routes = fact(ctx, routesOf(v.Settings))
+		v.Ways = fact(ctx, waysTo(v.Targets()))
 	})
 	all.Go(func() {
 		v.Host = fact(ctx, hostFacts)
 		v.Sysctls = fact(ctx, x.sysctls(v.Host.Value))
 	})
+	all.Go(func() { v.Disks = fact(ctx, x.disks(s.node)) })
 	all.Go(func() { v.Lacking = fact(ctx, x.lacking) })
+	all.Go(func() { v.Boot = fact(ctx, x.bootSettings) })
 	all.Go(func() { v.Chains = fact(ctx, listChains) })
 	all.Go(func() { v.Legacy = fact(ctx, x.legacyChains) })
 	all.Go(func() { v.Rival = fact(ctx, x.rival) })
 	all.Go(func() { v.Processes = fact(ctx, x.watched) })
 	all.Go(func() { v.NetworkManager = fact(ctx, x.networkManager) })
+	all.Go(func() { v.Networkd = fact(ctx, x.networkd) })
 	all.Go(func() { v.UFW = fact(ctx, x.ufw) })
 	all.Go(func() { v.Agent = fact(ctx, x.agent) })
 	all.Go(func() { v.Bins = fact(ctx, x.programs) })
+	all.Go(func() { v.Set = fact(ctx, x.runtimeConf) })
 	all.Go(func() { v.PodMTU = fact(ctx, x.podMTU(s.node.MTUFile)) })
 	all.Go(func() {
 		v.Conf = fact(ctx, x.configurations)
@@ -98,14 +113,13 @@ func (x examiner) view(ctx context.Context) doctor.View {
 }
 
 // name is the node's.
-func (x examiner) name(s settings) doctor.Fact[string] {
+func (x examiner) name(s settings) (string, error) {
 	if s.err != nil && s.node.NodeNameFile == "" {
-		return doctor.Fact[string]{Err: s.err}
+		return "", s.err
 	}
 	cfg := s.node
 	cfg.NodeNameFile = x.at(cfg.NodeNameFile)
-	name, err := startup.NodeName(cfg, s.get)
-	return doctor.Fact[string]{Value: name, Err: err}
+	return startup.NodeName(cfg, s.get)
 }
 
 // machine is where this machine's id is looked for.
@@ -134,23 +148,27 @@ type settings struct {
 	owner string // whose they are
 }
 
-// settings finds the agent's: in its own environment while it runs, else in that of its unit, else in ours. A container's paths are those of its
-// own mounts.
+// settingsInTime is settings, which looks at processes and files: one that hangs, as some do with a dead disk, leaves this process's own environment.
+func (x examiner) settingsInTime(ctx context.Context) settings {
+	found := fact(ctx, func(context.Context) (settings, error) { return x.settings(), nil })
+	if found.Err != nil {
+		return settings{get: x.env.Getenv, err: fmt.Errorf("look for the agent's settings: %w", found.Err), owner: "muslinctl"}
+	}
+	return found.Value
+}
+
+// settings finds the agent's: in its own environment while it runs, else in that of its unit, else in ours. The paths that they name are those of who has
+// them: of the agent, which may have mounts of its own, of the host, and of this process.
 func (x examiner) settings() settings {
-	env, agentRoot, owner := x.env.Getenv, "", "muslinctl"
+	env, root, owner := x.env.Getenv, x.host(), "muslinctl"
 	if a, ok := x.agentProcess(); ok {
-		env, agentRoot, owner = a.env, a.root, "agent"
+		env, root, owner = a.env, a.root, "agent"
 	} else if unit := x.unitEnv(); unit != nil {
-		env = func(name string) string {
-			if ours := x.env.Getenv(name); ours != "" {
-				return ours
-			}
-			return unit[name]
-		}
+		env = func(name string) string { return cmp.Or(x.env.Getenv(name), unit[name]) }
 		owner = "agent"
 	}
 	s := settings{owner: owner}
-	s.file, _ = config.ReadFile(env) // one that cannot be read keeps the agent from starting, and its log says so
+	s.file, _ = config.ReadFileBelow(root, env) // one that cannot be read keeps the agent from starting, and its log says so
 	s.get = config.Local(env, s.file)
 	s.node, s.err = config.FromEnv(s.get)
 	var err error
@@ -158,12 +176,13 @@ func (x examiner) settings() settings {
 		s.etcd, err = store.FromEnv(s.get)
 	} else {
 		s.etcd, err = x.env.Etcd()
+		root = ""
 	}
 	s.err = errors.Join(s.err, err)
 	s.etcd.Timeout = etcdTimeout
 	for _, file := range []*string{&s.etcd.TLS.CAFile, &s.etcd.TLS.CertFile, &s.etcd.TLS.KeyFile} {
-		if *file != "" && agentRoot != "" {
-			*file = filepath.Join(agentRoot, *file)
+		if *file != "" && root != "" {
+			*file = filepath.Join(root, *file)
 		}
 	}
 	return s
@@ -242,23 +261,4 @@ func one[T api.Value](d *doctor.Data, key string, kvs []store.KV) *T {
 		return nil
 	}
 	return e.Value
-}
-
-// wantsWireGuard tells whether a FelixConfiguration or the environment asks for it.
-func wantsWireGuard(s config.Sources) bool {
-	yes := func(name string) bool { return strings.EqualFold(s.Env(name), "true") }
-	if yes("FELIX_WIREGUARDENABLED") || yes("FELIX_WIREGUARDENABLEDV6") {
-		return true
-	}
-	for _, f := range []*api.FelixConfiguration{s.Node, s.Global} {
-		if f == nil {
-			continue
-		}
-		for _, on := range []*bool{f.Spec.WireguardEnabled, f.Spec.WireguardEnabledV6} {
-			if on != nil && *on {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -124,8 +124,16 @@ func TestUnitsEnvironmentCountsWhileNoAgentRuns(t *testing.T) {
 	if d := cmp.Diff([]string{"http://10.0.0.9:2379"}, s.etcd.Endpoints); d != "" || s.err != nil || s.owner != "agent" {
 		t.Errorf("error %v, owner %s, %s", s.err, s.owner, d)
 	}
-	if got := x.name(s); got.Value != "mine" || got.Err != nil {
-		t.Errorf("name %+v", got)
+	inside := examiner{env: env(nil), proc: x.proc, root: host(t, map[string]string{"etc/muslin/muslin-node.env": "ETCD_ENDPOINTS=https://e:1\nETCD_CA_CERT_FILE=/ca\n", "ca": "", "etc/calico/felix.cfg": "WireguardEnabled=true\n"})}
+	if s := inside.settings(); s.etcd.TLS.CAFile != filepath.Join(inside.root, "ca") || s.get("FELIX_WIREGUARDENABLED") != "" || s.file.Path == "" {
+		t.Errorf("in a container: %+v", s)
+	}
+	own := examiner{env: env(map[string]string{"ETCD_ENDPOINTS": "https://e:1", "ETCD_CA_CERT_FILE": filepath.Join(root, "etc")}), proc: x.proc, root: t.TempDir()}
+	if s := own.settings(); s.etcd.TLS.CAFile != filepath.Join(root, "etc") {
+		t.Errorf("this process's own paths: %+v", s.etcd.TLS)
+	}
+	if got, err := x.name(s); got != "mine" || err != nil {
+		t.Errorf("name %s, %v", got, err)
 	}
 }
 

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
@@ -43,6 +45,22 @@ func routesOf(d config.Dataplane) func(context.Context) (map[kernel.RouteKey]ker
 		defer c.Close()
 		c.Own(kernel.Ownership{Protocol: d.RouteProtocol, Prefixes: d.InterfacePrefixes})
 		return c.Routes().List(ctx)
+	}
+}
+
+// waysTo asks the kernel for the way to each target.
+func waysTo(targets []doctor.Target) func(context.Context) (map[netip.Addr]kernel.Hop, error) {
+	return func(ctx context.Context) (map[netip.Addr]kernel.Hop, error) {
+		c, err := rtnl.Open()
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		var to []netip.Addr
+		for _, t := range targets {
+			to = append(to, t.Addr)
+		}
+		return c.Ways(ctx, to)
 	}
 }
 
@@ -114,16 +132,33 @@ func (x examiner) legacyChains(ctx context.Context) ([]doctor.LegacyChain, error
 			errs = append(errs, err)
 			continue
 		}
-		cmd := exec.CommandContext(ctx, f.saving)
-		cmd.WaitDelay = factGrace
-		text, err := cmd.Output()
+		text, err := x.output(ctx, f.saving)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("list the tables of iptables-legacy: %w", err))
 			continue
 		}
-		out = append(out, parseSaved(string(text), f.v6)...)
+		out = append(out, parseSaved(text, f.v6)...)
 	}
 	return out, errors.Join(errs...)
+}
+
+// output runs one of the host's programs: from a container with its root in another folder, in that. It is looked for where systems have such programs.
+func (x examiner) output(ctx context.Context, program string, args ...string) (string, error) {
+	path := program
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if _, err := os.Stat(x.at(filepath.Join(dir, program))); err == nil && !filepath.IsAbs(program) {
+			path = filepath.Join(dir, program)
+			break
+		}
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	if x.host() != "" && filepath.IsAbs(path) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: x.host()}
+		cmd.Dir = "/"
+	}
+	cmd.WaitDelay = factGrace
+	text, err := cmd.Output()
+	return string(text), err
 }
 
 // parseSaved reads the chains in what iptables-save prints.
@@ -188,7 +223,7 @@ func (x examiner) processes(f func(dir string, args []string) (enough bool)) err
 func (x examiner) watched(context.Context) ([]string, error) {
 	var out []string
 	err := x.processes(func(_ string, args []string) bool {
-		for _, name := range []string{doctor.NetworkManagerProgram, doctor.FirewalldProgram} {
+		for _, name := range []string{doctor.NetworkManagerProgram, doctor.NetworkdProgram, doctor.FirewalldProgram} {
 			script := strings.HasPrefix(filepath.Base(args[0]), "python")
 			runs := filepath.Base(args[0]) == name || script && slices.ContainsFunc(args[1:], func(a string) bool { return filepath.Base(a) == name })
 			if runs && !slices.Contains(out, name) {
@@ -252,12 +287,17 @@ func (x examiner) unitEnv() map[string]string {
 // agent asks the agent how it is doing.
 func (x examiner) agent(ctx context.Context) (a doctor.Agent, err error) {
 	socket := x.at(x.socket)
-	if a.Runs, err = attachlock.Held(filepath.Dir(socket), attach.AgentLock); err != nil || !a.Runs {
+	notRoot := errors.New("this command must run as root: the agent's socket is root's alone")
+	a.Runs, err = attachlock.Held(filepath.Dir(socket), attach.AgentLock)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return a, notRoot
+	case err != nil || !a.Runs:
 		return a, err
 	}
 	told, err := askAgent(ctx, socket, attach.Report)
 	if errors.Is(err, os.ErrPermission) {
-		return a, errors.New("this command must run as root: the agent's socket is root's alone")
+		return a, notRoot
 	}
 	var refused *attach.Error
 	if err != nil && !errors.As(err, &refused) { // an older agent, which does not know the question, refuses it

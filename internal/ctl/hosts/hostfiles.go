@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,7 +41,7 @@ func (x examiner) configurations(context.Context) ([]doctor.ConfFile, error) {
 }
 
 // programs are those of the runtime's folders; the first of a name counts.
-func (x examiner) programs(context.Context) (map[string]doctor.Program, error) {
+func (x examiner) programs(ctx context.Context) (map[string]doctor.Program, error) {
 	out := map[string]doctor.Program{}
 	for _, dir := range x.binDirs {
 		entries, err := os.ReadDir(x.at(dir))
@@ -50,11 +51,21 @@ func (x examiner) programs(context.Context) (map[string]doctor.Program, error) {
 		for _, e := range entries {
 			info, err := os.Stat(filepath.Join(x.at(dir), e.Name())) // a link to nothing is not there
 			if _, known := out[e.Name()]; err == nil && !known && info.Mode().IsRegular() {
-				out[e.Name()] = doctor.Program{Runs: info.Mode()&0o111 != 0}
+				out[e.Name()] = x.program(ctx, filepath.Join(dir, e.Name()), info.Mode()&0o111 != 0)
 			}
 		}
 	}
 	return out, nil
+}
+
+// program asks one of ours for its version.
+func (x examiner) program(ctx context.Context, path string, runs bool) doctor.Program {
+	p := doctor.Program{Runs: runs}
+	if runs && slices.Contains([]string{"muslin", "muslin-ipam", "calico", "calico-ipam"}, filepath.Base(path)) {
+		text, _ := x.output(ctx, path, "-v") // one that does not say it is as good as none: its first pod tells more
+		p.Version = strings.TrimSpace(text)
+	}
+	return p
 }
 
 // podMTU is what the agent tells the plugin.
