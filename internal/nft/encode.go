@@ -72,7 +72,7 @@ func (e *ruleEncoder) stmt(s nftable.Stmt) {
 	case nftable.Limit:
 		e.limit(s)
 	case nftable.Dispatch:
-		e.ifname(s.Out, reg)
+		e.ifname(s.Out)
 		e.lookup(s.Map, false, true)
 	case nftable.Verdict:
 		e.expr("immediate", func() {
@@ -141,7 +141,7 @@ func (e *ruleEncoder) membership(s nftable.Stmt) {
 		e.lookup(s.Set, s.Not, false)
 	case nftable.IfaceAddrIn:
 		e.need(s.V6)
-		e.ifname(false, reg)
+		e.ifname(false)
 		e.loadAddr(false, s.V6, reg+unix.IFNAMSIZ/4)
 		e.lookup(s.Set, false, false)
 	case nftable.ProtoPortIn:
@@ -154,7 +154,7 @@ func (e *ruleEncoder) membership(s nftable.Stmt) {
 }
 
 func (e *ruleEncoder) iface(s nftable.Iface) {
-	e.ifname(s.Out, reg)
+	e.ifname(s.Out)
 	if n := len(s.Name); n > 1 && s.Name[n-1] == '*' {
 		e.compare(false, []byte(s.Name[:n-1])) // the kernel compares as many bytes as are given
 		return
@@ -320,12 +320,12 @@ func (e *ruleEncoder) meta(key, to uint32) {
 	})
 }
 
-func (e *ruleEncoder) ifname(out bool, to uint32) {
+func (e *ruleEncoder) ifname(out bool) {
 	if out {
-		e.meta(unix.NFT_META_OIFNAME, to)
+		e.meta(unix.NFT_META_OIFNAME, reg)
 		return
 	}
-	e.meta(unix.NFT_META_IIFNAME, to)
+	e.meta(unix.NFT_META_IIFNAME, reg)
 }
 
 func (e *ruleEncoder) payload(base, offset, size, to uint32) {

@@ -40,10 +40,10 @@ func (e *ruleEncoder) limiting(s nftable.Stmt) {
 	case nftable.CrowdOf:
 		e.crowdOf(s)
 	case nftable.Remember:
-		e.ifname(s.Out, reg)
+		e.ifname(s.Out)
 		e.dynset(s.Set, dynsetUpdate, func() { e.attr64(unix.NFTA_DYNSET_TIMEOUT, s.Millis) })
 	case nftable.IfaceIn:
-		e.ifname(s.Out, reg)
+		e.ifname(s.Out)
 		e.lookup(s.Set, false, false)
 	case nftable.SetDSCP:
 		e.dscp(s)
@@ -81,7 +81,7 @@ func (e *ruleEncoder) crowd(limit uint32) {
 func (e *ruleEncoder) crowdOf(s nftable.CrowdOf) {
 	const part = reg + unix.IFNAMSIZ/4
 	const id = part + 1
-	e.ifname(s.Out, reg)
+	e.ifname(s.Out)
 	e.expr("ct", func() {
 		e.attr32(unix.NFTA_CT_DREG, id)
 		e.attr32(unix.NFTA_CT_KEY, ctID)

@@ -107,10 +107,10 @@ func (e *encryption) unencrypted() kernel.Route {
 	return e.refusal()
 }
 
-// peerOf returns a node as a peer. ok is false if it is not to be encrypted to, or not yet.
-func (e *encryption) peerOf(node string) (p wgPeer, ok bool) {
-	p, ok = e.nodes[node]
-	return p, ok && e.onset != Silent
+// reaches tells whether a node is to be encrypted to by now.
+func (e *encryption) reaches(node string) bool {
+	_, ok := e.nodes[node]
+	return ok && e.onset != Silent
 }
 
 // in names the encrypted route to a range.
@@ -340,7 +340,7 @@ func (f *family) wgHosts() {
 			r.Protocol = kernel.RouteProtocol
 			f.out.Routes[k] = r
 		}
-		if _, ok := f.wg.peerOf(h.node); !ok {
+		if !f.wg.reaches(h.node) {
 			put(f.wg.in(dst), f.wg.unencrypted())
 			continue
 		}
@@ -360,7 +360,7 @@ func (r *routing) encrypt(dst netip.Prefix, owner string) bool {
 	if !r.wg.asked {
 		return false
 	}
-	if _, ok := r.wg.peerOf(owner); !ok {
+	if !r.wg.reaches(owner) {
 		r.put(r.wg.in(dst), r.wg.unencrypted())
 		return false
 	}
