@@ -174,6 +174,9 @@ func EnsureWish(ctx context.Context, c *store.Client, node string, now func() ti
 func dropTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) error {
 	return Retry(ctx, func(int) error {
 		t, err := readTunnels(ctx, c, node, now)
+		if err == nil {
+			err = Unlocked(t.plan.facts.Cluster)
+		}
 		if err != nil {
 			return err
 		}

@@ -188,7 +188,7 @@ func ReturnBlocks() Op {
 			if found[0].Value == nil || !block.Empty(found[0].Value) {
 				continue
 			}
-			_, err = ipam.ReturnBlock(ctx, p.client, ipam.Unused{Block: found[0], Affinity: a, Identity: facts.Identity})
+			_, err = ipam.ReturnBlock(ctx, p.client, ipam.Unused{Block: found[0], Affinity: a, Identity: facts.Identity, Cluster: facts.Cluster})
 			if err != nil && !errors.Is(err, store.ErrConflict) {
 				return nil, err
 			}
