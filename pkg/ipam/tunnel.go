@@ -328,8 +328,10 @@ func (t *tunnels) recount(ctx context.Context, k tunnelKind, has netip.Addr) err
 	return nil
 }
 
+// commit carries out what is planned. All of it rests on what the Node records, also where that stays: the handles were read after it.
 func (t *tunnels) commit(ctx context.Context, c *store.Client) ([]store.KV, error) {
 	was := t.plan.facts.Node
+	t.plan.depend(was.Key, was.Rev)
 	if t.node != was.Value {
 		t.plan.Then(was.Key, func(txn *store.Txn) { store.Put(txn, was, t.node) })
 	}

@@ -39,6 +39,9 @@ type Start struct {
 // Nodes are every cluster's.
 func Nodes() []string { return []string{"a", "b", "c"} }
 
+// machineOf is the machine that has a node's name in the beginning.
+func machineOf(node string) string { return "machine-" + node }
+
 // builder fills an etcd.
 type builder struct {
 	ctx context.Context
@@ -82,6 +85,7 @@ func (s Start) build(ctx context.Context) (memetcd.State, map[string]string, err
 		n := &api.Node{}
 		n.Metadata.Name = name
 		put(b, api.KeyOf(n), n)
+		put(b, api.IdentityKey(name), &api.NodeIdentity{MachineID: machineOf(name)})
 	}
 	alive := map[string]string{}
 	for _, cidr := range []string{Low, High} {

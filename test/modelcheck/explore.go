@@ -6,7 +6,9 @@
 // goes breadth first through all of them, each once:
 //
 //   - at any moment any actor makes its next step: one request, whole, to etcd;
-//   - a commit may be carried out and its reply lost, or be lost itself: the actor cannot tell, and its caller starts the command again;
+//   - a commit may be carried out and its reply lost, or be lost itself: the actor cannot tell, and its caller starts the command again, or gives it up and
+//     calls the next;
+//   - a commit that the actor knows as little of may be carried out at any moment after that (late.go);
 //   - a process may die in front of any step, and so behind any commit: its caller starts the command again in a new one, or nobody ever does.
 //
 // In every state the invariants of package ipam must hold, and what containers were told must be true. In every state, too, it is seen what would be left if
@@ -48,6 +50,8 @@ type Scenario struct {
 	Actors []Actor
 	// Lost bounds, per agent that plans from memory, the replies and requests that are lost to one process: it remembers them. All else may happen any number of times.
 	Lost int
+	// Late bounds the commits that are carried out late, or never, one at a time.
+	Late int
 	// Broken changes what Muslin's actors commit, to see whether that is found; nil: it stays as it is.
 	Broken func(*pb.TxnRequest) *pb.TxnRequest
 }
@@ -94,9 +98,11 @@ const (
 	steps    choice = iota // it is carried out and answered
 	replyOff               // it is carried out, and the reply is lost
 	sendOff                // it is lost
+	sendLate               // nobody knows; see lands
 	dies                   // the process dies before it, for good, and leaves the lock that it holds to another
 	restarts               // the process dies before it, and a new one begins the command again
 	choices
+	lands // what was sent late is carried out
 )
 
 // world is etcd at one moment with what its content is told by.
@@ -109,6 +115,9 @@ type world struct {
 type node struct {
 	world  *world
 	actors [3]*local
+	late   *late // under way; nil: nothing is
+	lates  int   // that were so until now
+	wrong  error // what the commit that led here must not have done
 	id     uint32
 	depth  int
 }
@@ -147,6 +156,7 @@ type explorer struct {
 	locals  map[localKey]*local
 	judged  map[uint64]*judgement
 	ended   map[uint64]error
+	ruled   map[ruling]error
 	visited map[uint64]bool
 	parents []parent
 	queue   []*node
@@ -213,7 +223,7 @@ func (s Scenario) explorer(ctx context.Context, writers map[string]uint8) (*expl
 	}
 	e := &explorer{
 		Scenario: s, server: memetcd.New(), alive: alive, runs: map[runKey]*ran{}, locals: map[localKey]*local{}, judged: map[uint64]*judgement{},
-		ended: map[uint64]error{}, visited: map[uint64]bool{}, writers: writers, relied: map[string]uint8{},
+		ended: map[uint64]error{}, ruled: map[ruling]error{}, visited: map[uint64]bool{}, writers: writers, relied: map[string]uint8{},
 	}
 	e.server.Restore(etcd)
 	return e, nil
@@ -259,10 +269,18 @@ func (e *explorer) expand(n *node) error {
 				continue
 			}
 			moved = moved || c == steps
-			e.result.Transitions++
-			if err := e.reach(next, parent{n.id, uint8(i), c}); err != nil || e.result.Violation != nil {
+			if err := e.goOn(next, parent{n.id, uint8(i), c}); err != nil || e.result.Violation != nil {
 				return err
 			}
+		}
+	}
+	if n.late != nil {
+		next, err := e.after(n, n.late.actor, lands)
+		if err != nil || next == nil {
+			return err
+		}
+		if err := e.goOn(next, parent{n.id, uint8(n.late.actor), lands}); err != nil || e.result.Violation != nil {
+			return err
 		}
 	}
 	if !moved && slices.ContainsFunc(n.actors[:len(e.Actors)], func(l *local) bool { return !l.ended() }) {
@@ -271,8 +289,17 @@ func (e *explorer) expand(n *node) error {
 	return nil
 }
 
+// goOn makes a transition.
+func (e *explorer) goOn(next *node, by parent) error {
+	e.result.Transitions++
+	return e.reach(next, by)
+}
+
 // after is the state that an actor's choice leads to; nil if it has no such choice.
 func (e *explorer) after(n *node, i int, c choice) (*node, error) {
+	if c == lands {
+		return e.landed(n)
+	}
 	l := n.actors[i]
 	if l.ended() || c != dies && !e.mayStep(n, i) {
 		return nil, nil
@@ -291,7 +318,15 @@ func (e *explorer) after(n *node, i int, c choice) (*node, error) {
 			return nil, nil // Calico's are not started again; one that has not begun is as it is
 		}
 		changed.first, changed.replies, changed.lost = l.ran.at, nil, 0
+		if op.once { // nobody begins it again
+			changed.first++
+			changed.told = slices.Clone(l.told)
+			changed.told[l.ran.at] = failed
+		}
 	default:
+		if c == sendLate && (n.late != nil || n.lates == e.Late) {
+			return nil, nil
+		}
 		if c != steps && (op.foreign || l.lost == e.Lost && e.Actors[i].Memory || !l.ran.next.commits()) {
 			return nil, nil
 		}
@@ -339,7 +374,11 @@ func (e *explorer) mayStep(n *node, i int) bool {
 func (e *explorer) step(n *node, i int, l *local, c choice) error {
 	r := l.ran.next
 	a := reply{lost: true}
-	if c != sendOff {
+	switch c {
+	case sendOff:
+	case sendLate:
+		n.late, n.lates = e.sent(i, r.txn), n.lates+1
+	default:
 		told, err := e.ask(n, i, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.Actors[i].Ops[l.ran.at].Name, err)
@@ -364,16 +403,37 @@ func (e *explorer) ask(n *node, i int, r request) (a reply, err error) {
 		a.get, err = e.server.Range(ctx, r.get)
 		return a, err
 	}
-	txn := r.txn
-	if e.Broken != nil && r.commits() {
-		txn = e.Broken(proto.Clone(txn).(*pb.TxnRequest))
+	if !r.commits() {
+		a.txn, err = e.server.Txn(ctx, r.txn)
+		return a, err
 	}
-	a.txn, err = e.server.Txn(ctx, txn)
-	if err == nil && r.commits() && a.txn.Succeeded {
-		e.note(i, txn)
-		n.world = newWorld(e.server.State())
-	}
+	a.txn, err = e.commit(n, i, e.spoilt(i, r.txn))
 	return a, err
+}
+
+// spoilt is what an actor's commit is where it is broken on purpose.
+func (e *explorer) spoilt(i int, txn *pb.TxnRequest) *pb.TxnRequest {
+	if e.Broken == nil || e.Actors[i].Operator {
+		return txn
+	}
+	return e.Broken(proto.Clone(txn).(*pb.TxnRequest))
+}
+
+// commit has etcd carry out a transaction that writes.
+func (e *explorer) commit(n *node, i int, txn *pb.TxnRequest) (*pb.TxnResponse, error) {
+	e.server.Restore(n.world.etcd)
+	res, err := e.server.Txn(context.Background(), txn)
+	if err != nil || !res.Succeeded {
+		return res, err
+	}
+	e.note(i, txn)
+	before := n.world
+	n.world = newWorld(e.server.State())
+	n.wrong = e.rule(i, txn, before, n.world)
+	if n.late != nil && n.late.dead(n.world.etcd) {
+		n.late = nil
+	}
+	return res, nil
 }
 
 // note notes who writes what. Where another has relied on it that nobody does, all is to begin anew.
@@ -526,7 +586,7 @@ func put64(h *maphash.Hash, n uint64) {
 }
 
 // summarize digests the state but for revisions, of which it keeps which are equal. Of what came before the attempt that is under way, a process remembers
-// the handles that it wrote.
+// the handles that it wrote, and that nobody knows what became of its last commit.
 func (l *local) summarize(op *Op) {
 	var h maphash.Hash
 	h.SetSeed(seed())
@@ -534,13 +594,17 @@ func (l *local) summarize(op *Op) {
 	class := map[seen]int{}
 	l.known = nil
 	began := attempt(l, op)
-	fmt.Fprint(&h, "|", began > l.ran.began)
+	doubt := false
+	for _, a := range l.replies {
+		doubt = a.lost || doubt && !a.wrote
+	}
+	fmt.Fprint(&h, "|", began > l.ran.began, doubt)
 	for i, a := range l.replies {
 		if i >= began {
 			fmt.Fprint(&h, "|", a.lost, a.txn.GetSucceeded(), a.look != nil)
 		}
 		for _, s := range a.seen {
-			if i < began && (!a.txn.GetSucceeded() || !strings.HasPrefix(s.key, api.HandlesRoot)) {
+			if i < began && (!a.wrote || !strings.HasPrefix(s.key, api.HandlesRoot)) {
 				continue
 			}
 			k := seen{key: s.key, rev: s.rev}
@@ -586,6 +650,10 @@ func (e *explorer) key(n *node) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed())
 	put64(&h, n.world.digest)
+	put64(&h, uint64(n.lates))
+	if n.late != nil {
+		put64(&h, n.late.digest)
+	}
 	for _, l := range n.actors[:len(e.Actors)] {
 		put64(&h, l.digest)
 		var bits uint64
@@ -609,7 +677,7 @@ func (e *explorer) reach(n *node, by parent) error {
 		return err
 	}
 	key := e.key(n)
-	if e.tracing || e.visited[key] {
+	if e.tracing || e.visited[key] && n.wrong == nil {
 		return nil
 	}
 	e.visited[key] = true
@@ -627,7 +695,7 @@ func (e *explorer) reach(n *node, by parent) error {
 // hurry makes the steps of which it does not matter when they are made. The first of a command does where it takes a lock.
 func (e *explorer) hurry(n *node) error {
 	for i, a := range e.Actors {
-		for l := n.actors[i]; !l.ended() && !(l.ran.fresh && e.contended(i, a.Ops[l.ran.at])) && e.idle(i, l.ran.next); l = n.actors[i] {
+		for l := n.actors[i]; !l.ended() && !(l.ran.fresh && e.contended(i, a.Ops[l.ran.at])) && !n.late.writesWhat(l.ran.next) && e.idle(i, l.ran.next); l = n.actors[i] {
 			changed := *l
 			if err := e.step(n, i, &changed, steps); err != nil {
 				return err
@@ -670,12 +738,17 @@ func (e *explorer) retrace(id uint32) []string {
 func (e *explorer) describe(before, after *node, by parent) string {
 	l, now := before.actors[by.actor], after.actors[by.actor]
 	a := e.Actors[by.actor]
+	if by.choice == lands {
+		return fmt.Sprintf("late: %s", request{txn: before.late.txn}.text())
+	}
 	who := fmt.Sprintf("actor %d on %s, %s", by.actor+1, a.Node, a.Ops[l.ran.at].Name)
 	switch by.choice {
 	case dies:
 		return who + ": dies"
 	case restarts:
 		return who + ": dies and is started again"
+	case sendLate:
+		return who + ": its commit is under way: " + l.ran.next.text()
 	case sendOff:
 		return who + ": its commit is lost: " + l.ran.next.text()
 	case replyOff:
