@@ -113,7 +113,8 @@ func New(cfg Config) *Handler {
 	if cfg.Took == nil {
 		cfg.Took = func(string, time.Duration) {}
 	}
-	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1), written: written{}}
+	// What an agent before this one has left under way, its first transaction breaks. An executable lives for one command, and knows of none before.
+	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1), written: written{}, doubt: cfg.Source != nil}
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,

@@ -173,11 +173,11 @@ type Unused struct {
 // read. It returns what was written. The error is a *Refusal where the datastore is not ready, or the store's; store.ErrConflict means that somebody uses
 // the block, or that the datastore was locked since.
 func ReturnBlock(ctx context.Context, c *store.Client, u Unused) ([]store.KV, error) {
-	if !block.Empty(u.Block.Value) {
-		return nil, fmt.Errorf("return block %v: it is not empty", u.Block.Value.CIDR)
-	}
 	if err := Ready(u.Cluster); err != nil {
 		return nil, fmt.Errorf("return block %v: %w", u.Block.Value.CIDR, err)
+	}
+	if !block.Empty(u.Block.Value) {
+		return nil, fmt.Errorf("return block %v: it is not empty", u.Block.Value.CIDR)
 	}
 	var t store.Txn
 	t.Expect(ClusterKey(), u.Cluster.Rev)

@@ -49,6 +49,7 @@ type Op struct {
 	ends      bool   // when it has succeeded, nothing is left of the container, and nothing comes of it any more
 	once      bool   // where its outcome is unknown, or its process has died, it is not begun again: the next op is
 	foreign   bool   // a Calico writer's: it may fail, leave work undone, and is not started again
+	edits     bool   // an operator's: where others are quicker all the time, it gives up
 	whole     bool   // after a conflict it begins anew from nothing
 	run       func(context.Context, *process) ([]netip.Addr, error)
 }
@@ -109,6 +110,19 @@ func Add(container string) Op {
 func AddOnce(container string) Op {
 	op := Add(container)
 	op.once = true
+	return op
+}
+
+// AddBrought connects a container that has an address of another IPAM's: its endpoint is all that there is of it.
+func AddBrought(container, addr string) Op {
+	op := Add(container)
+	op.Name += " with " + addr
+	op.run = func(ctx context.Context, p *process) ([]netip.Addr, error) {
+		req := attachRequest(container)
+		req.Addrs = []netip.Addr{netip.MustParseAddr(addr)}
+		reply, err := p.handler.Add(ctx, req)
+		return reply.Addrs, err
+	}
 	return op
 }
 
@@ -300,7 +314,7 @@ const (
 func outcome(op Op, addrs []netip.Addr, err error) (string, error) {
 	var refusal *ipam.Refusal
 	switch {
-	case err != nil && op.foreign:
+	case err != nil && op.foreign, op.edits && errors.Is(err, store.ErrConflict):
 		return failed, nil
 	case errors.As(err, &refusal) && !errors.Is(refusal, ipam.ErrBusy):
 		return refused, nil

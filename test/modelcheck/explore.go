@@ -530,7 +530,7 @@ func (e *explorer) settle(i int, l *local) *local {
 	if l.ran.at < len(e.Actors[i].Ops) {
 		op = &e.Actors[i].Ops[l.ran.at]
 	}
-	l.summarize(op)
+	l.summarize(op, e.Actors[i].Memory)
 	return l
 }
 
@@ -587,14 +587,14 @@ func put64(h *maphash.Hash, n uint64) {
 
 // summarize digests the state but for revisions, of which it keeps which are equal. Of what came before the attempt that is under way, a process remembers
 // the handles that it wrote, and that nobody knows what became of its last commit.
-func (l *local) summarize(op *Op) {
+func (l *local) summarize(op *Op, memory bool) {
 	var h maphash.Hash
 	h.SetSeed(seed())
 	fmt.Fprint(&h, l.first, l.lost, l.dead, l.begun, l.ran.at, strings.Join(l.told, ";"))
 	class := map[seen]int{}
 	l.known = nil
 	began := attempt(l, op)
-	doubt := false
+	doubt := memory
 	for _, a := range l.replies {
 		doubt = a.lost || doubt && !a.wrote
 	}
@@ -789,23 +789,23 @@ func (r request) text() string {
 	return strings.Join(ops, ", ")
 }
 
-// live is the containers that are connected in a state, with what each was told: none that anybody has begun to disconnect.
+// live is the containers that are connected in a state, with what each was told: none that anybody has begun to disconnect since.
 func (e *explorer) live(n *node) map[string]string {
-	out := maps.Clone(e.alive)
-	var gone []string
+	type by struct{ actor, op int }
+	out, given := maps.Clone(e.alive), map[string]by{}
 	for i, a := range e.Actors {
-		l := n.actors[i]
 		for k, op := range a.Ops {
-			switch {
-			case op.takes && l.begun&(1<<k) != 0:
-				gone = append(gone, op.Container)
-			case op.gives && l.told[k] != "" && l.told[k] != refused && l.told[k] != failed:
-				out[op.Container] = l.told[k]
+			if told := n.actors[i].told[k]; op.gives && told != "" && told != refused && told != failed {
+				out[op.Container], given[op.Container] = told, by{i, k}
 			}
 		}
 	}
-	for _, container := range gone {
-		delete(out, container)
+	for i, a := range e.Actors {
+		for k, op := range a.Ops {
+			if g, ok := given[op.Container]; op.takes && n.actors[i].begun&(1<<k) != 0 && !(ok && g.actor == i && g.op > k) {
+				delete(out, op.Container)
+			}
+		}
 	}
 	return out
 }

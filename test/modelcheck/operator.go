@@ -14,7 +14,7 @@ func operator(ops ...Op) Actor { return Actor{Node: "a", Operator: true, Ops: op
 
 // edit is an operator's change of one object. change reports false where it is made already.
 func edit[T api.Value](name, key string, change func(*T) bool) Op {
-	return Op{Name: name, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
+	return Op{Name: name, edits: true, whole: true, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
 		_, err := store.Mutate(ctx, p.client, key, func(v *T, exists bool) (bool, error) {
 			return exists && change(v), nil
 		})
