@@ -47,6 +47,13 @@ func (w *World) unlock(*node) bool {
 	return true
 }
 
+// changeStrictness has nodes lend each other addresses, or not.
+func (w *World) changeStrictness(*node) bool {
+	strict := w.chance(400)
+	edit(w, api.IPAMConfigKey, func(c *api.IPAMConfig) { c.StrictAffinity = strict })
+	return true
+}
+
 // changePool has a pool's packets go another way, or takes it out of use, or back in.
 func (w *World) changePool(*node) bool {
 	w.pool++

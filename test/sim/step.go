@@ -32,6 +32,7 @@ func operations() []operation {
 		{"compact etcd", 3, (*World).compact},
 		{"lock the datastore", 1, (*World).lock},
 		{"unlock the datastore", 30, (*World).unlock},
+		{"change strictness", 2, (*World).changeStrictness},
 		{"change a pool", 2, (*World).changePool},
 		{"delete a pool", 2, (*World).deletePool},
 		{"make the pools", 6, (*World).makePool},
@@ -46,6 +47,10 @@ const maxBusy = 40
 // step draws what happens next.
 func (w *World) step() {
 	w.out.Steps++
+	if len(w.adrift) > 0 && w.chance(20) {
+		w.land(w.rnd.IntN(len(w.adrift)))
+		w.settle()
+	}
 	draw := w.rnd.IntN(100)
 	switch {
 	case len(w.waiting) > 0 && (draw < 45 || w.busy >= maxBusy && draw < 80):
@@ -83,6 +88,8 @@ func (w *World) fate(c *call) fate {
 		return silent
 	case draw < 24:
 		return swallowed
+	case draw < 34 && c.writes:
+		return late
 	}
 	return answered
 }

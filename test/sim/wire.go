@@ -226,10 +226,11 @@ const (
 	lost            // the connection breaks before
 	silent          // it is carried out, and no answer comes
 	swallowed       // nor is it carried out
+	late            // the connection breaks, and it is carried out later
 )
 
 func (f fate) String() string {
-	return [...]string{"", " and the answer is lost", ", which is lost", " and no answer comes", ", which is swallowed"}[f]
+	return [...]string{"", " and the answer is lost", ", which is lost", " and no answer comes", ", which is swallowed", ", which is late"}[f]
 }
 
 // connected is how a process reaches etcd from now on. What got no answer so far gets none: those connections are broken.
@@ -255,9 +256,21 @@ func (w *World) serve(c *call, f fate) {
 	switch f {
 	case answered:
 		c.answer(res, err)
+	case late:
+		w.adrift = append(w.adrift, c)
+		c.answer(nil, errBroken)
 	case lostAnswer, lost:
 		c.answer(nil, errBroken)
 	}
+}
+
+// land has etcd carry out a commit that was adrift.
+func (w *World) land(i int) {
+	c := w.adrift[i]
+	w.adrift = slices.Delete(w.adrift, i, i+1)
+	w.note("late, %s: %s", c.from.name, c.what)
+	w.out.Late++
+	_, _ = c.run() // nobody is told
 }
 
 // hangUp ends what a process has asked for: each request has the one fate or the other.
@@ -268,7 +281,10 @@ func (w *World) hangUp(x *wire, one, other fate) {
 			continue
 		}
 		f := one
-		if w.chance(500) {
+		switch {
+		case w.waiting[i].writes && w.chance(300):
+			f = late
+		case w.chance(500):
 			f = other
 		}
 		w.serve(w.take(i), f)
