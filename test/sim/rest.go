@@ -125,11 +125,14 @@ func (w *World) strand() {
 
 // configure puts the pools back in service.
 func (w *World) configure() {
+	edit(w, api.IPAMConfigKey, func(c *api.IPAMConfig) { c.StrictAffinity = false })
 	w.makePool(nil)
 	w.quiet()
-	for i := range 2 {
-		key, mode := (*api.IPPool)(nil).KindOf().Key("", poolName(i)), w.vxlan
-		edit(w, key, func(p *api.IPPool) { p.Spec.Disabled, p.Spec.VXLANMode = false, mode })
+	for i := range w.ranges() {
+		is := w.newPool(i).Spec
+		edit(w, poolKey(i), func(p *api.IPPool) {
+			p.Spec.Disabled, p.Spec.VXLANMode, p.Spec.IPIPMode = false, is.VXLANMode, is.IPIPMode
+		})
 	}
 	w.pool++
 	w.quiet()

@@ -202,8 +202,13 @@ func (w *World) found() {
 	w.history.snaps = append(w.history.snaps, listed(changes))
 }
 
+// newPool is a pool as it is in the beginning: the second is IP-in-IP's, the third IPv6's.
 func (w *World) newPool(i int) *api.IPPool {
-	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: w.ranges()[i], BlockSize: 29, VXLANMode: w.vxlan, NATOutgoing: i == 0}}
+	cidr := w.ranges()[i]
+	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: cidr, BlockSize: cidr.Addr().BitLen() - blockBits, VXLANMode: w.vxlan, NATOutgoing: i == 0}}
+	if i == 1 && w.vxlan != api.Never {
+		p.Spec.VXLANMode, p.Spec.IPIPMode = api.Never, w.vxlan
+	}
 	p.Metadata.Name = poolName(i)
 	p.Default()
 	return p
@@ -211,19 +216,29 @@ func (w *World) newPool(i int) *api.IPPool {
 
 func poolName(i int) string { return fmt.Sprintf("pool-%d", i) }
 
-// ranges are the pools': so small that nodes contend for them, where there are few nodes.
+// blockBits is so small that blocks fill up: eight addresses.
+const blockBits = 3
+
+// ranges are the pools': so small that nodes contend for them, where there are few nodes. Where there are many, all is IPv4: it takes memory enough.
 func (w *World) ranges() []netip.Prefix {
-	bits := 20
-	for 1<<(29-bits) < w.cfg.Nodes+w.cfg.Nodes/4 {
-		bits--
-	}
-	for bits < 29 && 1<<(28-bits) >= w.cfg.Nodes+w.cfg.Nodes/4 {
+	bits := 9 // of the number of blocks
+	for 1<<bits < w.cfg.Nodes+w.cfg.Nodes/4 {
 		bits++
 	}
-	return []netip.Prefix{
-		netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), bits), netip.PrefixFrom(netip.MustParseAddr("10.128.0.0"), bits+1),
+	for bits > 0 && 1<<(bits-1) >= w.cfg.Nodes+w.cfg.Nodes/4 {
+		bits--
 	}
+	out := []netip.Prefix{
+		netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 32-blockBits-bits), netip.PrefixFrom(netip.MustParseAddr("10.128.0.0"), 32-blockBits-bits+1),
+	}
+	if w.dual() {
+		out = append(out, netip.PrefixFrom(netip.MustParseAddr("fd00:10::"), 128-blockBits-bits))
+	}
+	return out
 }
+
+// dual reports whether there is IPv6 too.
+func (w *World) dual() bool { return w.cfg.Nodes <= keepPlans }
 
 // spawn has something done beside the world, which goes on with what comes back.
 func (w *World) spawn(do func() (then func())) {
