@@ -181,8 +181,8 @@ func dropTunnels(ctx context.Context, c *store.Client, node string, now func() t
 			return err
 		}
 		t.plan.picture.lost = nil // its blocks are the caller's business
-		for _, h := range t.handles {
-			if _, err := t.plan.Release(ctx, h); err != nil {
+		for _, k := range tunnelKinds() {
+			if _, err := t.plan.Release(ctx, t.handle(k)); err != nil {
 				return err
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
 )
 
 var (
@@ -153,6 +154,26 @@ func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
 			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return strings.HasPrefix(string(c.Key), api.BlocksRoot) })
 		}}
 	}, "is given to", "handle")
+}
+
+// TestCommitThatComesLateIsFound has DELs that find nothing leave alone what ADDs compare, so that one which comes behind them is carried out.
+func TestCommitThatComesLateIsFound(t *testing.T) {
+	finds(t, run(110, 6, 8000), func() Spoil {
+		return Spoil{Txn: func(r *pb.TxnRequest) {
+			registers := slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool { return strings.HasPrefix(string(op.GetRequestPut().GetKey()), nodeKey("")) })
+			r.Success = slices.DeleteFunc(r.Success, func(op *pb.RequestOp) bool {
+				return !registers && strings.HasPrefix(string(op.GetRequestPut().GetKey()), api.IdentitiesRoot)
+			})
+		}}
+	}, "whose DEL has succeeded")
+}
+
+func TestLockThatIsNotComparedIsFound(t *testing.T) {
+	finds(t, run(111, 6, 8000), func() Spoil {
+		return Spoil{Txn: func(r *pb.TxnRequest) {
+			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return string(c.Key) == ipam.ClusterKey() })
+		}}
+	}, "while the datastore is locked")
 }
 
 // forgetful loses a route now and then, and says that it was written.
