@@ -317,17 +317,9 @@ func (e *explorer) after(n *node, i int, c choice) (*node, error) {
 		if op.foreign || l.ran.fresh && l.first == l.ran.at {
 			return nil, nil // Calico's are not started again; one that has not begun is as it is
 		}
-		changed.first, changed.replies, changed.lost = l.ran.at, nil, 0
-		if op.once { // nobody begins it again
-			changed.first++
-			changed.told = slices.Clone(l.told)
-			changed.told[l.ran.at] = failed
-		}
+		changed.begin(op, l)
 	default:
-		if c == sendLate && (n.late != nil || n.lates == e.Late) {
-			return nil, nil
-		}
-		if c != steps && (op.foreign || l.lost == e.Lost && e.Actors[i].Memory || !l.ran.next.commits()) {
+		if c != steps && !e.mayLose(n, i, c) {
 			return nil, nil
 		}
 		if op.takes || e.contended(i, op) {
@@ -342,6 +334,26 @@ func (e *explorer) after(n *node, i int, c choice) (*node, error) {
 	}
 	next.actors[i] = e.settle(i, &changed)
 	return &next, nil
+}
+
+// begin is the op's beginning in a new process, or the next one's where nobody begins it again.
+func (l *local) begin(op Op, was *local) {
+	l.first, l.replies, l.lost = was.ran.at, nil, 0
+	if op.once {
+		l.first++
+		l.told = slices.Clone(was.told)
+		l.told[was.ran.at] = failed
+	}
+}
+
+// mayLose reports whether an actor's next step may be lost, or its reply.
+func (e *explorer) mayLose(n *node, i int, c choice) bool {
+	l, a := n.actors[i], e.Actors[i]
+	switch {
+	case a.Ops[l.ran.at].foreign, a.Memory && l.lost == e.Lost, !l.ran.next.commits():
+		return false
+	}
+	return c != sendLate || n.late == nil && n.lates < e.Late
 }
 
 // contended reports whether another actor has a command about the same container.

@@ -160,7 +160,9 @@ func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
 func TestCommitThatComesLateIsFound(t *testing.T) {
 	finds(t, run(110, 6, 8000), func() Spoil {
 		return Spoil{Txn: func(r *pb.TxnRequest) {
-			registers := slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool { return strings.HasPrefix(string(op.GetRequestPut().GetKey()), nodeKey("")) })
+			registers := slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool {
+				return strings.HasPrefix(string(op.GetRequestPut().GetKey()), nodeKey(""))
+			})
 			r.Success = slices.DeleteFunc(r.Success, func(op *pb.RequestOp) bool {
 				return !registers && strings.HasPrefix(string(op.GetRequestPut().GetKey()), api.IdentitiesRoot)
 			})

@@ -161,13 +161,31 @@ func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStream
 		return nil, errBroken
 	}
 	s, err := x.w.etcd.Watch(ctx)
-	return &stream{s, x}, err
+	return &stream{BidiStreamingClient: s, x: x}, err
 }
 
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
-	x *wire
+	x     *wire
+	asked bool // for progress, and not told yet; guarded by the world's mutex
+}
+
+// Send implements grpc.BidiStreamingClient. Progress is asked for once until it is told: of two who ask at the same moment, nobody decides whether both come before the
+// answer.
+func (s *stream) Send(r *pb.WatchRequest) error {
+	if r.GetProgressRequest() != nil && s.asks(true) {
+		return nil
+	}
+	return s.BidiStreamingClient.Send(r)
+}
+
+// asks notes whether progress is asked for, and returns whether it was.
+func (s *stream) asks(now bool) (was bool) {
+	s.x.w.mu.Lock()
+	defer s.x.w.mu.Unlock()
+	was, s.asked = s.asked, now
+	return was
 }
 
 // Recv implements grpc.BidiStreamingClient.
@@ -179,6 +197,9 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch", body: res, watch: true, run: func() (any, error) { return res, nil }})
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
+	}
+	if err == nil && len(res.Events) == 0 && !res.Created {
+		s.asks(false)
 	}
 	return out, err
 }
