@@ -106,7 +106,8 @@ func Add(container string) Op {
 	}}
 }
 
-// AddOnce connects a container. Where nobody knows whether that was done, its caller goes on, as runtimes do.
+// AddOnce connects a container. Where nobody knows whether that was done, its caller goes on, as CNI asks of runtimes: no ADD behind another without a DEL between.
+// An executable, which knows of no command before it, relies on that: of two ADDs of one container, the first could come late, behind the DEL of the second.
 func AddOnce(container string) Op {
 	op := Add(container)
 	op.once = true

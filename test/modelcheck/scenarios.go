@@ -82,7 +82,7 @@ type role struct {
 
 func roles() []role {
 	return []role{
-		{of: func(c string) Actor { return module("b", Add(c), Del(c)) }},
+		{of: func(c string) Actor { return module("b", AddOnce(c), Del(c)) }},
 		{of: func(c string) Actor { return agent("c", Add(c), Del(c)) }},
 		{of: func(c string) Actor { return module("a", Add(c), Add(c+"2")) }},
 		{of: func(c string) Actor { return module("c", Del("o"), Add(c)) }},
