@@ -167,7 +167,7 @@ func (h *Handler) work(ctx context.Context, batch []*job) error {
 	return nil
 }
 
-// again has jobs that met another's write go into the next transaction, in the order in which they came, and ends those that have done so
+// again has jobs that met another's write, or what is in memory may be too old for, go into the next transaction, in the order in which they came, and ends those that have done so
 // too often: who asks for them pauses.
 func (h *Handler) again(met []*job, err error) {
 	var still []*job
@@ -286,7 +286,7 @@ func (h *Handler) share(ctx context.Context, batch []*job) (plan *ipam.Plan, mem
 		return nil, batch, err
 	}
 	plan = ipam.NewPlan(src, h.cfg.Node, facts, h.cfg.Now())
-	var left []*job // that the transaction has no room for
+	var left, anew []*job // that the transaction has no room for; that are to be planned again
 	for i, j := range batch {
 		trial := plan.Clone()
 		err := h.planOne(ctx, trial, j, was[i], known != nil, facts)
@@ -296,12 +296,15 @@ func (h *Handler) share(ctx context.Context, batch []*job) (plan *ipam.Plan, mem
 		case err == nil:
 			plan, j.uses, members = trial, trial.Uses(), append(members, j)
 		case hopeless(err) && j.ctx.Err() == nil:
-			return nil, slices.Concat(members, left, batch[i:]), err
+			return nil, slices.Concat(members, left, anew, batch[i:]), err
+		case errors.Is(err, store.ErrConflict):
+			anew = append(anew, j)
 		default:
 			j.end(err)
 		}
 	}
 	h.putBack(left)
+	h.again(anew, store.ErrConflict)
 	return plan, members, nil
 }
 

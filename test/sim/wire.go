@@ -152,28 +152,30 @@ func short(key []byte) string {
 	return k
 }
 
-// Watch implements pb.WatchClient.
+// Watch implements pb.WatchClient. A stream opens when that is drawn: a feed that has lost one opens the next after a pause that nobody can seed, and whoever waits for it asks
+// at moments of his own.
 func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse], error) {
-	x.w.mu.Lock()
-	lost := x.cut || x.life.Err() != nil || x.w.down
-	x.w.mu.Unlock()
-	if lost {
+	s, err := ask[grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]](ctx, x, &call{what: "open", watch: true, run: func() (any, error) { return x.w.etcd.Watch(ctx) }})
+	if err != nil {
 		return nil, errBroken
 	}
-	s, err := x.w.etcd.Watch(ctx)
-	return &stream{BidiStreamingClient: s, x: x}, err
+	return &stream{BidiStreamingClient: s, x: x}, nil
 }
 
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
 	x     *wire
-	asked bool // for progress, and not told yet; guarded by the world's mutex
+	of    string // what is watched: a feed has two streams, of which each may be told the same at the same moment
+	asked bool   // for progress, and not told yet; guarded by the world's mutex
 }
 
 // Send implements grpc.BidiStreamingClient. Progress is asked for once until it is told: of two who ask at the same moment, nobody decides whether both come before the
 // answer.
 func (s *stream) Send(r *pb.WatchRequest) error {
+	if create := r.GetCreateRequest(); create != nil {
+		s.of = short(create.Key)
+	}
 	if r.GetProgressRequest() != nil && s.asks(true) {
 		return nil
 	}
@@ -194,7 +196,7 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch", body: res, watch: true, run: func() (any, error) { return res, nil }})
+	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch " + s.of, body: res, watch: true, run: func() (any, error) { return res, nil }})
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
 	}
