@@ -156,9 +156,15 @@ func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
 	}, "is given to", "handle")
 }
 
+// withoutFeeds is a run in which no node has a real feed.
+func withoutFeeds(c Config) Config {
+	c.Feeds = 0
+	return c
+}
+
 // TestCommitThatComesLateIsFound has DELs that find nothing leave alone what ADDs compare, so that one which comes behind them is carried out.
 func TestCommitThatComesLateIsFound(t *testing.T) {
-	finds(t, run(110, 6, 8000), func() Spoil {
+	finds(t, withoutFeeds(run(113, 6, 2000)), func() Spoil {
 		return Spoil{Txn: func(r *pb.TxnRequest) {
 			registers := slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool {
 				return strings.HasPrefix(string(op.GetRequestPut().GetKey()), nodeKey(""))
@@ -171,7 +177,7 @@ func TestCommitThatComesLateIsFound(t *testing.T) {
 }
 
 func TestLockThatIsNotComparedIsFound(t *testing.T) {
-	finds(t, run(111, 6, 8000), func() Spoil {
+	finds(t, withoutFeeds(run(111, 6, 4000)), func() Spoil {
 		return Spoil{Txn: func(r *pb.TxnRequest) {
 			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return string(c.Key) == ipam.ClusterKey() })
 		}}

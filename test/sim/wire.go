@@ -165,29 +165,16 @@ func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStream
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
-	x     *wire
-	of    string // what is watched: a feed has two streams, of which each may be told the same at the same moment
-	asked bool   // for progress, and not told yet; guarded by the world's mutex
+	x  *wire
+	of string // what is watched: a feed has two streams, of which each may be told the same at the same moment
 }
 
-// Send implements grpc.BidiStreamingClient. Progress is asked for once until it is told: of two who ask at the same moment, nobody decides whether both come before the
-// answer.
+// Send implements grpc.BidiStreamingClient.
 func (s *stream) Send(r *pb.WatchRequest) error {
 	if create := r.GetCreateRequest(); create != nil {
 		s.of = short(create.Key)
 	}
-	if r.GetProgressRequest() != nil && s.asks(true) {
-		return nil
-	}
 	return s.BidiStreamingClient.Send(r)
-}
-
-// asks notes whether progress is asked for, and returns whether it was.
-func (s *stream) asks(now bool) (was bool) {
-	s.x.w.mu.Lock()
-	defer s.x.w.mu.Unlock()
-	was, s.asked = s.asked, now
-	return was
 }
 
 // Recv implements grpc.BidiStreamingClient.
@@ -199,9 +186,6 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch " + s.of, body: res, watch: true, run: func() (any, error) { return res, nil }})
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
-	}
-	if err == nil && len(res.Events) == 0 && !res.Created {
-		s.asks(false)
 	}
 	return out, err
 }
