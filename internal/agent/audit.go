@@ -217,7 +217,7 @@ func (a *audit) returnBlocks(ctx context.Context, snap feed.Snapshot, blocks []s
 		if a.now().Sub(was.since) < emptyGrace || left[cidr.Addr().Is6()] <= 1 {
 			continue
 		}
-		err := a.giveUp(ctx, ipam.Unused{Block: e, Affinity: snap.Affinity(a.node, cidr), Identity: snap.Identity(a.node)})
+		err := a.giveUp(ctx, ipam.Unused{Block: e, Affinity: snap.Affinity(a.node, cidr), Identity: snap.Identity(a.node), Cluster: snap.Cluster()})
 		switch {
 		case errors.Is(err, store.ErrConflict): // somebody uses it
 		case err != nil:

@@ -378,7 +378,9 @@ func (a *audit) returnBlocks(ctx context.Context, snap feed.Snapshot) error {
 		if a.now().Sub(was.since) < a.grace {
 			continue
 		}
-		changed, err := ipam.ReturnBlock(ctx, a.store, ipam.Unused{Block: e, Affinity: affinityOf(snap, host, cidr), Identity: identityOf(snap, host)})
+		changed, err := ipam.ReturnBlock(ctx, a.store, ipam.Unused{
+			Block: e, Affinity: affinityOf(snap, host, cidr), Identity: identityOf(snap, host), Cluster: snap.Cluster(),
+		})
 		switch {
 		case errors.Is(err, store.ErrConflict): // somebody uses it
 		case err != nil:

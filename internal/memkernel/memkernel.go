@@ -7,7 +7,7 @@
 //  2. It is deterministic: it has no clock, starts no goroutine, and nothing in it depends on the order of a map.
 //  3. It can be made to fail: one object at a time (Refuse), and others may write what they like past the tables (Meddle).
 //
-// It knows the devices of VXLAN and what is there when a host starts. It has no IP-in-IP device, no second routing table and no packets.
+// It knows the devices of VXLAN and IP-in-IP, and what is there when a host starts. It has no second routing table and no packets.
 package memkernel
 
 import (

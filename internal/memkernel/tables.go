@@ -141,7 +141,7 @@ func (k *Kernel) dropAddr(a kernel.AddrKey) {
 	k.events.RoutesLost = true
 }
 
-// links is the table of VXLAN devices.
+// links is the table of the devices of VXLAN and IP-in-IP.
 type links struct{ k *Kernel }
 
 // List implements reconcile.Table.
@@ -159,17 +159,23 @@ func (t links) Apply(_ context.Context, changes []kernel.Change[string, kernel.L
 		if err := t.k.may(reconcile.Links, c.Key); err != nil {
 			return err
 		}
-		if c.New == nil {
+		switch {
+		case c.New == nil && c.Key == kernel.IPIPDevice:
+			t.k.down(c.Key)
+		case c.New == nil:
 			t.k.vanish(c.Key)
-			return nil
+		case c.Key == kernel.IPIPDevice:
+			return t.k.putIPIP(*c.New)
+		default:
+			return t.k.putLink(c.Key, *c.New)
 		}
-		return t.k.putLink(c.Key, *c.New)
+		return nil
 	})
 }
 
 func (k *Kernel) putLink(name string, l kernel.Link) error {
 	if l.Type != kernel.VXLAN {
-		return fmt.Errorf("make device %s: only VXLAN is known here", name)
+		return fmt.Errorf("make device %s: only VXLAN and IP-in-IP are known here", name)
 	}
 	if err := k.there(l.Parent); err != nil {
 		return fmt.Errorf("make device %s: %w", name, err)
@@ -184,11 +190,46 @@ func (k *Kernel) putLink(name string, l kernel.Link) error {
 	k.events.Links[name] = &l
 	if h := k.host.Links[name]; h.MTU != l.MTU {
 		h.MTU = l.MTU
-		k.host.Links = maps.Clone(k.host.Links)
-		k.host.Links[name] = h
-		k.facts++
+		k.setHostLink(name, h)
 	}
 	return nil
+}
+
+func (k *Kernel) setHostLink(name string, h kernel.HostLink) {
+	k.host.Links = maps.Clone(k.host.Links)
+	k.host.Links[name] = h
+	k.facts++
+}
+
+// putIPIP sets the IP-in-IP device up. The kernel makes it when it is first asked for.
+func (k *Kernel) putIPIP(l kernel.Link) error {
+	if l.Type != kernel.IPIP {
+		return fmt.Errorf("set up device %s: it is of IP-in-IP alone", kernel.IPIPDevice)
+	}
+	if _, there := k.host.Links[kernel.IPIPDevice]; !there {
+		k.appear(kernel.IPIPDevice, l.MTU, kernel.MAC{}, "ipip")
+	}
+	k.links[kernel.IPIPDevice] = l
+	k.events.Links[kernel.IPIPDevice] = &l
+	if h := k.host.Links[kernel.IPIPDevice]; h.MTU != l.MTU || !h.Up {
+		h.MTU, h.Up, h.Live = l.MTU, true, true
+		k.setHostLink(kernel.IPIPDevice, h)
+	}
+	return nil
+}
+
+// down sets a device down that nobody removes: its routes go, its addresses stay.
+func (k *Kernel) down(name string) {
+	h, there := k.host.Links[name]
+	if !there || !h.Up {
+		return
+	}
+	h.Up, h.Live = false, false
+	k.setHostLink(name, h)
+	delete(k.links, name)
+	maps.DeleteFunc(k.routes, func(_ kernel.RouteKey, r kernel.Route) bool { return r.On(h.Index) })
+	k.events.Links[name] = nil
+	k.events.Gone = append(k.events.Gone, kernel.Dev{Name: name, Index: h.Index})
 }
 
 // settings is the table of settings, which carry no mark.

@@ -167,7 +167,7 @@ func (h *Handler) work(ctx context.Context, batch []*job) error {
 	return nil
 }
 
-// again has jobs that met another's write go into the next transaction, in the order in which they came, and ends those that have done so
+// again has jobs that met another's write, or what is in memory may be too old for, go into the next transaction, in the order in which they came, and ends those that have done so
 // too often: who asks for them pauses.
 func (h *Handler) again(met []*job, err error) {
 	var still []*job
@@ -203,7 +203,7 @@ func (h *Handler) learn(met []*job, refused *store.ConflictError) {
 			shown[i].Rev = refused.Rev // it is gone at that revision
 		}
 	}
-	h.written.note(shown)
+	h.written.learn(shown)
 	if h.cfg.Refused != nil {
 		h.cfg.Refused(shown)
 	}
@@ -260,9 +260,12 @@ func (h *Handler) attempt(ctx context.Context, batch []*job) (members []*job, er
 		if err != nil || len(members) == 0 {
 			return members, err
 		}
+		fenced := h.doubt && plan.Fence(h.cfg.Machine)
 		t := plan.Txn()
 		if len(members) == 1 || t.Bytes() <= maxBytes {
-			return members, h.commit(ctx, t)
+			err = h.commit(ctx, t, members)
+			h.doubt = errors.Is(err, store.ErrUnknown) || h.doubt && (err != nil || !fenced)
+			return members, err
 		}
 		fewer := max(1, len(members)/4) // what makes it so large is mostly a block, and few jobs fewer change little
 		h.putBack(members[fewer:])
@@ -283,7 +286,7 @@ func (h *Handler) share(ctx context.Context, batch []*job) (plan *ipam.Plan, mem
 		return nil, batch, err
 	}
 	plan = ipam.NewPlan(src, h.cfg.Node, facts, h.cfg.Now())
-	var left []*job // that the transaction has no room for
+	var left, anew []*job // that the transaction has no room for; that are to be planned again
 	for i, j := range batch {
 		trial := plan.Clone()
 		err := h.planOne(ctx, trial, j, was[i], known != nil, facts)
@@ -293,12 +296,15 @@ func (h *Handler) share(ctx context.Context, batch []*job) (plan *ipam.Plan, mem
 		case err == nil:
 			plan, j.uses, members = trial, trial.Uses(), append(members, j)
 		case hopeless(err) && j.ctx.Err() == nil:
-			return nil, slices.Concat(members, left, batch[i:]), err
+			return nil, slices.Concat(members, left, anew, batch[i:]), err
+		case errors.Is(err, store.ErrConflict):
+			anew = append(anew, j)
 		default:
 			j.end(err)
 		}
 	}
 	h.putBack(left)
+	h.again(anew, store.ErrConflict)
 	return plan, members, nil
 }
 
@@ -308,6 +314,7 @@ func (h *Handler) planOne(ctx context.Context, p *ipam.Plan, j *job, was prior, 
 	if err := j.ctx.Err(); err != nil {
 		return err // the caller has left
 	}
+	j.fenced = false
 	err := errors.Join(was.err, h.may(j, facts, remembered))
 	if err == nil {
 		err = j.plan(ctx, p, j, was)
@@ -335,7 +342,8 @@ func (h *Handler) may(j *job, facts ipam.Facts, remembered bool) error {
 	return ipam.Holds(facts.Identity, h.cfg.Node, h.cfg.Machine)
 }
 
-func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
+// commit carries out what the members' commands have come to.
+func (h *Handler) commit(ctx context.Context, t *store.Txn, members []*job) error {
 	if t.Empty() {
 		return nil
 	}
@@ -347,6 +355,7 @@ func (h *Handler) commit(ctx context.Context, t *store.Txn) error {
 		return err
 	}
 	h.written.note(changed)
+	h.written.fenced(members)
 	h.cfg.Committed(changed)
 	return fault.At(fault.HandlerCommitted)
 }

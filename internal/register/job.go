@@ -36,11 +36,12 @@ type job struct {
 	shown *store.KV       // its handle, as a refused transaction has shown it; nil: none has
 
 	// The outcome, which belongs to whoever carries the job out until done is closed.
-	uses  map[string]bool // the keys that its part of the transaction compares
-	addrs []netip.Prefix
-	mac   string
-	err   error
-	done  chan struct{}
+	uses   map[string]bool // the keys that its part of the transaction compares
+	fenced bool            // nothing was there, and no ADD can come late
+	addrs  []netip.Prefix
+	mac    string
+	err    error
+	done   chan struct{}
 }
 
 // end is the job's outcome.

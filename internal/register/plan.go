@@ -18,6 +18,9 @@ import (
 // planAdd adds a job's addresses and endpoint to the transaction.
 func (h *Handler) planAdd(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
 	j.addrs = nil
+	if err := p.Admit(); err != nil {
+		return err
+	}
 	if err := h.planAddrs(ctx, p, j, was); err != nil {
 		return err
 	}
@@ -38,7 +41,7 @@ func (h *Handler) planAddrs(ctx context.Context, p *ipam.Plan, j *job, was prior
 		j.addrs = append(j.addrs, netip.PrefixFrom(a, a.BitLen()))
 	}
 	if len(j.brought) > 0 {
-		return p.Admit()
+		return nil
 	}
 	held, err := p.Held(ctx, was.handle)
 	if err != nil {
@@ -144,11 +147,44 @@ func (h *Handler) planProfile(p *ipam.Plan, j *job, was store.Entry[api.Profile]
 func (h *Handler) planUnregister(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
 	if !belongsTo(was.endpoint, j.req.ContainerID) && was.handle.Exists() {
 		shared, err := h.hasOther(ctx, j)
-		if err != nil || shared {
+		switch {
+		case err != nil:
 			return err
+		case shared:
+			return h.planFence(p, j, was)
 		}
 	}
+	return h.planUndo(ctx, p, j, was)
+}
+
+// planUndo is planDel for an ADD whose commit may have yet to reach etcd.
+func (h *Handler) planUndo(ctx context.Context, p *ipam.Plan, j *job, was prior) error {
+	if !was.handle.Exists() && !belongsTo(was.endpoint, j.req.ContainerID) {
+		return h.planFence(p, j, was)
+	}
 	return h.planDel(ctx, p, j, was)
+}
+
+// planFence is the DEL of what is not there. An ADD of the container may be under way still, whose caller was told nothing, or has died: reaching etcd
+// after the DEL, it would give an address to nobody. So the DEL depends on its not having come yet, and makes it fail when it does. This is one small
+// write that a DEL costs which finds nothing, but for one after another by this handler.
+func (h *Handler) planFence(p *ipam.Plan, j *job, was prior) error {
+	if h.written.gone(j.handleKey) {
+		return nil
+	}
+	j.fenced = !was.handle.Exists()
+	if !p.Fence(h.cfg.Machine) {
+		if j.fresh {
+			return nil
+		}
+		j.fresh = true
+		return fmt.Errorf("%w: what is in memory says that no ADD can be under way", store.ErrConflict)
+	}
+	p.Then(j.handleKey, func(t *store.Txn) { t.Expect(j.handleKey, was.handle.Rev) })
+	if j.endpointKey != "" {
+		p.Then(j.endpointKey, func(t *store.Txn) { t.Expect(j.endpointKey, was.endpoint.Rev) })
+	}
+	return nil
 }
 
 // hasOther reports whether the container has an endpoint under another interface's name. It reads etcd itself.

@@ -7,7 +7,9 @@
 //     what it holds; a DEL touches an endpoint only if it still is the same container's.
 //  3. Many at once cost little more than one: whoever comes while a transaction is under way is carried out together with all
 //     who wait, in the next one.
-//  4. In the steady state nothing is read: an ADD is planned on what the agent's feed has in memory, and a DEL on that and on what this
+//  4. What was undone stays undone: an ADD whose commit reaches etcd late, behind the DEL that found nothing of it, fails there, since that DEL wrote
+//     what the ADD compares (planFence). So does one whose outcome is unknown, from the next transaction on.
+//  5. In the steady state nothing is read: an ADD is planned on what the agent's feed has in memory, and a DEL on that and on what this
 //     handler wrote for the ADD. What turns out to be out of date, or would be refused, is planned again on etcd itself.
 package register
 
@@ -89,6 +91,7 @@ type Handler struct {
 
 	turn    chan struct{} // held, by a value in it, while a transaction is under way
 	written written       // belongs to whoever has the turn
+	doubt   bool          // likewise: the outcome of a commit is unknown, and it may reach etcd yet
 	mu      sync.Mutex
 	waiting []*job // in order of arrival; guarded by mu
 }
@@ -110,7 +113,8 @@ func New(cfg Config) *Handler {
 	if cfg.Took == nil {
 		cfg.Took = func(string, time.Duration) {}
 	}
-	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1), written: written{}}
+	// What an agent before this one has left under way, its first transaction breaks. An executable lives for one command, and knows of none before.
+	return &Handler{cfg: cfg, gates: gates{askHTTP}, turn: make(chan struct{}, 1), written: written{}, doubt: cfg.Source != nil}
 }
 
 // Add gives the container its addresses and writes its endpoint. The reply holds what stands in etcd then: for a repeated ADD,
@@ -172,7 +176,7 @@ func (h *Handler) Release(ctx context.Context, req attach.Request) error {
 	if err != nil {
 		return err
 	}
-	j.endpointKey, j.plan, j.frees, j.recalls = "", h.planDel, true, true
+	j.endpointKey, j.plan, j.frees, j.recalls = "", h.planUndo, true, true
 	if err := h.do(ctx, j); err != nil {
 		return failure("release", j.subject(), err)
 	}

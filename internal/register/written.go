@@ -11,20 +11,45 @@ import (
 const maxWritten = 4096
 
 // written is the handles that this handler wrote last, by key: the feed does not follow handles. One that is missing costs a DEL a read, and
-// one that is not in etcd any more as it was written makes the DEL's commit conflict.
+// one that is not in etcd any more as it was written makes the DEL's commit conflict. One without a value was deleted by this handler, or fenced: no
+// commit for its container is under way any more.
 type written map[string]store.KV
 
 // note takes over what was committed.
 func (w written) note(changed []store.KV) {
 	for _, kv := range changed {
+		if strings.HasPrefix(kv.Key, api.HandlesRoot) {
+			w.add(kv)
+		}
+	}
+}
+
+// learn takes over what etcd holds instead of what was expected.
+func (w written) learn(shown []store.KV) {
+	for _, kv := range shown {
 		switch {
 		case !strings.HasPrefix(kv.Key, api.HandlesRoot):
 		case kv.Value == nil:
-			delete(w, kv.Key)
+			delete(w, kv.Key) // somebody else's work
 		default:
 			w.add(kv)
 		}
 	}
+}
+
+// fenced takes over what was found to be gone.
+func (w written) fenced(jobs []*job) {
+	for _, j := range jobs {
+		if j.fenced {
+			w.add(store.KV{Key: j.handleKey})
+		}
+	}
+}
+
+// gone reports whether this handler saw the container out, and nothing was done for it since.
+func (w written) gone(handleKey string) bool {
+	kv, ok := w[handleKey]
+	return ok && kv.Value == nil
 }
 
 func (w written) add(kv store.KV) {
@@ -42,7 +67,7 @@ func (w written) add(kv store.KV) {
 // forgotten, and read.
 func (h *Handler) recall(j *job, known Source) (prior, bool) {
 	kv, ok := h.written[j.handleKey]
-	if !ok || !j.recalls {
+	if !ok || kv.Value == nil || !j.recalls {
 		return prior{}, false
 	}
 	if known == nil {

@@ -73,9 +73,8 @@ func (p *Plan) Admit() error {
 	return nil
 }
 
-// admitted makes the transaction rest on what let the node in.
+// admitted makes the transaction rest on what let the node in, beside the cluster.
 func (p *Plan) admitted() {
-	p.depend(ClusterKey(), p.facts.Cluster.Rev)
 	p.depend(p.facts.Node.Key, p.facts.Node.Rev)
 	p.AsHolder()
 }

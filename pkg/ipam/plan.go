@@ -10,7 +10,8 @@
 //  3. The usual case reads nothing: a Plan starts from what its Source has in memory, and only a conflict sends it to etcd.
 //  4. What Calico's writers leave when they die between two of their steps is understood, and put right by the next
 //     transaction that works there: see Plan.Assign and Plan.Held.
-//  5. Blocks go where they are needed: a node gives back its empty ones in pools that do not select it any more, and takes over
+//  5. Nothing is written while the datastore is locked: every transaction compares the cluster's ready flag, also one that only frees.
+//  6. Blocks go where they are needed: a node gives back its empty ones in pools that do not select it any more, and takes over
 //     other nodes' empty ones before it borrows single addresses.
 package ipam
 
@@ -69,8 +70,8 @@ func (c change[T]) write(t *store.Txn) {
 	}
 }
 
-// NewPlan starts an empty transaction for the node. For plans that only release, the facts need no more than the cluster; then
-// blocks of pools that no longer select the node are not given back.
+// NewPlan starts an empty transaction for the node, which depends on the cluster being as it is in the facts: ready, or not there at all. For plans
+// that only release, the facts need no more than that; then blocks of pools that no longer select the node are not given back.
 func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 	p := &Plan{
 		facts: facts, node: node, now: now,
@@ -79,9 +80,9 @@ func NewPlan(src Source, node string, facts Facts, now time.Time) *Plan {
 		claims:  map[netip.Prefix]change[api.Affinity]{},
 		evicted: map[string]change[api.Affinity]{},
 		handles: map[string]change[api.Handle]{},
-		expect:  map[string]int64{},
+		expect:  map[string]int64{ClusterKey(): facts.Cluster.Rev},
 		more:    map[string]func(*store.Txn){},
-		uses:    map[string]bool{},
+		uses:    usesOfAll(),
 	}
 	for _, e := range facts.Affinities {
 		if _, cidr, err := api.ParseAffinityKey(e.Key); err == nil {
@@ -96,9 +97,12 @@ func (p *Plan) Clone() *Plan {
 	c := *p
 	c.blocks, c.claims, c.handles, c.expect = maps.Clone(p.blocks), maps.Clone(p.claims), maps.Clone(p.handles), maps.Clone(p.expect)
 	c.evicted, c.more = maps.Clone(p.evicted), maps.Clone(p.more)
-	c.uses = map[string]bool{}
+	c.uses = usesOfAll()
 	return &c
 }
+
+// usesOfAll is what every transaction compares, whoever asks for it.
+func usesOfAll() map[string]bool { return map[string]bool{ClusterKey(): true} }
 
 // Uses is the keys that the transaction compares, or may compare, for the sake of what was asked of this plan since it was made or cloned: where
 // one of several jobs that share a transaction met another's write, these tell which. Do not modify it.

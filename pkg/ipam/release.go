@@ -101,8 +101,11 @@ func blocksOf(h *api.Handle) []netip.Prefix {
 
 // Release takes back every address of the handle and deletes it. It returns the addresses. A block that is nobody's
 // and has become empty is deleted; one of a node stays the node's. Then empty blocks of the plan's node in pools that do not
-// select it any more are given back.
+// select it any more are given back. While the datastore is locked it is refused: see Unlocked.
 func (p *Plan) Release(ctx context.Context, h store.Entry[api.Handle]) ([]netip.Prefix, error) {
+	if err := Unlocked(p.facts.Cluster); err != nil {
+		return nil, err
+	}
 	held, err := p.Held(ctx, h)
 	if err != nil {
 		return nil, err
@@ -163,15 +166,21 @@ type Unused struct {
 	Block    store.Entry[api.Block]
 	Affinity store.Entry[api.Affinity]
 	Identity store.Entry[api.NodeIdentity] // of the node's name
+	Cluster  store.Entry[api.ClusterInformation]
 }
 
-// ReturnBlock gives an empty block back: block and affinity are deleted in one transaction, if all three entries are still what was
-// read. It returns what was written. The error is the store's; store.ErrConflict means that somebody uses the block.
+// ReturnBlock gives an empty block back: block and affinity are deleted in one transaction, if all four entries are still what was
+// read. It returns what was written. The error is a *Refusal where the datastore is not ready, or the store's; store.ErrConflict means that somebody uses
+// the block, or that the datastore was locked since.
 func ReturnBlock(ctx context.Context, c *store.Client, u Unused) ([]store.KV, error) {
+	if err := Ready(u.Cluster); err != nil {
+		return nil, fmt.Errorf("return block %v: %w", u.Block.Value.CIDR, err)
+	}
 	if !block.Empty(u.Block.Value) {
 		return nil, fmt.Errorf("return block %v: it is not empty", u.Block.Value.CIDR)
 	}
 	var t store.Txn
+	t.Expect(ClusterKey(), u.Cluster.Rev)
 	t.Delete(u.Block.Key, u.Block.Rev)
 	t.Expect(u.Affinity.Key, u.Affinity.Rev)
 	if u.Affinity.Exists() {

@@ -142,6 +142,7 @@ func TestBlockIsReturnedOnlyAsItWasSeen(t *testing.T) {
 		{"used and left again", func(w *world) { w.mustAssign("x"); w.release("x") }, false},
 		{"in use", func(w *world) { w.mustAssign("x") }, false},
 		{"affinity gone", func(w *world) { w.delete(affinityKey) }, false},
+		{"the datastore is locked", func(w *world) { w.lock() }, false},
 		{"the name is another machine's", func(w *world) { w.put(api.IdentityKey("node-1"), record) }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -162,6 +163,37 @@ func TestBlockIsReturnedOnlyAsItWasSeen(t *testing.T) {
 	}
 }
 
+// lock locks the datastore.
+func (w *world) lock() { w.put(ipam.ClusterKey(), `{"spec":{"datastoreReady":false}}`) }
+
+func TestNothingIsReleasedFromALockedDatastore(t *testing.T) {
+	w := twoNodes(t)
+	p, h := w.plan("node-1", "own")
+	if _, err := p.Release(w.ctx(), h); err != nil {
+		t.Fatal(err)
+	}
+	w.lock() // since it was planned
+	before := w.shape()
+	if _, err := w.c.Commit(w.ctx(), p.Txn()); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("what was planned before: %v", err)
+	}
+	p, h = w.plan("node-1", "own")
+	_, released := p.Release(w.ctx(), h)
+	_, poolErr := ipam.ReleasePool(w.ctx(), w.c, prefix("10.0.0.0/28"))
+	_, nodeErr := ipam.ReleaseNode(w.ctx(), w.c, "node-1", time.Now)
+	_, _, tunnelErr := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
+	_, returned := ipam.ReturnBlock(w.ctx(), w.c, w.unused())
+	for what, err := range map[string]error{"a handle": released, "a pool": poolErr, "a node": nodeErr, "tunnels": tunnelErr, "a block": returned} {
+		var refusal *ipam.Refusal
+		if !errors.Is(err, ipam.ErrNotReady) || !errors.As(err, &refusal) || !strings.Contains(refusal.Remedy, "migrate unlock") {
+			t.Errorf("release of %s: %v", what, err)
+		}
+	}
+	if diff := cmp.Diff(before, w.shape()); diff != "" {
+		t.Errorf("it was changed:\n%s", diff)
+	}
+}
+
 func TestBlockInUseIsNotReturned(t *testing.T) {
 	w := newWorld(t)
 	w.mustAssign("pod")
@@ -175,10 +207,11 @@ func (w *world) unused() ipam.Unused {
 	w.t.Helper()
 	b, blockErr := store.Get[api.Block](w.ctx(), w.c, blockKey)
 	a, affErr := store.Get[api.Affinity](w.ctx(), w.c, affinityKey)
-	if err := errors.Join(blockErr, affErr); err != nil {
+	c, clusterErr := store.Get[api.ClusterInformation](w.ctx(), w.c, ipam.ClusterKey())
+	if err := errors.Join(blockErr, affErr, clusterErr); err != nil {
 		w.t.Fatal(err)
 	}
-	return ipam.Unused{Block: b, Affinity: a, Identity: store.Entry[api.NodeIdentity]{Key: api.IdentityKey("node-1")}}
+	return ipam.Unused{Block: b, Affinity: a, Identity: store.Entry[api.NodeIdentity]{Key: api.IdentityKey("node-1")}, Cluster: c}
 }
 
 // held is the addresses of a Remains with their handles.

@@ -24,7 +24,8 @@ type Remains struct {
 
 // ReleasePool takes the blocks in a range from their owners: empty ones are deleted, and those with addresses in use become nobody's.
 // Each is one transaction with the owner's claim. The pool must be disabled, or gone: else nodes claim its blocks anew. It may be
-// interrupted anywhere and called again, and goes on past what fails; the errors come joined, beside what was done.
+// interrupted anywhere and called again, and goes on past what fails; the errors come joined, beside what was done. While the datastore is locked it is
+// refused, between any two transactions: see Unlocked.
 func ReleasePool(ctx context.Context, c *store.Client, pool netip.Prefix) (Remains, error) {
 	t := teardown{
 		c: c, v6: []bool{pool.Addr().Is6()},
@@ -68,16 +69,35 @@ type teardown struct {
 	concerns func(cidr netip.Prefix, owner string) bool // a block, or a claim; owner is "host:node", "" for nobody
 	holds    func(Holding) bool                         // what is worth a mention in Held
 	done     Remains
+
+	cluster *store.Entry[api.ClusterInformation] // as it was read last; nil: it was not yet
+}
+
+// begin is a transaction that depends on the datastore not being locked. What was read of that before a conflict is read again.
+func (t *teardown) begin(ctx context.Context, attempt int) (*store.Txn, error) {
+	if t.cluster == nil || attempt > 0 {
+		e, err := store.Get[api.ClusterInformation](ctx, t.c, ClusterKey())
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		t.cluster = &e
+	}
+	txn := &store.Txn{}
+	txn.Expect(ClusterKey(), t.cluster.Rev)
+	return txn, Unlocked(*t.cluster)
 }
 
 // unmark deletes a host's marker, if there is one.
 func (t *teardown) unmark(ctx context.Context, key string) error {
-	return Retry(ctx, func(int) error {
+	return Retry(ctx, func(attempt int) error {
 		got, _, err := t.c.Read(ctx, store.Range{Key: key})
 		if err != nil || len(got[0]) == 0 {
 			return err
 		}
-		txn := &store.Txn{}
+		txn, err := t.begin(ctx, attempt)
+		if err != nil {
+			return err
+		}
 		txn.Delete(key, got[0][0].Rev)
 		_, err = t.c.Commit(ctx, txn)
 		return err
@@ -139,7 +159,7 @@ func stops(errs []error) bool {
 		return false
 	}
 	last := errs[len(errs)-1]
-	for _, e := range []error{store.ErrUnavailable, store.ErrUnauthorized, context.Canceled, context.DeadlineExceeded} {
+	for _, e := range []error{ErrNotReady, store.ErrUnavailable, store.ErrUnauthorized, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(last, e) {
 			return true
 		}
@@ -149,7 +169,7 @@ func stops(errs []error) bool {
 
 // block releases one block: with its owner's claim, and as it is now.
 func (t *teardown) block(ctx context.Context, cidr netip.Prefix) error {
-	return Retry(ctx, func(int) error {
+	return Retry(ctx, func(attempt int) error {
 		entries, err := Etcd{t.c}.Blocks(ctx, cidr)
 		if err != nil {
 			return err
@@ -162,7 +182,10 @@ func (t *teardown) block(ctx context.Context, cidr netip.Prefix) error {
 		if owner == "" && !empty {
 			return nil // nobody's already; Held tells of its addresses
 		}
-		txn := &store.Txn{}
+		txn, err := t.begin(ctx, attempt)
+		if err != nil {
+			return err
+		}
 		if err := t.deleteKey(ctx, txn, api.OwnerKey(owner, cidr)); err != nil {
 			return err
 		}
@@ -200,7 +223,7 @@ func (t *teardown) deleteKey(ctx context.Context, txn *store.Txn, key string) er
 
 // claim deletes a claim whose block is not there, or another's.
 func (t *teardown) claim(ctx context.Context, key string, cidr netip.Prefix, owner string) error {
-	return Retry(ctx, func(int) error {
+	return Retry(ctx, func(attempt int) error {
 		entries, err := Etcd{t.c}.Blocks(ctx, cidr)
 		if err != nil {
 			return err
@@ -209,7 +232,10 @@ func (t *teardown) claim(ctx context.Context, key string, cidr netip.Prefix, own
 		if e.Exists() && (e.Value == nil || ownerOf(e.Value) == owner) {
 			return nil // damaged, or claimed a moment ago
 		}
-		txn := &store.Txn{}
+		txn, err := t.begin(ctx, attempt)
+		if err != nil {
+			return err
+		}
 		txn.Expect(e.Key, e.Rev)
 		if err := t.deleteKey(ctx, txn, key); err != nil || txn.Empty() {
 			return err

@@ -174,12 +174,15 @@ func EnsureWish(ctx context.Context, c *store.Client, node string, now func() ti
 func dropTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) error {
 	return Retry(ctx, func(int) error {
 		t, err := readTunnels(ctx, c, node, now)
+		if err == nil {
+			err = Unlocked(t.plan.facts.Cluster)
+		}
 		if err != nil {
 			return err
 		}
 		t.plan.picture.lost = nil // its blocks are the caller's business
-		for _, h := range t.handles {
-			if _, err := t.plan.Release(ctx, h); err != nil {
+		for _, k := range tunnelKinds() {
+			if _, err := t.plan.Release(ctx, t.handle(k)); err != nil {
 				return err
 			}
 		}
@@ -325,8 +328,10 @@ func (t *tunnels) recount(ctx context.Context, k tunnelKind, has netip.Addr) err
 	return nil
 }
 
+// commit carries out what is planned. All of it rests on what the Node records, also where that stays: the handles were read after it.
 func (t *tunnels) commit(ctx context.Context, c *store.Client) ([]store.KV, error) {
 	was := t.plan.facts.Node
+	t.plan.depend(was.Key, was.Rev)
 	if t.node != was.Value {
 		t.plan.Then(was.Key, func(txn *store.Txn) { store.Put(txn, was, t.node) })
 	}

@@ -232,9 +232,10 @@ var operations = []ours{
 			if host, ok := b.Value.Host(); !ok || host != node1 || !block.Empty(b.Value) {
 				continue
 			}
-			aff, failed := ipam.Etcd{Client: w.c}.Affinity(w.ctx, node1, b.Value.CIDR)
-			if failed == nil {
-				u := ipam.Unused{Block: b, Affinity: aff, Identity: store.Entry[api.NodeIdentity]{Key: api.IdentityKey(node1)}}
+			aff, affErr := ipam.Etcd{Client: w.c}.Affinity(w.ctx, node1, b.Value.CIDR)
+			cluster, failed := store.Get[api.ClusterInformation](w.ctx, w.c, ipam.ClusterKey())
+			if failed = errors.Join(affErr, failed); failed == nil {
+				u := ipam.Unused{Block: b, Affinity: aff, Identity: store.Entry[api.NodeIdentity]{Key: api.IdentityKey(node1)}, Cluster: cluster}
 				_, failed = ipam.ReturnBlock(w.ctx, w.c, u)
 			}
 			if !errors.Is(failed, store.ErrConflict) { // somebody else's turn came first

@@ -35,7 +35,9 @@ type Actor struct {
 	// Memory says that it is an agent: it plans on what its feed has in memory, which may be old, and remembers what it wrote. Otherwise each
 	// command reads etcd, as muslin-ipam does.
 	Memory bool
-	Ops    []Op // one after the other
+	// Operator says that it is no process of a node: it changes what nodes go by.
+	Operator bool
+	Ops      []Op // one after the other
 }
 
 // Op is a command.
@@ -44,7 +46,10 @@ type Op struct {
 	Container string // whose address it is about; "": no container's
 	gives     bool   // when it has succeeded, the container is alive
 	takes     bool   // when it has begun, the container is not
+	ends      bool   // when it has succeeded, nothing is left of the container, and nothing comes of it any more
+	once      bool   // where its outcome is unknown, or its process has died, it is not begun again: the next op is
 	foreign   bool   // a Calico writer's: it may fail, leave work undone, and is not started again
+	edits     bool   // an operator's: where others are quicker all the time, it gives up
 	whole     bool   // after a conflict it begins anew from nothing
 	run       func(context.Context, *process) ([]netip.Addr, error)
 }
@@ -68,7 +73,7 @@ func newProcess(a *Actor, t *tape) *process {
 }
 
 func handlerConfig(c *store.Client, node string) register.Config {
-	return register.Config{Client: c, Node: node, Now: noon, UUID: someUUID}
+	return register.Config{Client: c, Node: node, Machine: machineOf(node), Now: noon, UUID: someUUID}
 }
 
 // source is what the agent has in memory, when it is asked for.
@@ -101,9 +106,30 @@ func Add(container string) Op {
 	}}
 }
 
+// AddOnce connects a container. Where nobody knows whether that was done, its caller goes on, as CNI asks of runtimes: no ADD behind another without a DEL between.
+// An executable, which knows of no command before it, relies on that: of two ADDs of one container, the first could come late, behind the DEL of the second.
+func AddOnce(container string) Op {
+	op := Add(container)
+	op.once = true
+	return op
+}
+
+// AddBrought connects a container that has an address of another IPAM's: its endpoint is all that there is of it.
+func AddBrought(container, addr string) Op {
+	op := Add(container)
+	op.Name += " with " + addr
+	op.run = func(ctx context.Context, p *process) ([]netip.Addr, error) {
+		req := attachRequest(container)
+		req.Addrs = []netip.Addr{netip.MustParseAddr(addr)}
+		reply, err := p.handler.Add(ctx, req)
+		return reply.Addrs, err
+	}
+	return op
+}
+
 // Del disconnects a container.
 func Del(container string) Op {
-	return Op{Name: "DEL " + container, Container: container, takes: true, whole: true, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
+	return Op{Name: "DEL " + container, Container: container, takes: true, ends: true, whole: true, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
 		return nil, p.handler.Del(ctx, attachRequest(container))
 	}}
 }
@@ -188,7 +214,7 @@ func ReturnBlocks() Op {
 			if found[0].Value == nil || !block.Empty(found[0].Value) {
 				continue
 			}
-			_, err = ipam.ReturnBlock(ctx, p.client, ipam.Unused{Block: found[0], Affinity: a, Identity: facts.Identity})
+			_, err = ipam.ReturnBlock(ctx, p.client, ipam.Unused{Block: found[0], Affinity: a, Identity: facts.Identity, Cluster: facts.Cluster})
 			if err != nil && !errors.Is(err, store.ErrConflict) {
 				return nil, err
 			}
@@ -264,6 +290,8 @@ func run(a *Actor, first int, replies []reply) ran {
 		}
 		told, err := outcome(a.Ops[out.at], addrs, err)
 		switch {
+		case errors.Is(err, store.ErrUnknown) && a.Ops[out.at].once:
+			told = failed
 		case errors.Is(err, store.ErrUnknown):
 			continue // whoever started it starts it again
 		case err != nil:
@@ -280,18 +308,22 @@ func run(a *Actor, first int, replies []reply) ran {
 const (
 	refused = "refused"
 	failed  = "failed"
+	done    = "done" // and there is nothing more to tell
 )
 
 // outcome is what the caller is told. An error that stays is one that must not be.
 func outcome(op Op, addrs []netip.Addr, err error) (string, error) {
 	var refusal *ipam.Refusal
 	switch {
-	case err != nil && op.foreign:
+	case err != nil && op.foreign, op.edits && errors.Is(err, store.ErrConflict):
 		return failed, nil
 	case errors.As(err, &refusal) && !errors.Is(refusal, ipam.ErrBusy):
 		return refused, nil
 	case err != nil:
 		return "", err
+	}
+	if len(addrs) == 0 {
+		return done, nil
 	}
 	texts := make([]string, len(addrs))
 	for i, a := range addrs {

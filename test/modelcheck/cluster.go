@@ -29,15 +29,19 @@ const (
 
 // Start is what a cluster holds when the actors begin. Its zero value is three nodes and a pool.
 type Start struct {
-	Strict bool              // no addresses are borrowed
-	Tunnel bool              // the pool's nodes have tunnel addresses
-	Blocks map[string]string // who has which block already, claimed an hour ago and empty but for what follows
-	Fill   map[string]int    // addresses of a block that containers have, which stay and are alive: named after the block
-	Pods   map[string]string // containers that were connected before, by node
+	Strict    bool              // no addresses are borrowed
+	NoProfile bool              // the network's own is missing
+	Tunnel    bool              // the pool's nodes have tunnel addresses
+	Blocks    map[string]string // who has which block already, claimed an hour ago and empty but for what follows
+	Fill      map[string]int    // addresses of a block that containers have, which stay and are alive: named after the block
+	Pods      map[string]string // containers that were connected before, by node
 }
 
 // Nodes are every cluster's.
 func Nodes() []string { return []string{"a", "b", "c"} }
+
+// machineOf is the machine that has a node's name in the beginning.
+func machineOf(node string) string { return "machine-" + node }
 
 // builder fills an etcd.
 type builder struct {
@@ -74,7 +78,9 @@ func (s Start) build(ctx context.Context) (memetcd.State, map[string]string, err
 	put(b, poolKey(), pool)
 	profile := &api.Profile{}
 	profile.Metadata.Name = network
-	put(b, api.KeyOf(profile), profile)
+	if !s.NoProfile {
+		put(b, api.KeyOf(profile), profile)
+	}
 	cfg := api.DefaultIPAMConfig()
 	cfg.StrictAffinity = s.Strict
 	put(b, api.IPAMConfigKey, &cfg)
@@ -82,6 +88,7 @@ func (s Start) build(ctx context.Context) (memetcd.State, map[string]string, err
 		n := &api.Node{}
 		n.Metadata.Name = name
 		put(b, api.KeyOf(n), n)
+		put(b, api.IdentityKey(name), &api.NodeIdentity{MachineID: machineOf(name)})
 	}
 	alive := map[string]string{}
 	for _, cidr := range []string{Low, High} {

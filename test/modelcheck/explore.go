@@ -6,7 +6,9 @@
 // goes breadth first through all of them, each once:
 //
 //   - at any moment any actor makes its next step: one request, whole, to etcd;
-//   - a commit may be carried out and its reply lost, or be lost itself: the actor cannot tell, and its caller starts the command again;
+//   - a commit may be carried out and its reply lost, or be lost itself: the actor cannot tell, and its caller starts the command again, or gives it up and
+//     calls the next;
+//   - a commit that the actor knows as little of may be carried out at any moment after that (late.go);
 //   - a process may die in front of any step, and so behind any commit: its caller starts the command again in a new one, or nobody ever does.
 //
 // In every state the invariants of package ipam must hold, and what containers were told must be true. In every state, too, it is seen what would be left if
@@ -48,6 +50,8 @@ type Scenario struct {
 	Actors []Actor
 	// Lost bounds, per agent that plans from memory, the replies and requests that are lost to one process: it remembers them. All else may happen any number of times.
 	Lost int
+	// Late bounds the commits that are carried out late, or never, one at a time.
+	Late int
 	// Broken changes what Muslin's actors commit, to see whether that is found; nil: it stays as it is.
 	Broken func(*pb.TxnRequest) *pb.TxnRequest
 }
@@ -94,9 +98,11 @@ const (
 	steps    choice = iota // it is carried out and answered
 	replyOff               // it is carried out, and the reply is lost
 	sendOff                // it is lost
+	sendLate               // nobody knows; see lands
 	dies                   // the process dies before it, for good, and leaves the lock that it holds to another
 	restarts               // the process dies before it, and a new one begins the command again
 	choices
+	lands // what was sent late is carried out
 )
 
 // world is etcd at one moment with what its content is told by.
@@ -109,6 +115,9 @@ type world struct {
 type node struct {
 	world  *world
 	actors [3]*local
+	late   *late // under way; nil: nothing is
+	lates  int   // that were so until now
+	wrong  error // what the commit that led here must not have done
 	id     uint32
 	depth  int
 }
@@ -147,6 +156,7 @@ type explorer struct {
 	locals  map[localKey]*local
 	judged  map[uint64]*judgement
 	ended   map[uint64]error
+	ruled   map[ruling]error
 	visited map[uint64]bool
 	parents []parent
 	queue   []*node
@@ -213,7 +223,7 @@ func (s Scenario) explorer(ctx context.Context, writers map[string]uint8) (*expl
 	}
 	e := &explorer{
 		Scenario: s, server: memetcd.New(), alive: alive, runs: map[runKey]*ran{}, locals: map[localKey]*local{}, judged: map[uint64]*judgement{},
-		ended: map[uint64]error{}, visited: map[uint64]bool{}, writers: writers, relied: map[string]uint8{},
+		ended: map[uint64]error{}, ruled: map[ruling]error{}, visited: map[uint64]bool{}, writers: writers, relied: map[string]uint8{},
 	}
 	e.server.Restore(etcd)
 	return e, nil
@@ -259,10 +269,18 @@ func (e *explorer) expand(n *node) error {
 				continue
 			}
 			moved = moved || c == steps
-			e.result.Transitions++
-			if err := e.reach(next, parent{n.id, uint8(i), c}); err != nil || e.result.Violation != nil {
+			if err := e.goOn(next, parent{n.id, uint8(i), c}); err != nil || e.result.Violation != nil {
 				return err
 			}
+		}
+	}
+	if n.late != nil {
+		next, err := e.after(n, n.late.actor, lands)
+		if err != nil || next == nil {
+			return err
+		}
+		if err := e.goOn(next, parent{n.id, uint8(n.late.actor), lands}); err != nil || e.result.Violation != nil {
+			return err
 		}
 	}
 	if !moved && slices.ContainsFunc(n.actors[:len(e.Actors)], func(l *local) bool { return !l.ended() }) {
@@ -271,8 +289,17 @@ func (e *explorer) expand(n *node) error {
 	return nil
 }
 
+// goOn makes a transition.
+func (e *explorer) goOn(next *node, by parent) error {
+	e.result.Transitions++
+	return e.reach(next, by)
+}
+
 // after is the state that an actor's choice leads to; nil if it has no such choice.
 func (e *explorer) after(n *node, i int, c choice) (*node, error) {
+	if c == lands {
+		return e.landed(n)
+	}
 	l := n.actors[i]
 	if l.ended() || c != dies && !e.mayStep(n, i) {
 		return nil, nil
@@ -290,9 +317,9 @@ func (e *explorer) after(n *node, i int, c choice) (*node, error) {
 		if op.foreign || l.ran.fresh && l.first == l.ran.at {
 			return nil, nil // Calico's are not started again; one that has not begun is as it is
 		}
-		changed.first, changed.replies, changed.lost = l.ran.at, nil, 0
+		changed.begin(op, l)
 	default:
-		if c != steps && (op.foreign || l.lost == e.Lost && e.Actors[i].Memory || !l.ran.next.commits()) {
+		if c != steps && !e.mayLose(n, i, c) {
 			return nil, nil
 		}
 		if op.takes || e.contended(i, op) {
@@ -307,6 +334,26 @@ func (e *explorer) after(n *node, i int, c choice) (*node, error) {
 	}
 	next.actors[i] = e.settle(i, &changed)
 	return &next, nil
+}
+
+// begin is the op's beginning in a new process, or the next one's where nobody begins it again.
+func (l *local) begin(op Op, was *local) {
+	l.first, l.replies, l.lost = was.ran.at, nil, 0
+	if op.once {
+		l.first++
+		l.told = slices.Clone(was.told)
+		l.told[was.ran.at] = failed
+	}
+}
+
+// mayLose reports whether an actor's next step may be lost, or its reply.
+func (e *explorer) mayLose(n *node, i int, c choice) bool {
+	l, a := n.actors[i], e.Actors[i]
+	switch {
+	case a.Ops[l.ran.at].foreign, a.Memory && l.lost == e.Lost, !l.ran.next.commits():
+		return false
+	}
+	return c != sendLate || n.late == nil && n.lates < e.Late
 }
 
 // contended reports whether another actor has a command about the same container.
@@ -339,7 +386,11 @@ func (e *explorer) mayStep(n *node, i int) bool {
 func (e *explorer) step(n *node, i int, l *local, c choice) error {
 	r := l.ran.next
 	a := reply{lost: true}
-	if c != sendOff {
+	switch c {
+	case sendOff:
+	case sendLate:
+		n.late, n.lates = e.sent(i, r.txn), n.lates+1
+	default:
 		told, err := e.ask(n, i, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.Actors[i].Ops[l.ran.at].Name, err)
@@ -364,16 +415,37 @@ func (e *explorer) ask(n *node, i int, r request) (a reply, err error) {
 		a.get, err = e.server.Range(ctx, r.get)
 		return a, err
 	}
-	txn := r.txn
-	if e.Broken != nil && r.commits() {
-		txn = e.Broken(proto.Clone(txn).(*pb.TxnRequest))
+	if !r.commits() {
+		a.txn, err = e.server.Txn(ctx, r.txn)
+		return a, err
 	}
-	a.txn, err = e.server.Txn(ctx, txn)
-	if err == nil && r.commits() && a.txn.Succeeded {
-		e.note(i, txn)
-		n.world = newWorld(e.server.State())
-	}
+	a.txn, err = e.commit(n, i, e.spoilt(i, r.txn))
 	return a, err
+}
+
+// spoilt is what an actor's commit is where it is broken on purpose.
+func (e *explorer) spoilt(i int, txn *pb.TxnRequest) *pb.TxnRequest {
+	if e.Broken == nil || e.Actors[i].Operator {
+		return txn
+	}
+	return e.Broken(proto.Clone(txn).(*pb.TxnRequest))
+}
+
+// commit has etcd carry out a transaction that writes.
+func (e *explorer) commit(n *node, i int, txn *pb.TxnRequest) (*pb.TxnResponse, error) {
+	e.server.Restore(n.world.etcd)
+	res, err := e.server.Txn(context.Background(), txn)
+	if err != nil || !res.Succeeded {
+		return res, err
+	}
+	e.note(i, txn)
+	before := n.world
+	n.world = newWorld(e.server.State())
+	n.wrong = e.rule(i, txn, before, n.world)
+	if n.late != nil && n.late.dead(n.world.etcd) {
+		n.late = nil
+	}
+	return res, nil
 }
 
 // note notes who writes what. Where another has relied on it that nobody does, all is to begin anew.
@@ -470,7 +542,7 @@ func (e *explorer) settle(i int, l *local) *local {
 	if l.ran.at < len(e.Actors[i].Ops) {
 		op = &e.Actors[i].Ops[l.ran.at]
 	}
-	l.summarize(op)
+	l.summarize(op, e.Actors[i].Memory)
 	return l
 }
 
@@ -526,21 +598,25 @@ func put64(h *maphash.Hash, n uint64) {
 }
 
 // summarize digests the state but for revisions, of which it keeps which are equal. Of what came before the attempt that is under way, a process remembers
-// the handles that it wrote.
-func (l *local) summarize(op *Op) {
+// the handles that it wrote, and that nobody knows what became of its last commit.
+func (l *local) summarize(op *Op, memory bool) {
 	var h maphash.Hash
 	h.SetSeed(seed())
 	fmt.Fprint(&h, l.first, l.lost, l.dead, l.begun, l.ran.at, strings.Join(l.told, ";"))
 	class := map[seen]int{}
 	l.known = nil
 	began := attempt(l, op)
-	fmt.Fprint(&h, "|", began > l.ran.began)
+	doubt := memory
+	for _, a := range l.replies {
+		doubt = a.lost || doubt && !a.wrote
+	}
+	fmt.Fprint(&h, "|", began > l.ran.began, doubt)
 	for i, a := range l.replies {
 		if i >= began {
 			fmt.Fprint(&h, "|", a.lost, a.txn.GetSucceeded(), a.look != nil)
 		}
 		for _, s := range a.seen {
-			if i < began && (!a.txn.GetSucceeded() || !strings.HasPrefix(s.key, api.HandlesRoot)) {
+			if i < began && (!a.wrote || !strings.HasPrefix(s.key, api.HandlesRoot)) {
 				continue
 			}
 			k := seen{key: s.key, rev: s.rev}
@@ -586,6 +662,10 @@ func (e *explorer) key(n *node) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed())
 	put64(&h, n.world.digest)
+	put64(&h, uint64(n.lates))
+	if n.late != nil {
+		put64(&h, n.late.digest)
+	}
 	for _, l := range n.actors[:len(e.Actors)] {
 		put64(&h, l.digest)
 		var bits uint64
@@ -609,7 +689,7 @@ func (e *explorer) reach(n *node, by parent) error {
 		return err
 	}
 	key := e.key(n)
-	if e.tracing || e.visited[key] {
+	if e.tracing || e.visited[key] && n.wrong == nil {
 		return nil
 	}
 	e.visited[key] = true
@@ -627,7 +707,7 @@ func (e *explorer) reach(n *node, by parent) error {
 // hurry makes the steps of which it does not matter when they are made. The first of a command does where it takes a lock.
 func (e *explorer) hurry(n *node) error {
 	for i, a := range e.Actors {
-		for l := n.actors[i]; !l.ended() && !(l.ran.fresh && e.contended(i, a.Ops[l.ran.at])) && e.idle(i, l.ran.next); l = n.actors[i] {
+		for l := n.actors[i]; !l.ended() && !(l.ran.fresh && e.contended(i, a.Ops[l.ran.at])) && !n.late.writesWhat(l.ran.next) && e.idle(i, l.ran.next); l = n.actors[i] {
 			changed := *l
 			if err := e.step(n, i, &changed, steps); err != nil {
 				return err
@@ -670,12 +750,17 @@ func (e *explorer) retrace(id uint32) []string {
 func (e *explorer) describe(before, after *node, by parent) string {
 	l, now := before.actors[by.actor], after.actors[by.actor]
 	a := e.Actors[by.actor]
+	if by.choice == lands {
+		return fmt.Sprintf("late: %s", request{txn: before.late.txn}.text())
+	}
 	who := fmt.Sprintf("actor %d on %s, %s", by.actor+1, a.Node, a.Ops[l.ran.at].Name)
 	switch by.choice {
 	case dies:
 		return who + ": dies"
 	case restarts:
 		return who + ": dies and is started again"
+	case sendLate:
+		return who + ": its commit is under way: " + l.ran.next.text()
 	case sendOff:
 		return who + ": its commit is lost: " + l.ran.next.text()
 	case replyOff:
@@ -716,23 +801,23 @@ func (r request) text() string {
 	return strings.Join(ops, ", ")
 }
 
-// live is the containers that are connected in a state, with what each was told: none that anybody has begun to disconnect.
+// live is the containers that are connected in a state, with what each was told: none that anybody has begun to disconnect since.
 func (e *explorer) live(n *node) map[string]string {
-	out := maps.Clone(e.alive)
-	var gone []string
+	type by struct{ actor, op int }
+	out, given := maps.Clone(e.alive), map[string]by{}
 	for i, a := range e.Actors {
-		l := n.actors[i]
 		for k, op := range a.Ops {
-			switch {
-			case op.takes && l.begun&(1<<k) != 0:
-				gone = append(gone, op.Container)
-			case op.gives && l.told[k] != "" && l.told[k] != refused && l.told[k] != failed:
-				out[op.Container] = l.told[k]
+			if told := n.actors[i].told[k]; op.gives && told != "" && told != refused && told != failed {
+				out[op.Container], given[op.Container] = told, by{i, k}
 			}
 		}
 	}
-	for _, container := range gone {
-		delete(out, container)
+	for i, a := range e.Actors {
+		for k, op := range a.Ops {
+			if g, ok := given[op.Container]; op.takes && n.actors[i].begun&(1<<k) != 0 && !(ok && g.actor == i && g.op > k) {
+				delete(out, op.Container)
+			}
+		}
 	}
 	return out
 }

@@ -37,12 +37,15 @@ func (e *explorer) judge(n *node) error {
 			return fmt.Errorf("an error that must not be: %w", err)
 		}
 	}
+	if n.wrong != nil {
+		return n.wrong
+	}
 	j := e.content(n.world)
 	if j.err != nil {
 		return j.err
 	}
 	live := e.live(n)
-	if err := j.agrees(live); err != nil {
+	if err := errors.Join(j.agrees(live), j.without(e.over(n))); err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(n.actors[:len(e.Actors)], func(l *local) bool { return !l.ended() }) {
@@ -100,7 +103,7 @@ func (j *judgement) agrees(live map[string]string) error {
 				return fmt.Errorf("container %s was told that its address is %q", container, text)
 			case had[a] != "":
 				return fmt.Errorf("%v was given to container %s and to container %s", a, had[a], container)
-			case j.holders[a] != handleOf(container):
+			case poolCIDR().Contains(a) && j.holders[a] != handleOf(container):
 				return fmt.Errorf("%v was given to container %s, and is held by %q", a, container, j.holders[a])
 			case !j.endpoints[container][a]:
 				return fmt.Errorf("%v was given to container %s, whose endpoint has %v", a, container, j.endpoints[container])
@@ -109,6 +112,45 @@ func (j *judgement) agrees(live map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// without looks that there is nothing of containers that were disconnected.
+func (j *judgement) without(over []string) error {
+	for _, container := range over {
+		for a, holder := range j.holders {
+			if holder == handleOf(container) {
+				return fmt.Errorf("the DEL of container %s has succeeded, and %v is its", container, a)
+			}
+		}
+		if addrs, ok := j.endpoints[container]; ok {
+			return fmt.Errorf("the DEL of container %s has succeeded, and it has an endpoint with %v", container, addrs)
+		}
+	}
+	return nil
+}
+
+// over is the containers whose DEL has succeeded, and that nobody connects after it.
+func (e *explorer) over(n *node) (out []string) {
+	for i, a := range e.Actors {
+		for k, op := range a.Ops {
+			if op.ends && n.actors[i].told[k] == done && !e.connects(op.Container, i, k) {
+				out = append(out, op.Container)
+			}
+		}
+	}
+	return out
+}
+
+// connects reports whether a container may be connected after an actor's op.
+func (e *explorer) connects(container string, by, after int) bool {
+	for i, a := range e.Actors {
+		for k, op := range a.Ops {
+			if op.gives && op.Container == container && (i != by || k > after) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // end has the audits run, as if nobody else ever did any more, and says what is left that should not be.
@@ -128,15 +170,23 @@ func (e *explorer) end(w *world, live map[string]string) error {
 	return err
 }
 
+// audited is end, worked out. A datastore that is locked is unlocked before, and who audits is the machine that has the node's name then.
 func (e *explorer) audited(w *world, live map[string]string) error {
 	e.server.Restore(w.etcd)
 	c, ctx := e.server.Client(), context.Background()
+	if _, err := Unlock().run(ctx, &process{client: c}); err != nil {
+		return err
+	}
 	for _, p := range ipam.ViewOf(0, keysOf(w.etcd)).Endpoints {
 		s := p.Value.Spec
 		if live[s.ContainerID] != "" || e.ofCalico(s.ContainerID) {
 			continue
 		}
-		if err := freeOrphan(ctx, c, register.New(handlerConfig(c, s.Node)), p.Key); err != nil {
+		cfg := handlerConfig(c, s.Node)
+		if id := valueIn[api.NodeIdentity](w.etcd, api.IdentityKey(s.Node)); id != nil {
+			cfg.Machine = id.MachineID
+		}
+		if err := freeOrphan(ctx, c, register.New(cfg), p.Key); err != nil {
 			return fmt.Errorf("the audit of %s: %w", s.Node, err)
 		}
 	}

@@ -34,20 +34,23 @@ func Short() []Scenario {
 	full := Start{Blocks: map[string]string{Low: "a", High: "b"}, Fill: map[string]int{Low: 2, High: 4}}
 	idle := Start{Blocks: map[string]string{Low: "c", High: "b"}, Fill: map[string]int{High: 4}}
 	return []Scenario{
-		named("empty pool", Scenario{Start: empty, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y"), Del("y")), module("c", Add("z"), Del("z"))}}),
+		named("empty pool", Scenario{Start: empty, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y"), Del("y")), module("c", Add("z"))}}),
 		named("two addresses left", Scenario{Start: scarce, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y"), Add("y2")), module("c", Add("z"), Del("z"))}}),
-		named("one node", Scenario{Start: scarce, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("a", Add("y"), Del("y")), module("a", Add("x"), Del("y"))}}),
-		named("an idle block", Scenario{Start: idle, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y"), Del("y")), module("c", ReturnBlocks(), Add("z"))}}),
+		named("one node", Scenario{Start: scarce, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("a", Add("y")), module("a", Add("x"), Del("y"))}}),
+		named("an idle block", Scenario{Start: idle, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("b", Add("y")), module("c", ReturnBlocks(), Add("z"))}}),
 		named("tunnels", Scenario{Start: Start{Tunnel: true}, Lost: 1, Actors: []Actor{module("a", Tunnels(), Add("x")), module("a", Add("y"), Del("y")), module("b", Tunnels(), ReleaseNode("c"))}}),
 		named("an orphan", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("a", FreeOrphan("o"), Add("x")), module("a", Del("o"), Add("z")), module("b", Add("y"), Del("y"))}}),
-		named("a node goes", Scenario{Start: Start{Pods: map[string]string{"o": "c"}, Blocks: map[string]string{Low: "b"}}, Lost: 1, Actors: []Actor{module("a", ReleaseNode("c"), Add("x")), module("b", Add("y"), Del("y")), module("c", Del("o"), Add("z"))}}),
-		named("a pool goes", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("c", ReleasePool()), module("a", Del("o")), module("b", Add("y"), Del("y"))}}),
+		named("a node goes", Scenario{Start: Start{Pods: map[string]string{"o": "c"}, Blocks: map[string]string{Low: "b"}}, Lost: 1, Actors: []Actor{module("a", ReleaseNode("c"), Add("x")), module("b", Add("y")), module("c", Del("o"), Add("z"))}}),
+		named("a pool goes", Scenario{Start: Start{Pods: map[string]string{"o": "a"}}, Lost: 1, Actors: []Actor{module("c", ReleasePool()), module("a", Del("o")), module("b", Add("y"))}}),
+		named("late", Scenario{Start: scarce, Lost: 1, Late: 1, Actors: []Actor{agent("a", AddOnce("x"), Del("x")), module("b", AddOnce("y"), Del("y"))}}),
+		named("late, and an operator", Scenario{Start: idle, Lost: 1, Late: 1, Actors: []Actor{agent("a", AddOnce("x"), Del("x")), operator(Lock(), Unlock(), BeStrict())}}),
+		named("late, and an idle block", Scenario{Start: idle, Lost: 1, Late: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), module("a", ReturnBlocks())}}),
 		named("Calico claims", Scenario{Start: empty, Lost: 1, Actors: []Actor{module("b", CalicoClaim(Low), CalicoReleaseAffinity(Low)), module("a", Add("x"), Del("x")), module("b", Add("y"), Del("y"))}}),
 		named("Calico connects", Scenario{Start: full, Lost: 1, Actors: []Actor{module("b", CalicoAdd("k"), CalicoDel("k")), agent("a", Add("x"), Del("x"))}}),
 	}
 }
 
-// Long is every pair of roles beside an agent that connects and disconnects a container, from each of two starts.
+// Long is every pair of roles beside an agent that connects and disconnects a container, from each of two starts. One commit of them may be carried out late.
 func Long() []Scenario {
 	starts := []struct {
 		name  string
@@ -63,7 +66,7 @@ func Long() []Scenario {
 			for _, other := range all[i:] {
 				start := from.start
 				start.Tunnel = one.tunnel || other.tunnel
-				s := Scenario{Start: start, Lost: 1, Actors: []Actor{agent("a", Add("x"), Del("x")), one.of("y"), other.of("z")}}
+				s := Scenario{Start: start, Lost: 1, Late: 1, Actors: []Actor{agent("a", AddOnce("x"), Del("x")), one.of("y"), other.of("z")}}
 				out = append(out, named(from.name, s))
 			}
 		}
@@ -79,7 +82,7 @@ type role struct {
 
 func roles() []role {
 	return []role{
-		{of: func(c string) Actor { return module("b", Add(c), Del(c)) }},
+		{of: func(c string) Actor { return module("b", AddOnce(c), Del(c)) }},
 		{of: func(c string) Actor { return agent("c", Add(c), Del(c)) }},
 		{of: func(c string) Actor { return module("a", Add(c), Add(c+"2")) }},
 		{of: func(c string) Actor { return module("c", Del("o"), Add(c)) }},
@@ -88,6 +91,8 @@ func roles() []role {
 		{of: func(c string) Actor { return module("a", ReleaseNode("b"), Add(c)) }},
 		{of: func(c string) Actor { return module("b", Tunnels(), Add(c)) }, tunnel: true},
 		{of: func(string) Actor { return module("b", ReleasePool()) }},
+		{of: func(string) Actor { return operator(Lock(), Unlock()) }},
+		{of: func(string) Actor { return operator(DisablePool(), BeStrict(), Adopt("a")) }},
 		{of: func(string) Actor { return module("b", CalicoClaim(Low), CalicoReleaseAffinity(Low)) }},
 		{of: func(c string) Actor { return module("b", CalicoAdd(c), CalicoDel(c)) }},
 	}

@@ -46,12 +46,13 @@ func (r request) pinned() bool { return r.get.GetRevision() > 0 }
 
 // reply is what a request was answered.
 type reply struct {
-	get  *pb.RangeResponse
-	txn  *pb.TxnResponse
-	look *memetcd.State
-	lost bool
-	seen []seen // the keys that the reply tells of
-	raw  uint64 // of all of the above, revisions included
+	get   *pb.RangeResponse
+	txn   *pb.TxnResponse
+	look  *memetcd.State
+	lost  bool
+	wrote bool   // it was a commit that was carried out
+	seen  []seen // the keys that the reply tells of
+	raw   uint64 // of all of the above, revisions included
 }
 
 // seen is a key as a reply told of it. value is a digest of what it held.
@@ -73,6 +74,7 @@ func seenOf(kvs []*mvccpb.KeyValue) (out []seen) {
 
 // completed works out what the reply to r tells, for comparing.
 func (a reply) completed(r request) reply {
+	a.wrote = r.commits() && a.txn.GetSucceeded()
 	switch {
 	case a.get != nil:
 		a.seen = seenOf(a.get.Kvs)

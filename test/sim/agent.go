@@ -98,7 +98,7 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // settings are what all nodes have.
 func (n *node) settings() plan.Settings {
 	return plan.Settings{
-		Node: n.name, MTUIface: n.w.uplinks, VXLANPort: 4789, VXLANVNI: 4096, AcceptMark: 0x10000,
+		Node: n.name, IPv6: n.w.dual(), MTUIface: n.w.uplinks, VXLANPort: 4789, VXLANVNI: 4096, AcceptMark: 0x10000,
 	}
 }
 

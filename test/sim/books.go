@@ -46,6 +46,24 @@ func (b *books) containers(changes []store.KV) (out []string) {
 	return out
 }
 
+// containersOf are those to which a commit gives an endpoint or a handle.
+func containersOf(changes []store.KV) (out []string) {
+	for _, kv := range changes {
+		if kv.Value == nil {
+			continue
+		}
+		if container, ok := strings.CutPrefix(kv.Key, api.HandleKey(api.PodHandle(network, ""))); ok {
+			out = append(out, container)
+		}
+		if strings.HasPrefix(kv.Key, endpointsRoot()) {
+			if e, err := decode[api.WorkloadEndpoint](kv); err == nil {
+				out = append(out, e.Spec.ContainerID)
+			}
+		}
+	}
+	return out
+}
+
 // addrsOf are the addresses of a container's endpoint, in order.
 func (b *books) addrsOf(container string) []netip.Addr { return b.endpoints[b.byPod[container]].addrs }
 

@@ -22,6 +22,6 @@
 // A node's snapshots are made once for all nodes, as values (history), since two thousand feeds would each decode the cluster. A few nodes have the real Feed
 // with its goroutines and its watches; that both come to the same is a part of what is looked at.
 //
-// What is not here: the order of an agent's round is written again in agent.go, since the real loop waits for sockets; IPv6, IP-in-IP, policy, BGP and what mirrors
-// Kubernetes are left out, and so is CNI's GC, which the runtime must not call beside other commands.
+// What is not here: the order of an agent's round is written again in agent.go, since the real loop waits for sockets; policy, WireGuard, BGP and what mirrors
+// Kubernetes are left out, and so is CNI's GC, which the runtime must not call beside other commands. Where there are more than 300 nodes, so are IPv6 and tunnels.
 package sim

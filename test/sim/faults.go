@@ -194,7 +194,10 @@ func (w *World) takeEtcd(*node) bool {
 			continue
 		}
 		f := lost
-		if w.chance(300) {
+		switch {
+		case w.waiting[i].writes && w.chance(300):
+			f = late // it lies in the socket of an etcd that is paused
+		case w.chance(300):
 			f = lostAnswer
 		}
 		w.serve(w.take(i), f)

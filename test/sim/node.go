@@ -25,7 +25,8 @@ type node struct {
 	name    string
 	machine string
 	addr    netip.Prefix
-	locks   string // folder of the attach locks
+	addr6   netip.Prefix // zero: it has none
+	locks   string       // folder of the attach locks
 	turns   queues
 	watches bool // it has a real feed
 	kernel  *memkernel.Kernel
@@ -72,8 +73,10 @@ func (p *pod) iface() string { return hostside.InterfaceName("default", p.name()
 const network = "net"
 
 func (p *pod) request(container string) attach.Request {
+	six := p.n.addr6.IsValid() && p.slot%3 != 1
 	return attach.Request{
 		Network: network, ContainerID: container, IfName: "eth0", HostIf: p.iface(), MAC: "02:00:00:00:00:01", Pod: attach.Pod{Namespace: "default", Name: p.name()},
+		AssignIPv4: !six || p.slot%3 == 0, AssignIPv6: six,
 	}
 }
 
@@ -82,6 +85,9 @@ func (n *node) boot() {
 	n.kernel = memkernel.New()
 	n.kernel.AddDevice("eth0", 1500, "")
 	n.kernel.AddAddr("eth0", n.addr)
+	if n.addr6.IsValid() {
+		n.kernel.AddAddr("eth0", n.addr6)
+	}
 	n.life, n.halt = context.WithCancel(n.w.life)
 }
 
@@ -237,7 +243,7 @@ func (n *node) join(ctx context.Context, c *store.Client, uuid string) error {
 }
 
 func (n *node) object(uuid string) *api.Node {
-	o := &api.Node{Spec: api.NodeSpec{BGP: &api.NodeBGP{IPv4Address: api.Prefix{Prefix: n.addr}}}}
+	o := &api.Node{Spec: api.NodeSpec{BGP: &api.NodeBGP{IPv4Address: api.Prefix{Prefix: n.addr}, IPv6Address: api.Prefix{Prefix: n.addr6}}}}
 	o.Metadata.Name = n.name
 	api.Created(o, uuid, n.w.now())
 	return o
@@ -270,6 +276,12 @@ func (w *World) newNode(i int) *node {
 	size := min(w.cfg.Nodes/4+1, maxSubnet)
 	a := netip.AddrFrom4([4]byte{172, 16 + byte(i/size/256), byte(i / size), byte(i%size) + 1})
 	n.addr = netip.PrefixFrom(a, 24)
+	if w.dual() {
+		six := netip.MustParseAddr("fd00:172::").As16()
+		copy(six[5:8], a.AsSlice()[:3]) // the subnets are the same
+		six[15] = a.AsSlice()[3]
+		n.addr6 = netip.PrefixFrom(netip.AddrFrom16(six), 64)
+	}
 	for slot := range w.cfg.Pods {
 		n.pods = append(n.pods, &pod{n: n, slot: slot})
 	}

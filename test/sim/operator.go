@@ -47,18 +47,35 @@ func (w *World) unlock(*node) bool {
 	return true
 }
 
+// changeStrictness has nodes lend each other addresses, or not.
+func (w *World) changeStrictness(*node) bool {
+	strict := w.chance(400)
+	edit(w, api.IPAMConfigKey, func(c *api.IPAMConfig) { c.StrictAffinity = strict })
+	return true
+}
+
 // changePool has a pool's packets go another way, or takes it out of use, or back in.
 func (w *World) changePool(*node) bool {
 	w.pool++
-	mode := []api.EncapMode{api.Always, api.Never, api.CrossSubnet}[w.rnd.IntN(3)]
-	disabled := w.chance(300)
-	if len(w.nodes) > keepPlans {
-		mode = api.Never
+	vxlan, ipip := api.Never, api.Never
+	switch mode := []api.EncapMode{api.Always, api.Never, api.CrossSubnet}[w.rnd.IntN(3)]; {
+	case len(w.nodes) > keepPlans:
+	case w.chance(500):
+		vxlan = mode
+	default:
+		ipip = mode
 	}
-	key := (*api.IPPool)(nil).KindOf().Key("", poolName(w.rnd.IntN(2)))
-	edit(w, key, func(p *api.IPPool) { p.Spec.VXLANMode, p.Spec.Disabled = mode, disabled })
+	disabled := w.chance(300)
+	edit(w, poolKey(w.rnd.IntN(len(w.ranges()))), func(p *api.IPPool) {
+		if p.Spec.CIDR.Addr().Is6() && ipip != api.Never {
+			vxlan, ipip = ipip, api.Never // there is none for IPv6
+		}
+		p.Spec.VXLANMode, p.Spec.IPIPMode, p.Spec.Disabled = vxlan, ipip, disabled
+	})
 	return true
 }
+
+func poolKey(i int) string { return (*api.IPPool)(nil).KindOf().Key("", poolName(i)) }
 
 // deletePool deletes the second pool as an operator does: its blocks are taken from the nodes, and pods keep their addresses.
 func (w *World) deletePool(*node) bool {

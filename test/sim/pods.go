@@ -128,6 +128,7 @@ func (w *World) deleted(p *pod, container string, err error) {
 	if has := w.books.addrsOf(container); has != nil {
 		w.broke("the DEL of pod %s (container %s) has succeeded, and its endpoint still has %v", p.name(), container, has)
 	}
+	w.over[container] = true
 }
 
 // repeatAdd calls ADD once more for a container that runs, which must change nothing.

@@ -27,7 +27,7 @@ const (
 func (w *World) rest() {
 	w.note("rest")
 	w.mend()
-	for _, stage := range []func(){w.quiet, w.assemble, w.quiet, w.configure, w.takeDown, w.tunnels, w.linger, w.tunnels, w.sweep, w.converge, w.judge} {
+	for _, stage := range []func(){w.quiet, w.open, w.assemble, w.quiet, w.configure, w.takeDown, w.strand, w.tunnels, w.linger, w.tunnels, w.sweep, w.converge, w.judge} {
 		if stage(); w.out.Err != nil {
 			return
 		}
@@ -109,15 +109,30 @@ func (w *World) assemble() {
 	w.broke("some agent does not come up")
 }
 
-// configure puts the datastore back in service, and its pools.
-func (w *World) configure() {
+// open unlocks the datastore: until then nobody gets anything done.
+func (w *World) open() {
 	w.setReady(true)
-	w.quiet() // a deletion that was under way has ended
+	w.quiet()
+}
+
+// strand has all come to etcd that was adrift: behind every DEL.
+func (w *World) strand() {
+	for len(w.adrift) > 0 && w.out.Err == nil {
+		w.land(0)
+	}
+	w.quiet()
+}
+
+// configure puts the pools back in service.
+func (w *World) configure() {
+	edit(w, api.IPAMConfigKey, func(c *api.IPAMConfig) { c.StrictAffinity = false })
 	w.makePool(nil)
 	w.quiet()
-	for i := range 2 {
-		key, mode := (*api.IPPool)(nil).KindOf().Key("", poolName(i)), w.vxlan
-		edit(w, key, func(p *api.IPPool) { p.Spec.Disabled, p.Spec.VXLANMode = false, mode })
+	for i := range w.ranges() {
+		is := w.newPool(i).Spec
+		edit(w, poolKey(i), func(p *api.IPPool) {
+			p.Spec.Disabled, p.Spec.VXLANMode, p.Spec.IPIPMode = false, is.VXLANMode, is.IPIPMode
+		})
 	}
 	w.pool++
 	w.quiet()

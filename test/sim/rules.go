@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -16,36 +17,73 @@ type rules struct {
 	pools   map[string]*api.IPPool // by key
 	holders map[string]string      // machines, by node
 	nodes   map[string]bool
+	claims  map[string]bool // confirmed affinities, by key
+	strict  bool
+
+	profiles map[string]bool // by key
 }
 
 func newRules() *rules {
-	return &rules{pools: map[string]*api.IPPool{}, holders: map[string]string{}, nodes: map[string]bool{}}
+	return &rules{pools: map[string]*api.IPPool{}, holders: map[string]string{}, nodes: map[string]bool{}, claims: map[string]bool{}, profiles: map[string]bool{}}
 }
 
-// judge says what is wrong with a commit of a node, given what was so until it: that it gives addresses out while the datastore is locked, or from a pool that is out
-// of use, or under the name of a node that is another machine's or of none. What only frees depends on less: a lock that the node has yet to see does not stop it.
+// judge says what is wrong with a commit, given what was so until it: that it changes anything about addresses while the datastore is locked; and of a node's, that
+// it gives addresses out from a pool that is out of use, or under the name of a node that is another machine's or of none, or of a block that is not the node's for certain,
+// or another's though affinity is strict.
 func (r *rules) judge(x *wire, changes []store.KV, given []netip.Addr) error {
+	for _, kv := range changes {
+		isEndpoint := strings.HasPrefix(kv.Key, endpointsRoot())
+		switch {
+		case r.locked && (isEndpoint || strings.HasPrefix(kv.Key, api.IPAMRoot) && kv.Key != api.IPAMConfigKey):
+			return fmt.Errorf("%s is written while the datastore is locked", kv.Key)
+		case x.node == nil || kv.Value == nil:
+		case isEndpoint && (!r.nodes[x.node.name] || r.holders[x.node.name] != x.machine):
+			return fmt.Errorf("%s is written by machine %s, and node %s is of %q", kv.Key, x.machine, x.node.name, r.holders[x.node.name])
+		case strings.HasPrefix(kv.Key, api.BlocksRoot):
+			if err := r.block(x, changes, kv, given); err != nil {
+				return err
+			}
+		case strings.HasPrefix(kv.Key, profilesRoot()) && r.profiles[kv.Key]:
+			return fmt.Errorf("%s is written over", kv.Key)
+		}
+	}
 	if x.node == nil {
 		return nil // the operator's own
 	}
-	for _, kv := range changes {
-		if strings.HasPrefix(kv.Key, endpointsRoot()) && kv.Value != nil && r.locked {
-			return fmt.Errorf("%s is written while the datastore is locked", kv.Key)
-		}
-		if strings.HasPrefix(kv.Key, endpointsRoot()) && kv.Value != nil && (!r.nodes[x.node.name] || r.holders[x.node.name] != x.machine) {
-			return fmt.Errorf("%s is written by machine %s, and node %s is of %q", kv.Key, x.machine, x.node.name, r.holders[x.node.name])
-		}
-	}
 	for _, a := range given {
-		if r.locked {
-			return fmt.Errorf("%v is given out while the datastore is locked", a)
-		}
 		if p := r.poolOf(a); p == nil || p.Spec.Disabled {
 			return fmt.Errorf("%v is given out, and its pool is out of use", a)
 		}
 	}
 	return nil
 }
+
+// block judges the addresses that a node takes out of one.
+func (r *rules) block(x *wire, changes []store.KV, kv store.KV, given []netip.Addr) error {
+	b, err := decode[api.Block](kv)
+	if err != nil || !slices.ContainsFunc(given, func(a netip.Addr) bool { return b.CIDR.Contains(a) }) {
+		return err
+	}
+	if host, ok := b.Host(); !ok || host != x.node.name {
+		if r.strict {
+			return fmt.Errorf("%s is another's, gives an address to %s, and affinity is strict", kv.Key, x.node.name)
+		}
+		return nil
+	}
+	key := api.AffinityKey(x.node.name, b.CIDR)
+	now := r.claims[key]
+	for _, c := range changes {
+		if c.Key == key {
+			now = c.Value != nil
+		}
+	}
+	if !now {
+		return fmt.Errorf("%s gives an address out, and %s has no confirmed affinity to it", kv.Key, x.node.name)
+	}
+	return nil
+}
+
+func profilesRoot() string { return (*api.Profile)(nil).KindOf().Prefix() }
 
 func (r *rules) poolOf(a netip.Addr) *api.IPPool {
 	for _, p := range r.pools {
@@ -73,6 +111,18 @@ func (r *rules) enter(changes []store.KV) error {
 			if id, err = decode[api.NodeIdentity](kv); err == nil && id != nil {
 				r.holders[strings.TrimPrefix(kv.Key, api.IdentitiesRoot)] = id.MachineID
 			}
+		case strings.HasPrefix(kv.Key, api.HostsRoot):
+			var a *api.Affinity
+			if a, err = decode[api.Affinity](kv); err == nil {
+				r.claims[kv.Key] = a != nil && a.Confirmed()
+			}
+		case kv.Key == api.IPAMConfigKey:
+			var c *api.IPAMConfig
+			if c, err = decode[api.IPAMConfig](kv); err == nil {
+				r.strict = c != nil && c.StrictAffinity
+			}
+		case strings.HasPrefix(kv.Key, profilesRoot()):
+			r.profiles[kv.Key] = kv.Value != nil
 		case strings.HasPrefix(kv.Key, nodeKey("")):
 			r.nodes[strings.TrimPrefix(kv.Key, nodeKey(""))] = kv.Value != nil
 		}

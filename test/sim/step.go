@@ -1,5 +1,11 @@
 package sim
 
+import (
+	"errors"
+
+	"github.com/muslin-cni/muslin/pkg/ipam"
+)
+
 // operation is something that may be begun. do reports whether it could be: a pod that runs is not added once more.
 type operation struct {
 	name   string
@@ -32,6 +38,7 @@ func operations() []operation {
 		{"compact etcd", 3, (*World).compact},
 		{"lock the datastore", 1, (*World).lock},
 		{"unlock the datastore", 30, (*World).unlock},
+		{"change strictness", 8, (*World).changeStrictness},
 		{"change a pool", 2, (*World).changePool},
 		{"delete a pool", 2, (*World).deletePool},
 		{"make the pools", 6, (*World).makePool},
@@ -46,6 +53,10 @@ const maxBusy = 40
 // step draws what happens next.
 func (w *World) step() {
 	w.out.Steps++
+	if len(w.adrift) > 0 && w.chance(8) {
+		w.land(w.rnd.IntN(len(w.adrift)))
+		w.settle()
+	}
 	draw := w.rnd.IntN(100)
 	switch {
 	case len(w.waiting) > 0 && (draw < 45 || w.busy >= maxBusy && draw < 80):
@@ -83,6 +94,8 @@ func (w *World) fate(c *call) fate {
 		return silent
 	case draw < 24:
 		return swallowed
+	case draw < 54 && c.writes:
+		return late
 	}
 	return answered
 }
@@ -198,7 +211,7 @@ func (w *World) tunnelsOn(n *node) bool {
 		err := p.ensureTunnels(p.ctx)
 		return func() {
 			p.settling = false
-			if err == nil {
+			if err == nil || errors.Is(err, ipam.ErrNoAddress) { // pods may have taken them all
 				p.pools = pools
 			}
 		}

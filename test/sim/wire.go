@@ -152,22 +152,29 @@ func short(key []byte) string {
 	return k
 }
 
-// Watch implements pb.WatchClient.
+// Watch implements pb.WatchClient. A stream opens when that is drawn: a feed that has lost one opens the next after a pause that nobody can seed, and whoever waits for it asks
+// at moments of his own.
 func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse], error) {
-	x.w.mu.Lock()
-	lost := x.cut || x.life.Err() != nil || x.w.down
-	x.w.mu.Unlock()
-	if lost {
+	s, err := ask[grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]](ctx, x, &call{what: "open", watch: true, run: func() (any, error) { return x.w.etcd.Watch(ctx) }})
+	if err != nil {
 		return nil, errBroken
 	}
-	s, err := x.w.etcd.Watch(ctx)
-	return &stream{s, x}, err
+	return &stream{BidiStreamingClient: s, x: x}, nil
 }
 
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
-	x *wire
+	x  *wire
+	of string // what is watched: a feed has two streams, of which each may be told the same at the same moment
+}
+
+// Send implements grpc.BidiStreamingClient.
+func (s *stream) Send(r *pb.WatchRequest) error {
+	if create := r.GetCreateRequest(); create != nil {
+		s.of = short(create.Key)
+	}
+	return s.BidiStreamingClient.Send(r)
 }
 
 // Recv implements grpc.BidiStreamingClient.
@@ -176,7 +183,7 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch", body: res, watch: true, run: func() (any, error) { return res, nil }})
+	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch " + s.of, body: res, watch: true, run: func() (any, error) { return res, nil }})
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
 	}
@@ -226,10 +233,11 @@ const (
 	lost            // the connection breaks before
 	silent          // it is carried out, and no answer comes
 	swallowed       // nor is it carried out
+	late            // the connection breaks, and it is carried out later
 )
 
 func (f fate) String() string {
-	return [...]string{"", " and the answer is lost", ", which is lost", " and no answer comes", ", which is swallowed"}[f]
+	return [...]string{"", " and the answer is lost", ", which is lost", " and no answer comes", ", which is swallowed", ", which is late"}[f]
 }
 
 // connected is how a process reaches etcd from now on. What got no answer so far gets none: those connections are broken.
@@ -255,9 +263,21 @@ func (w *World) serve(c *call, f fate) {
 	switch f {
 	case answered:
 		c.answer(res, err)
+	case late:
+		w.adrift = append(w.adrift, c)
+		c.answer(nil, errBroken)
 	case lostAnswer, lost:
 		c.answer(nil, errBroken)
 	}
+}
+
+// land has etcd carry out a commit that was adrift.
+func (w *World) land(i int) {
+	c := w.adrift[i]
+	w.adrift = slices.Delete(w.adrift, i, i+1)
+	w.note("late, %s: %s", c.from.name, c.what)
+	w.out.Late++
+	_, _ = c.run() // nobody is told
 }
 
 // hangUp ends what a process has asked for: each request has the one fate or the other.
@@ -268,7 +288,10 @@ func (w *World) hangUp(x *wire, one, other fate) {
 			continue
 		}
 		f := one
-		if w.chance(500) {
+		switch {
+		case w.waiting[i].writes && w.chance(300):
+			f = late
+		case w.chance(500):
 			f = other
 		}
 		w.serve(w.take(i), f)

@@ -51,6 +51,7 @@ type Outcome struct {
 	Steps   int    // all that was drawn
 	Commits int
 	Lost    int            // transactions that were refused, since somebody was quicker
+	Late    int            // that came when nobody waited for them any more
 	Seen    map[string]int // how often each kind of operation was begun
 	Err     error          // what did not hold; nil: all did
 	Trace   []string       // what happened last
@@ -69,6 +70,7 @@ type World struct {
 	nodes   []*node
 	users   map[netip.Addr]*pod // of addresses, from the ADD that gave them until the interface goes
 	running map[string]*pod     // likewise, by container
+	over    map[string]bool     // containers whose DEL has succeeded: none is ever added again
 	pool    int                 // changes of the pools so far
 	vxlan   api.EncapMode
 	locked  bool // the datastore
@@ -91,6 +93,7 @@ type World struct {
 	arrived  []*call
 	finished []task
 	waiting  []*call // the world's own
+	adrift   []*call // commits whose callers have gone on, and which come to etcd yet
 }
 
 // task is what a goroutine has done, with what the world makes of it.
@@ -154,7 +157,7 @@ func (w *World) uuids(of string) func() string {
 // newWorld is a cluster whose nodes are all up and have nothing to do yet. It is called in the bubble.
 func newWorld(cfg Config) *World {
 	w := &World{
-		cfg: cfg, dir: cfg.Dir, rnd: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), etcd: memetcd.New(), books: newBooks(), rules: newRules(), users: map[netip.Addr]*pod{}, running: map[string]*pod{},
+		cfg: cfg, dir: cfg.Dir, rnd: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), etcd: memetcd.New(), books: newBooks(), rules: newRules(), users: map[netip.Addr]*pod{}, running: map[string]*pod{}, over: map[string]bool{},
 		uplinks: regexp.MustCompile("^eth"), vxlan: api.Always, sum: fnv.New64a(), began: time.Now(),
 	}
 	if cfg.Nodes > keepPlans {
@@ -181,6 +184,8 @@ func (w *World) found() {
 	info.Metadata.Name = "default"
 	var t store.Txn
 	store.Put(&t, store.Entry[api.ClusterInformation]{Key: ipam.ClusterKey()}, info)
+	cfg := api.DefaultIPAMConfig()
+	store.Put(&t, store.Entry[api.IPAMConfig]{Key: api.IPAMConfigKey}, &cfg)
 	for i := range w.ranges() {
 		p := w.newPool(i)
 		store.Put(&t, store.Entry[api.IPPool]{Key: api.KeyOf(p)}, p)
@@ -197,8 +202,13 @@ func (w *World) found() {
 	w.history.snaps = append(w.history.snaps, listed(changes))
 }
 
+// newPool is a pool as it is in the beginning: the second is IP-in-IP's, the third IPv6's.
 func (w *World) newPool(i int) *api.IPPool {
-	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: w.ranges()[i], BlockSize: 29, VXLANMode: w.vxlan, NATOutgoing: i == 0}}
+	cidr := w.ranges()[i]
+	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: cidr, BlockSize: cidr.Addr().BitLen() - blockBits, VXLANMode: w.vxlan, NATOutgoing: i == 0}}
+	if i == 1 && w.vxlan != api.Never {
+		p.Spec.VXLANMode, p.Spec.IPIPMode = api.Never, w.vxlan
+	}
 	p.Metadata.Name = poolName(i)
 	p.Default()
 	return p
@@ -206,19 +216,29 @@ func (w *World) newPool(i int) *api.IPPool {
 
 func poolName(i int) string { return fmt.Sprintf("pool-%d", i) }
 
-// ranges are the pools': so small that nodes contend for them, where there are few nodes.
+// blockBits is so small that blocks fill up: eight addresses.
+const blockBits = 3
+
+// ranges are the pools': so small that nodes contend for them, where there are few nodes. Where there are many, all is IPv4: it takes memory enough.
 func (w *World) ranges() []netip.Prefix {
-	bits := 20
-	for 1<<(29-bits) < w.cfg.Nodes+w.cfg.Nodes/4 {
-		bits--
-	}
-	for bits < 29 && 1<<(28-bits) >= w.cfg.Nodes+w.cfg.Nodes/4 {
+	bits := 9 // of the number of blocks
+	for 1<<bits < w.cfg.Nodes+w.cfg.Nodes/4 {
 		bits++
 	}
-	return []netip.Prefix{
-		netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), bits), netip.PrefixFrom(netip.MustParseAddr("10.128.0.0"), bits+1),
+	for bits > 0 && 1<<(bits-1) >= w.cfg.Nodes+w.cfg.Nodes/4 {
+		bits--
 	}
+	out := []netip.Prefix{
+		netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 32-blockBits-bits), netip.PrefixFrom(netip.MustParseAddr("10.128.0.0"), 32-blockBits-bits+1),
+	}
+	if w.dual() {
+		out = append(out, netip.PrefixFrom(netip.MustParseAddr("fd00:10::"), 128-blockBits-bits))
+	}
+	return out
 }
+
+// dual reports whether there is IPv6 too.
+func (w *World) dual() bool { return w.cfg.Nodes <= keepPlans }
 
 // spawn has something done beside the world, which goes on with what comes back.
 func (w *World) spawn(do func() (then func())) {
@@ -268,17 +288,13 @@ func (w *World) pass(ticks int) {
 	}
 }
 
-// gaveUp reports whether nobody waits for a call any more. A transaction may be carried out all the same.
+// gaveUp reports whether nobody waits for a call any more. A transaction may be carried out all the same, now or later.
 func (w *World) gaveUp(c *call) bool {
 	if c.ctx.Err() == nil {
 		return false
 	}
 	if c.writes {
-		f := swallowed
-		if w.chance(500) {
-			f = silent
-		}
-		w.serve(c, f)
+		w.serve(c, []fate{swallowed, silent, late}[w.rnd.IntN(3)])
 	}
 	return true
 }
@@ -313,6 +329,11 @@ func (w *World) committed(x *wire, rev int64, changes []store.KV) {
 		return
 	}
 	w.history.add(rev, changes)
+	for _, container := range containersOf(changes) {
+		if w.over[container] {
+			w.broke("revision %d, of %s: container %s is given something, whose DEL has succeeded", rev, x.name, container)
+		}
+	}
 	touched := w.books.containers(changes)
 	given, err := w.books.enter(changes)
 	if err = errors.Join(err, w.rules.judge(x, changes, given), w.rules.enter(changes)); err != nil {

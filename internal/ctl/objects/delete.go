@@ -320,6 +320,9 @@ func (c *Client) deleteEndpoint(ctx context.Context, key, node string, handles [
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
+		if err := ipam.Unlocked(cluster); err != nil {
+			return err
+		}
 		plan := ipam.NewPlan(ipam.Etcd{Client: c.Store}, node, ipam.Facts{Cluster: cluster}, c.Now())
 		for _, id := range handles {
 			h, err := store.Get[api.Handle](ctx, c.Store, api.HandleKey(id))
