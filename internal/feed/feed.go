@@ -37,6 +37,7 @@ const (
 type Feed struct {
 	client  *store.Client
 	log     *slog.Logger
+	draw    func(below time.Duration) time.Duration // a part of a pause
 	route   router
 	page    int
 	changed chan struct{}
@@ -58,10 +59,14 @@ type Feed struct {
 // New prepares a feed; Run makes it follow.
 func New(client *store.Client, log *slog.Logger) *Feed {
 	return &Feed{
-		client: client, log: log, route: prefixes(), page: pageSize, changed: make(chan struct{}, 1),
+		client: client, log: log, draw: rand.N[time.Duration], route: prefixes(), page: pageSize, changed: make(chan struct{}, 1),
 		state: newState(), stale: true, since: time.Now(), advance: make(chan struct{}),
 	}
 }
+
+// DrawPauses has pauses between attempts drawn by draw, a time from 0 to below its argument: a simulation can repeat only what it has drawn itself.
+// It is called before Run.
+func (f *Feed) DrawPauses(draw func(below time.Duration) time.Duration) { f.draw = draw }
 
 // Run follows etcd until ctx ends, whose error it returns. It outlives restarts and compactions of etcd, and is back at most about
 // two seconds after etcd is.
@@ -74,7 +79,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			again = 0
 		}
 		f.lost(ctx, err)
-		again.wait(ctx)
+		again.wait(ctx, f.draw)
 	}
 	return fmt.Errorf("follow etcd: %w", ctx.Err())
 }
@@ -303,9 +308,9 @@ func (f *Feed) WaitFor(ctx context.Context, rev int64) error {
 type backOff time.Duration
 
 // wait waits longer each time, and never for the same time as the other nodes.
-func (b *backOff) wait(ctx context.Context) {
+func (b *backOff) wait(ctx context.Context, draw func(time.Duration) time.Duration) {
 	*b = min(max(2**b, backOff(minBackOff)), backOff(maxBackOff))
-	t := time.NewTimer(time.Duration(*b)/2 + rand.N(time.Duration(*b)/2))
+	t := time.NewTimer(time.Duration(*b)/2 + draw(time.Duration(*b)/2))
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/agent"
 	"github.com/muslin-cni/muslin/internal/feed"
@@ -58,6 +60,8 @@ func (n *node) start() *process {
 	p.client = p.wire.client()
 	if n.watches {
 		f := feed.New(p.ears.client(), discard())
+		pauses := rand.New(rand.NewPCG(n.w.rnd.Uint64(), 0))
+		f.DrawPauses(func(below time.Duration) time.Duration { return time.Duration(pauses.Int64N(int64(below))) })
 		p.follows = f
 		p.feeding.Go(func() { _ = f.Run(p.ctx) })
 	} else {

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -165,12 +166,17 @@ func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStream
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
-	x  *wire
-	of string // what is watched: a feed has two streams, of which each may be told the same at the same moment
+	x     *wire
+	of    string      // what is watched: a feed has two streams, of which each may be told the same at the same moment
+	asked atomic.Bool // how far etcd is, and not told yet
 }
 
-// Send implements grpc.BidiStreamingClient.
+// Send implements grpc.BidiStreamingClient. How far etcd is, is asked once until it is told: of two who ask at the same moment, nobody decides whether the
+// answer to the first comes before the second.
 func (s *stream) Send(r *pb.WatchRequest) error {
+	if r.GetProgressRequest() != nil && s.asked.Swap(true) {
+		return nil
+	}
 	if create := r.GetCreateRequest(); create != nil {
 		s.of = short(create.Key)
 	}
@@ -186,6 +192,9 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	out, err := ask[*pb.WatchResponse](s.Context(), s.x, &call{what: "watch " + s.of, body: res, watch: true, run: func() (any, error) { return res, nil }})
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
+	}
+	if err == nil && len(res.Events) == 0 && !res.Created {
+		s.asked.Store(false)
 	}
 	return out, err
 }
