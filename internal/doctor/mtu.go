@@ -7,15 +7,7 @@ import (
 	"strings"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
-)
-
-// Bytes that encapsulation adds to a packet: the outer headers.
-const (
-	ipipBytes   = 20
-	vxlanBytes  = 50
-	vxlan6Bytes = 70
-	wgBytes     = 60
-	wg6Bytes    = 80
+	"github.com/muslin-cni/muslin/internal/plan"
 )
 
 func mtu(v View) []Finding {
@@ -33,11 +25,11 @@ func mtu(v View) []Finding {
 	if below == 0 {
 		return l // the check identity says that no device has the node's address
 	}
-	l.tunnelFits(v, kernel.VXLANDevice, vxlanBytes)
-	l.tunnelFits(v, kernel.VXLAN6Device, vxlan6Bytes)
-	l.tunnelFits(v, kernel.IPIPDevice, ipipBytes)
-	l.tunnelFits(v, v.Settings.WireGuard.Device, wgBytes)
-	l.tunnelFits(v, v.Settings.WireGuard.Device6, wg6Bytes)
+	l.tunnelFits(v, kernel.VXLANDevice, plan.VXLANOverhead)
+	l.tunnelFits(v, kernel.VXLAN6Device, plan.VXLANOverheadV6)
+	l.tunnelFits(v, kernel.IPIPDevice, plan.IPIPOverhead)
+	l.tunnelFits(v, v.Settings.WireGuard.Device, plan.WireGuardOverhead)
+	l.tunnelFits(v, v.Settings.WireGuard.Device6, plan.WireGuardOverheadV6)
 	most := below - v.overhead()
 	why := fmt.Sprintf("%d of %s less %d for encapsulation", below, dev, v.overhead())
 	l.pods(v, most, why)
@@ -84,20 +76,20 @@ func (v View) below() (least int, dev string) {
 func (v View) overhead() int {
 	most := 0
 	if v.Settings.WireGuard.Enabled {
-		most = wgBytes
+		most = plan.WireGuardOverhead
 	}
 	if v.Settings.WireGuard.Enabled6 {
-		most = wg6Bytes
+		most = plan.WireGuardOverheadV6
 	}
 	for _, e := range v.Data.Value.IPAM.Pools {
 		s := e.Value.Spec
 		switch {
 		case encapsulates(s.VXLANMode) && s.CIDR.Addr().Is6():
-			most = max(most, vxlan6Bytes)
+			most = max(most, plan.VXLANOverheadV6)
 		case encapsulates(s.VXLANMode):
-			most = max(most, vxlanBytes)
+			most = max(most, plan.VXLANOverhead)
 		case encapsulates(s.IPIPMode):
-			most = max(most, ipipBytes)
+			most = max(most, plan.IPIPOverhead)
 		}
 	}
 	return most

@@ -81,14 +81,14 @@ func (t *tunnel) who() string {
 // size sets the MTU of the family's tunnels by that of the host, and returns what its pods may use: what fits into every tunnel that
 // their packets may take.
 func (f *family) size(host int) (pods int) {
-	configured, overhead := f.VXLANMTU, vxlanOverhead
+	configured, overhead := f.VXLANMTU, VXLANOverhead
 	if f.v6 {
-		configured, overhead = f.VXLANMTUV6, vxlanOverheadV6
+		configured, overhead = f.VXLANMTUV6, VXLANOverheadV6
 	}
 	f.vxlan.mtu = cmp.Or(configured, host-overhead)
-	f.ipip.mtu = cmp.Or(f.IPIPMTU, host-ipipOverhead)
+	f.ipip.mtu = cmp.Or(f.IPIPMTU, host-IPIPOverhead)
 	f.limitMTU(&f.vxlan, f.vxlanName(), overhead)
-	f.limitMTU(&f.ipip, kernel.IPIPDevice, ipipOverhead)
+	f.limitMTU(&f.ipip, kernel.IPIPDevice, IPIPOverhead)
 	f.wg.mtu = cmp.Or(f.wg.mtu, host-f.wg.overhead)
 	f.limitMTU(&f.wg.tunnel, f.wg.name, f.wg.overhead)
 	pods = host
@@ -167,7 +167,7 @@ func (f *family) vxlanDevice() {
 	}
 	if f.v6 && f.vxlan.mtu < leastMTU6 {
 		f.problem("Node("+f.Node+")", "%s has an MTU of %d, and IPv6 needs %d: no IPv6 through it; raise the MTU of %s to %d",
-			name, f.vxlan.mtu, leastMTU6, f.parent.Name, leastMTU6+vxlanOverheadV6)
+			name, f.vxlan.mtu, leastMTU6, f.parent.Name, leastMTU6+VXLANOverheadV6)
 		return
 	}
 	f.tunnelAddr(f.vxlan, name, vxlanAddr(me, f.v6))

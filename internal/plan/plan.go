@@ -97,13 +97,15 @@ type Tunnels struct {
 
 // Overheads of the encapsulations, in bytes (RFC 2003; RFC 7348 over IPv4 and IPv6; WireGuard's of wireguard.cali and wg-v6.cali).
 const (
-	ipipOverhead    = 20
-	vxlanOverhead   = 50
-	vxlanOverheadV6 = 70
-	wgOverhead      = 60   // IPv4, UDP, and 32 of its own
-	wgOverheadV6    = 80   // IPv6 likewise
-	fallbackMTU     = 1460 // where no device matches
+	IPIPOverhead        = 20
+	VXLANOverhead       = 50
+	VXLANOverheadV6     = 70
+	WireGuardOverhead   = 60 // IPv4, UDP, and 32 of its own
+	WireGuardOverheadV6 = 80 // IPv6 likewise
 )
+
+// fallbackMTU is that of a host of which no device matches.
+const fallbackMTU = 1460
 
 // Compute returns the state that the node's kernel should have. Inputs are not modified.
 func Compute(m Model, s Settings, h kernel.Host) Result {

@@ -78,10 +78,10 @@ type allowed struct {
 }
 
 func (w WireGuard) encryption(v6, asked, kept bool) encryption {
-	e := encryption{WireGuard: w, v6: v6, name: w.Device, port: w.Port, onset: w.Onset, overhead: wgOverhead, nodes: map[string]wgPeer{}}
+	e := encryption{WireGuard: w, v6: v6, name: w.Device, port: w.Port, onset: w.Onset, overhead: WireGuardOverhead, nodes: map[string]wgPeer{}}
 	e.tunnel = tunnel{kind: "WireGuard", setting: "wireguardEnabled", mtu: w.MTU}
 	if v6 {
-		e.name, e.port, e.onset, e.overhead = w.Device6, w.Port6, w.Onset6, wgOverheadV6
+		e.name, e.port, e.onset, e.overhead = w.Device6, w.Port6, w.Onset6, WireGuardOverheadV6
 		e.tunnel = tunnel{kind: "IPv6 WireGuard", setting: "wireguardEnabledV6", mtu: w.MTU6}
 	}
 	if w.Lacking != "" {
@@ -170,7 +170,7 @@ func (f *family) wgDevice() {
 	f.out.Links[name] = kernel.Link{Type: kernel.WireGuardLink, MTU: f.wg.mtu}
 	if f.v6 && f.wg.mtu < leastMTU6 {
 		f.problem("Node("+f.Node+")", "%s has an MTU of %d, and IPv6 needs %d: no IPv6 through it; raise the MTU of %s to %d",
-			name, f.wg.mtu, leastMTU6, f.parent.Name, leastMTU6+wgOverheadV6)
+			name, f.wg.mtu, leastMTU6, f.parent.Name, leastMTU6+WireGuardOverheadV6)
 		return
 	}
 	if me != nil {
