@@ -43,10 +43,7 @@ func (a *addresses) consider(h kernel.Host) {
 	before := a.seen
 	a.seen = now
 	a.gone(func(was netip.Addr) bool { return has(before, was) && !has(now, was) })
-	select {
-	case a.look <- struct{}{}:
-	default:
-	}
+	poke(a.look)
 }
 
 func has(list []netip.Prefix, a netip.Addr) bool {

@@ -376,10 +376,7 @@ func (a *Agent) current() []string {
 func (a *Agent) told(verb string, took time.Duration, err error) {
 	a.metrics.Request(verb, took, err)
 	if errors.Is(err, store.ErrUnknown) {
-		select {
-		case a.doubts <- struct{}{}:
-		default: // it knows
-		}
+		poke(a.doubts)
 	}
 }
 

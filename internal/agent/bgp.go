@@ -144,13 +144,6 @@ func (b *speaker) consider(g given) {
 	}
 }
 
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // changed receives when there is something new for the loop; it is nil without BGP.
 func (b *speaker) changed() <-chan struct{} {
 	if b == nil {

@@ -65,10 +65,7 @@ func (c *cutter) changed(u changedPolicy) {
 	maps.Copy(c.pending.endpoints, u.endpoints)
 	maps.Copy(c.pending.sets, u.sets)
 	c.pending.host = u.host
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	poke(c.wake)
 }
 
 // note adds what an update of the model concerns.

@@ -14,7 +14,6 @@ import (
 type flows struct {
 	forget func(map[netip.Addr]struct{}) (int, error)
 	log    *slog.Logger
-	gather time.Duration // how long addresses wait for others
 
 	mu      sync.Mutex
 	pending map[netip.Addr]struct{} // to be forgotten
@@ -25,12 +24,12 @@ type flows struct {
 	done   chan struct{} // cap 1: something was done
 }
 
-// gatherFlows is short, for an agent that is killed meanwhile forgets what it was to do.
+// gatherFlows is how long addresses wait for others. It is short, for an agent that is killed meanwhile forgets what it was to do.
 const gatherFlows = 250 * time.Millisecond
 
 func newFlows(forget func(map[netip.Addr]struct{}) (int, error), log *slog.Logger) *flows {
 	return &flows{
-		forget: forget, log: log, gather: gatherFlows, pending: map[netip.Addr]struct{}{},
+		forget: forget, log: log, pending: map[netip.Addr]struct{}{},
 		came: make(chan struct{}, 1), urgent: make(chan struct{}, 1), done: make(chan struct{}, 1),
 	}
 }
@@ -74,7 +73,7 @@ func (f *flows) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-f.urgent:
-		case <-time.After(f.gather):
+		case <-time.After(gatherFlows):
 		}
 		f.clear()
 	}

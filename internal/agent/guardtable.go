@@ -36,12 +36,7 @@ func (g *guard) watch(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case m := <-g.monitored:
-		return m.Run(ctx, func() {
-			select {
-			case g.touched <- struct{}{}:
-			default: // the loop has yet to hear of the last time
-			}
-		})
+		return m.Run(ctx, func() { poke(g.touched) })
 	}
 }
 

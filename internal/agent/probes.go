@@ -93,10 +93,7 @@ func (p *prober) consider(snap feed.Snapshot, s probe.Settings) {
 	p.mu.Lock()
 	p.targets = probe.Targets(m.Nodes, m.Pools, s)
 	p.mu.Unlock()
-	select {
-	case p.look <- struct{}{}:
-	default: // it has not begun to look yet
-	}
+	poke(p.look)
 }
 
 // probing is what the paths of a plan depend on.
@@ -366,12 +363,8 @@ func (p *prober) tell() {
 	news := !slices.Equal(problems, p.problems)
 	p.paths, p.problems = p.ledger.Paths(), problems
 	p.mu.Unlock()
-	if !news {
-		return
-	}
-	select {
-	case p.news <- struct{}{}:
-	default: // the loop has not looked yet
+	if news {
+		poke(p.news)
 	}
 }
 

@@ -142,12 +142,8 @@ func (s *servers) begin(ctx context.Context, hosts bool) {
 
 // needed says whether nodes encrypt what they send each other. The loop calls it.
 func (s *servers) needed(hosts bool) {
-	if s.want.Swap(hosts) || !hosts {
-		return
-	}
-	select {
-	case s.ask <- struct{}{}:
-	default: // it has not begun to look yet
+	if !s.want.Swap(hosts) && hosts {
+		poke(s.ask)
 	}
 }
 
@@ -250,8 +246,5 @@ func (s *servers) set(known []netip.AddrPort) {
 		return
 	}
 	s.known = known
-	select {
-	case s.news <- struct{}{}:
-	default:
-	}
+	poke(s.news)
 }

@@ -67,9 +67,10 @@ func (s *subscription) receive() ([]syscall.NetlinkMessage, error) {
 // discard reads what there is and forgets it, until there is nothing or ctx has ended. It does not wait.
 func (s *subscription) discard(ctx context.Context) error {
 	var received error
+	some := make([]byte, 1) // what does not fit is gone too
 	err := s.raw.Control(func(fd uintptr) {
 		for received = nil; ctx.Err() == nil && (received == nil || is(received, unix.ENOBUFS, unix.EINTR)); {
-			_, _, received = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_DONTWAIT)
+			_, _, received = unix.Recvfrom(int(fd), some, unix.MSG_DONTWAIT)
 		}
 	})
 	if is(received, unix.EAGAIN) {
