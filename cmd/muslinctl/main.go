@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/muslin-cni/muslin/internal/ctl"
+	"github.com/muslin-cni/muslin/internal/ctl/cli"
 )
 
 var version = "unknown" // set by the linker
@@ -26,7 +27,7 @@ func run() int {
 	code := make(chan int, 1)
 	go func() {
 		code <- ctl.Run(ctx, ctl.Settings{
-			Program: os.Args[0], Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+			Program: os.Args[0], Version: version, In: os.Stdin, Out: cli.ForTerminal(os.Stdout), Err: cli.ForTerminal(os.Stderr),
 			Env: os.Getenv, Now: time.Now, UUID: uuid.NewString,
 		}, os.Args[1:])
 	}()

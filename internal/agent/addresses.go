@@ -25,9 +25,10 @@ type addresses struct {
 	gone  func(func(netip.Addr) bool) // told at once which addresses the host has no more
 	log   *slog.Logger
 
-	look chan struct{}  // cap 1: look again
-	seen []netip.Prefix // what the last look was about; owned by the loop
-	said []string       // problems that were logged and are still there; owned by start, and then by run
+	look  chan struct{}  // cap 1: look again
+	facts uint64         // number of the host's facts that were considered last; owned by the loop
+	seen  []netip.Prefix // what the last look was about; owned by the loop
+	said  []string       // problems that were logged and are still there; owned by start, and then by run
 }
 
 func newAddresses(every time.Duration, find func(context.Context) ([]string, error), gone func(func(netip.Addr) bool), log *slog.Logger) *addresses {
@@ -35,7 +36,11 @@ func newAddresses(every time.Duration, find func(context.Context) ([]string, err
 }
 
 // consider asks for another look if the host's addresses are not those of the last time. The loop calls it.
-func (a *addresses) consider(h kernel.Host) {
+func (a *addresses) consider(h kernel.Host, facts uint64) {
+	if facts == a.facts {
+		return
+	}
+	a.facts = facts
 	now := startup.Candidates(h)
 	if slices.Equal(now, a.seen) {
 		return

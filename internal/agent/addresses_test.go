@@ -46,9 +46,11 @@ func TestAddressesAreLookedAtWhenTheHostsChangeAndNowAndThen(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- a.run(ctx) }()
+		facts := uint64(0)
 		at := func(when time.Duration, addrs map[string]string) {
 			<-time.After(when - time.Since(begin))
-			a.consider(hostAt(addrs))
+			facts++
+			a.consider(hostAt(addrs), facts)
 		}
 		at(0, map[string]string{"eth0": "10.0.0.1/24"})
 		at(10*time.Second, map[string]string{"eth0": "10.0.0.1/24", "cali123": "10.9.0.1/32"}) // a pod's: no reason

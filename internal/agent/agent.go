@@ -32,6 +32,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
+	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/internal/wireguard"
 	"github.com/muslin-cni/muslin/internal/xtables"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -102,16 +103,18 @@ type Agent struct {
 	refused []string            // routes that cannot be made, and why
 	noIPIP  string              // why tunl0 could not be made; "": it was not tried, or could
 
-	noWireGuard string   // why no WireGuard device could be made; likewise
-	servers     *servers // by which nodes find into the cluster
-	linger      *linger  // start looks at it before there is a loop
+	mostFlows   *sysctl.Number // connections that the kernel tracks at most
+	noWireGuard string         // why no WireGuard device could be made; likewise
+	servers     *servers       // by which nodes find into the cluster
+	linger      *linger        // start looks at it before there is a loop
 	onset       *onset
 	glances     glances
 }
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
 func Run(ctx context.Context, p Process) error {
-	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), doubts: make(chan struct{}, 1), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version}
+	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), doubts: make(chan struct{}, 1), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version,
+		mostFlows: sysctl.NewNumber(sysctl.Root, "net/netfilter/nf_conntrack_max")}
 	a.log = a.logs.logger()
 	if err := a.read(lookup(p.Environ)); err != nil {
 		return err
@@ -289,21 +292,21 @@ func (a *Agent) open(ctx context.Context) (err error) {
 
 // newAudit makes the audit of this node's addresses.
 func (a *Agent) newAudit() *audit {
-	return &audit{
-		node: a.node, locks: attach.LockDir, links: a.rtnl.Names, linked: a.rtnl.Exists, free: a.handler.FreeOrphan, now: time.Now, doubts: a.doubts, log: a.log,
-		picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
+	return &audit{doubts: a.doubts, AuditDeps: AuditDeps{
+		Node: a.node, Locks: attach.LockDir, Links: a.rtnl.Names, Linked: a.rtnl.Exists, Free: a.handler.FreeOrphan, Now: time.Now, Log: a.log,
+		Picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
 			if err := a.catchUp(ctx); err != nil {
 				return feed.Snapshot{}, false, err
 			}
 			snap, ok := a.feed.Snapshot()
 			return snap, ok && frozen(snap, a.node, a.machine) == "", nil
 		},
-		giveUp: func(ctx context.Context, u ipam.Unused) error {
+		GiveUp: func(ctx context.Context, u ipam.Unused) error {
 			changed, err := ipam.ReturnBlock(ctx, a.store, u)
 			a.feed.Commit(changed)
 			return err
 		},
-	}
+	}}
 }
 
 func (a *Agent) close() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -37,16 +36,8 @@ const (
 //  3. Nothing is freed for another: each transaction compares that the node's name is this machine's.
 //  4. Every correction is one transaction and one line in the log. What cannot be judged is counted, and left to the operator.
 type audit struct {
-	node    string
-	locks   string                                             // folder of the attach locks
-	links   func(context.Context) (map[string]bool, error)     // names of the host's devices
-	linked  func(name string) (bool, error)                    // whether one exists, now
-	picture func(context.Context) (feed.Snapshot, bool, error) // caught up with etcd; false: not to be acted on
-	free    func(context.Context, register.Orphan) ([]netip.Prefix, error)
-	giveUp  func(context.Context, ipam.Unused) error // of an empty block
-	now     func() time.Time
-	doubts  <-chan struct{} // tells of commands whose outcome is unknown
-	log     *slog.Logger
+	AuditDeps
+	doubts <-chan struct{} // tells of commands whose outcome is unknown
 
 	// Owned by run.
 	looked  bool
@@ -120,22 +111,22 @@ func (a *audit) look(ctx context.Context) (ok bool) {
 		return true
 	case err.Error() != a.failing:
 		a.failing = err.Error()
-		a.log.Warn("the audit of this node's addresses is not complete; it is tried again", "error", err)
+		a.Log.Warn("the audit of this node's addresses is not complete; it is tried again", "error", err)
 	}
 	return false
 }
 
 func (a *audit) judge(ctx context.Context) error {
-	links, err := a.links(ctx)
+	links, err := a.Links(ctx)
 	if err != nil {
 		return fmt.Errorf("list the host's devices: %w", err)
 	}
-	snap, usable, err := a.picture(ctx)
+	snap, usable, err := a.Picture(ctx)
 	if err != nil || !usable {
 		return err
 	}
-	has := holdingsOf(snap, a.node)
-	err = errors.Join(a.freeOrphans(ctx, has.orphans(links)), a.returnBlocks(ctx, snap, has.blocks), attachlock.Sweep(a.locks))
+	has := holdingsOf(snap, a.Node)
+	err = errors.Join(a.freeOrphans(ctx, has.orphans(links)), a.returnBlocks(ctx, snap, has.blocks), attachlock.Sweep(a.Locks))
 	a.sayUnclaimed(has.unclaimed())
 	return err
 }
@@ -167,17 +158,17 @@ func (a *audit) freeOrphan(ctx context.Context, o register.Orphan) error {
 		return nil // an ADD or a DEL is under way, and will settle it
 	}
 	defer lock.Release()
-	if there, err := a.linked(s.InterfaceName); err != nil || there {
+	if there, err := a.Linked(s.InterfaceName); err != nil || there {
 		return err
 	}
-	freed, err := a.free(ctx, o)
+	freed, err := a.Free(ctx, o)
 	if errors.Is(err, register.ErrJudgedAnew) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	a.log.Warn("freed what a pod left behind that is gone without a DEL", "namespace", o.Endpoint.Value.Metadata.Namespace, "pod", s.Pod,
+	a.Log.Warn("freed what a pod left behind that is gone without a DEL", "namespace", o.Endpoint.Value.Metadata.Namespace, "pod", s.Pod,
 		"container", s.ContainerID, "interface", s.InterfaceName, "addresses", freed)
 	return nil
 }
@@ -186,9 +177,9 @@ func (a *audit) freeOrphan(ctx context.Context, o register.Orphan) error {
 func (a *audit) lock(ctx context.Context, ifName string) *attachlock.Lock {
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	lock, err := attachlock.Acquire(ctx, a.locks, ifName)
+	lock, err := attachlock.Acquire(ctx, a.Locks, ifName)
 	if err != nil {
-		a.log.Debug("not judged", "interface", ifName, "error", err)
+		a.Log.Debug("not judged", "interface", ifName, "error", err)
 		return nil
 	}
 	return lock
@@ -211,20 +202,20 @@ func (a *audit) returnBlocks(ctx context.Context, snap feed.Snapshot, blocks []s
 		}
 		was, known := before[cidr]
 		if !known || was.rev != e.Rev {
-			was = emptied{e.Rev, a.now()}
+			was = emptied{e.Rev, a.Now()}
 		}
 		a.empty[cidr] = was
-		if a.now().Sub(was.since) < emptyGrace || left[cidr.Addr().Is6()] <= 1 {
+		if a.Now().Sub(was.since) < emptyGrace || left[cidr.Addr().Is6()] <= 1 {
 			continue
 		}
-		err := a.giveUp(ctx, ipam.Unused{Block: e, Affinity: snap.Affinity(a.node, cidr), Identity: snap.Identity(a.node), Cluster: snap.Cluster()})
+		err := a.GiveUp(ctx, ipam.Unused{Block: e, Affinity: snap.Affinity(a.Node, cidr), Identity: snap.Identity(a.Node), Cluster: snap.Cluster()})
 		switch {
 		case errors.Is(err, store.ErrConflict): // somebody uses it
 		case err != nil:
 			errs = append(errs, err)
 		default:
 			left[cidr.Addr().Is6()]--
-			a.log.Info("gave back a block that was empty", "block", cidr)
+			a.Log.Info("gave back a block that was empty", "block", cidr)
 		}
 	}
 	return errors.Join(errs...)
@@ -235,10 +226,10 @@ func (a *audit) sayUnclaimed(addrs []netip.Addr) {
 	const shown = 5
 	switch {
 	case len(addrs) > 0 && !a.finding:
-		a.log.Warn("addresses of this node are allocated to containers without an endpoint; they are left alone: right where another main plugin uses muslin-ipam, "+
+		a.Log.Warn("addresses of this node are allocated to containers without an endpoint; they are left alone: right where another main plugin uses muslin-ipam, "+
 			"else see muslinctl ipam check", "count", len(addrs), "first", addrs[:min(len(addrs), shown)])
 	case len(addrs) == 0 && a.finding:
-		a.log.Info("every address of this node has an endpoint again")
+		a.Log.Info("every address of this node has an endpoint again")
 	}
 	a.finding = len(addrs) > 0
 }

@@ -53,12 +53,12 @@ func newHost(t *testing.T) *host {
 	h.follow()
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	h.h = h.handler("node-1")
-	h.audit = &audit{
-		node: "node-1", locks: t.TempDir(), free: h.h.FreeOrphan, log: log,
-		links:  func(context.Context) (map[string]bool, error) { return maps.Clone(h.links), nil },
-		linked: func(name string) (bool, error) { return h.links[name], nil },
-		now:    func() time.Time { return h.clock },
-		picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
+	h.audit = &audit{AuditDeps: AuditDeps{
+		Node: "node-1", Locks: t.TempDir(), Free: h.h.FreeOrphan, Log: log,
+		Links:  func(context.Context) (map[string]bool, error) { return maps.Clone(h.links), nil },
+		Linked: func(name string) (bool, error) { return h.links[name], nil },
+		Now:    func() time.Time { return h.clock },
+		Picture: func(ctx context.Context) (feed.Snapshot, bool, error) {
 			a := &Agent{store: h.c, feed: h.feed}
 			if err := a.catchUp(ctx); err != nil {
 				return feed.Snapshot{}, false, err
@@ -66,11 +66,11 @@ func newHost(t *testing.T) *host {
 			s, ok := h.feed.Snapshot()
 			return s, ok && frozen(s, "node-1", "m1") == "", nil
 		},
-		giveUp: func(ctx context.Context, u ipam.Unused) error {
+		GiveUp: func(ctx context.Context, u ipam.Unused) error {
 			_, err := ipam.ReturnBlock(ctx, h.c, u)
 			return err
 		},
-	}
+	}}
 	return h
 }
 
@@ -230,7 +230,7 @@ func TestPodWhoseLockIsHeldIsNotJudged(t *testing.T) {
 	h := newHost(t)
 	h.add(h.h, "busy")
 	delete(h.links, "calibusy")
-	lock, err := attachlock.Acquire(h.ctx(), h.audit.locks, "calibusy")
+	lock, err := attachlock.Acquire(h.ctx(), h.audit.Locks, "calibusy")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,11 +264,11 @@ func TestInterfaceThatVanishesLaterMustBeMissingTwice(t *testing.T) {
 func TestAuditLooksSoonAfterACommandWhoseOutcomeIsUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		looks, doubts, up := 0, make(chan struct{}, 1), make(chan struct{})
-		a := &audit{
-			doubts: doubts, log: slog.New(slog.DiscardHandler),
-			links:   func(context.Context) (map[string]bool, error) { looks++; return nil, nil },
-			picture: func(context.Context) (feed.Snapshot, bool, error) { return feed.Snapshot{}, false, nil },
-		}
+		a := &audit{doubts: doubts, AuditDeps: AuditDeps{
+			Log:     slog.New(slog.DiscardHandler),
+			Links:   func(context.Context) (map[string]bool, error) { looks++; return nil, nil },
+			Picture: func(context.Context) (feed.Snapshot, bool, error) { return feed.Snapshot{}, false, nil },
+		}}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		done := make(chan error)
@@ -325,9 +325,9 @@ func TestPodThatIsAddedMeanwhileIsNotFreed(t *testing.T) {
 	for _, finished := range []bool{false, true} {
 		t.Run(fmt.Sprintf("finished %t", finished), func(t *testing.T) {
 			h := newHost(t)
-			picture := h.audit.picture
-			h.audit.picture = func(ctx context.Context) (feed.Snapshot, bool, error) { // the links have been listed by now
-				lock, err := attachlock.Acquire(ctx, h.audit.locks, "calinew")
+			picture := h.audit.Picture
+			h.audit.Picture = func(ctx context.Context) (feed.Snapshot, bool, error) { // the links have been listed by now
+				lock, err := attachlock.Acquire(ctx, h.audit.Locks, "calinew")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -353,7 +353,7 @@ func TestWhatChangedSinceItWasJudgedIsNotFreed(t *testing.T) {
 	h.add(h.h, "b")
 	h.caughtUp()
 	old, _ := h.feed.Snapshot()
-	h.audit.picture = func(context.Context) (feed.Snapshot, bool, error) { return old, true, nil }
+	h.audit.Picture = func(context.Context) (feed.Snapshot, bool, error) { return old, true, nil }
 	h.del("a")
 	again := podRequest("a")
 	again.ContainerID = "another"
@@ -375,7 +375,7 @@ func TestMachineThatLostItsNameFreesAndAddsNothing(t *testing.T) {
 	h.put(api.IdentityKey("node-1"), `{"machineID":"m2","nodeUID":"u"}`)
 	clear(h.links)
 	h.caughtUp()
-	h.audit.picture = func(context.Context) (feed.Snapshot, bool, error) { return old, true, nil } // does not know it yet
+	h.audit.Picture = func(context.Context) (feed.Snapshot, bool, error) { return old, true, nil } // does not know it yet
 	if h.audit.look(h.ctx()) {
 		t.Error("a look under another machine's name succeeded")
 	}

@@ -60,11 +60,7 @@ type AuditDeps struct {
 }
 
 // NewAudit makes an audit that has not looked yet.
-func NewAudit(d AuditDeps) Audit {
-	return Audit{&audit{
-		node: d.Node, locks: d.Locks, links: d.Links, linked: d.Linked, picture: d.Picture, free: d.Free, giveUp: d.GiveUp, now: d.Now, log: d.Log,
-	}}
-}
+func NewAudit(d AuditDeps) Audit { return Audit{&audit{AuditDeps: d}} }
 
 // Look judges once, and reports whether all was judged. One caller at a time.
 func (x Audit) Look(ctx context.Context) bool { return x.a.look(ctx) }

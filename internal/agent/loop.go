@@ -140,6 +140,9 @@ func (a *Agent) round(ctx context.Context) error {
 	}
 	a.guard.believe()
 	err := a.program(ctx, snap, a.kernel.Apply)
+	if repairErr != nil && (err == nil || err.Error() != repairErr.Error()) { // it is said nowhere else
+		a.log.Info("what failed at first was tried again in the same round", "error", repairErr)
+	}
 	a.seen = a.seen || listErr == nil
 	a.readyOnceEnforced()
 	if listErr == nil && err == nil {
@@ -216,7 +219,7 @@ func (a *Agent) program(ctx context.Context, snap feed.Snapshot, write func(cont
 	settings.WireGuard = a.begin(settings.WireGuard, snap)
 	host, facts := a.monitor.Facts()
 	start := time.Now()
-	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host, facts: facts})
+	result, again := a.planned.compute(seen{snap: snap, settings: settings, learned: a.bgp.heard(), host: host})
 	a.probes.consider(snap, a.probing(settings, result))
 	enforced, guardErr := a.guard.enforce(ctx, snap, a.rules(snap, result.Tunnels), host, facts)
 	if err := a.publishMTU(result.PodMTU); err != nil {
@@ -265,8 +268,8 @@ func (a *Agent) marked(ctx context.Context, snap feed.Snapshot, t plan.Tunnels, 
 // consider tells those who work beside the loop what it has just seen.
 func (a *Agent) consider(snap feed.Snapshot) {
 	a.tunnels.consider(snap, a.wish())
-	a.addresses.consider(a.monitor.Host())
-	_, facts := a.monitor.Facts()
+	host, facts := a.monitor.Facts()
+	a.addresses.consider(host, facts)
 	a.bgp.consider(given{snap: snap, local: a.settled.ClusterRoutes, float: a.settled.FloatingIPs, facts: facts})
 }
 
@@ -321,24 +324,6 @@ func (a *Agent) catchUp(ctx context.Context) error {
 }
 
 const catchUpTimeout = 5 * time.Second
-
-// model is the part of a snapshot that the plan of this node is computed from.
-func model(snap feed.Snapshot, node string, learned *plan.Learned) plan.Model {
-	m := plan.Model{Learned: learned}
-	for _, e := range snap.Pools() {
-		m.Pools = append(m.Pools, e.Value)
-	}
-	for _, e := range snap.Nodes() {
-		m.Nodes = append(m.Nodes, e.Value)
-	}
-	for _, e := range snap.Blocks() {
-		m.Blocks = append(m.Blocks, e.Value)
-	}
-	for _, e := range snap.EndpointsOn(node) {
-		m.Endpoints = append(m.Endpoints, e.Value)
-	}
-	return m
-}
 
 // say logs each problem once when it appears and once when it is gone.
 func (a *Agent) say(settings []string, planned []plan.Problem, bad []feed.Bad) {

@@ -62,7 +62,7 @@ func TestMemoryIsTidiedOnceWorkIsOver(t *testing.T) {
 	}{
 		{2, 100, false}, {4, 100, false}, // it has just begun
 		{10, 100, true},
-		{12, 103, false}, {24, 103, false}, // too little
+		{12, 101, false}, {24, 101, false}, // too little
 		{26, 105, false},                   // work goes on
 		{28, 105, true},                    // and is over
 		{30, 115, false}, {46, 125, false}, // it goes on and on

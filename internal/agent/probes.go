@@ -55,6 +55,7 @@ type prober struct {
 	ledger    *probe.Ledger
 	answering map[string]bool // nodes whose agents answer, as etcd said last
 	deaf      string          // why this node answers nobody; "": it does
+	told      told            // what was shown last
 	published *api.NodePaths  // as etcd has it; nil: not known
 	wrote     time.Time       // when it was written last
 }
@@ -353,8 +354,19 @@ func (p *prober) leaveOffload(t probe.Target) error {
 	return nil
 }
 
-// tell shows what is known, and wakes the loop if it has other problems to say.
+// told is what the prober shows depends on: what the ledger has found, and why this node answers nobody.
+type told struct {
+	found int
+	deaf  string
+}
+
+// tell shows what is known, if that is something else than before, and wakes the loop if it has other problems to say.
 func (p *prober) tell() {
+	now := told{p.ledger.Found(), p.deaf}
+	if now == p.told {
+		return
+	}
+	p.told = now
 	problems := p.ledger.Problems()
 	if p.deaf != "" {
 		problems = append(problems, p.deaf)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/bgp"
@@ -28,6 +29,8 @@ const (
 	programTimeout = 20 * time.Second // until an endpoint must be in the kernel
 	confirmTimeout = 2 * time.Second  // for what should be there already
 )
+
+const roomPause = 100 * time.Millisecond // until a connection is accepted again that there was no room for
 
 // The stages of an ADD that come after the handler's.
 const (
@@ -87,6 +90,14 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 		if ctx.Err() != nil {
 			return g.Wait()
 		}
+		if outOfRoom(err) {
+			s.log.Warn("accept a plugin's connection; it is tried again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(roomPause):
+			}
+			continue
+		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("accept a plugin's connection: %w", err), g.Wait())
 		}
@@ -95,6 +106,17 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 			return nil
 		})
 	}
+}
+
+// outOfRoom tells whether an error of accept(2) passes by itself: there are too many open files, in this process or on the host, or too little memory; or
+// the other side went away.
+func outOfRoom(err error) bool {
+	for _, passing := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
 }
 
 // answer holds one conversation. Its outcome is told to the plugin; here it is only logged.
@@ -116,15 +138,26 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	if s.told != nil {
 		s.told(verbName(req.Verb), time.Since(start), err)
 	}
-	log := s.log.With("verb", req.Verb, "container", req.ContainerID, "namespace", req.Pod.Namespace, "pod", req.Pod.Name, "took", time.Since(start).Round(time.Microsecond))
+	s.tell(ctx, req, time.Since(start), err)
+}
+
+// tell logs how a conversation ended.
+func (s *server) tell(ctx context.Context, req attach.Request, took time.Duration, err error) {
+	level, what := slog.LevelWarn, "attach failed"
 	switch {
 	case err == nil:
-		log.Debug("attach done")
+		level, what = slog.LevelDebug, "attach done"
 	case req.Verb == attach.Status, req.Verb == attach.BGP, req.Verb == attach.Report: // asked all the time; what is wrong has been said
-		log.Debug("not available", "error", err)
-	default:
-		log.Warn("attach failed", "error", err)
+		level, what = slog.LevelDebug, "not available"
 	}
+	attrs := []slog.Attr{
+		slog.Any("verb", req.Verb), slog.String("container", req.ContainerID), slog.String("namespace", req.Pod.Namespace), slog.String("pod", req.Pod.Name),
+		slog.Duration("took", took.Round(time.Microsecond)),
+	}
+	if err != nil {
+		attrs = append(attrs, slog.Any("error", err))
+	}
+	s.log.LogAttrs(ctx, level, what, attrs...)
 }
 
 func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req attach.Request) error {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -125,6 +127,47 @@ func exchange(t *testing.T, c *attach.Conn, line any) attach.Reply {
 		t.Fatal(err)
 	}
 	return reply
+}
+
+// cramped is a listener that has no room for some connections first.
+type cramped struct {
+	net.Listener
+	errs []error
+}
+
+func (l *cramped) Accept() (net.Conn, error) {
+	if len(l.errs) > 0 {
+		err := l.errs[0]
+		l.errs = l.errs[1:]
+		return nil, &net.OpError{Op: "accept", Err: err}
+	}
+	return l.Listener.Accept()
+}
+
+func TestSocketOutlivesTheWantOfRoom(t *testing.T) {
+	r := &rig{path: filepath.Join(t.TempDir(), "agent.sock")}
+	l, err := listen(r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{handler: &counting{}, log: slog.New(slog.DiscardHandler), self: r.self}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- s.serve(ctx, &cramped{l, []error{unix.EMFILE, os.NewSyscallError("accept4", unix.ENFILE), unix.ECONNABORTED}})
+	}()
+	exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Status})
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if l, err = net.Listen("unix", filepath.Join(t.TempDir(), "other")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if err := s.serve(t.Context(), &cramped{l, []error{unix.EBADF}}); !errors.Is(err, unix.EBADF) {
+		t.Errorf("an error that lasts: %v", err)
+	}
 }
 
 func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -22,7 +23,6 @@ import (
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/internal/startup"
-	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
@@ -235,15 +235,11 @@ func (a *Agent) podConnections() uint32 {
 	if a.cfg.PodFlows.Percent == 0 {
 		return a.cfg.PodFlows.Number
 	}
-	text, err := os.ReadFile(filepath.Join(sysctl.Root, "net/netfilter/nf_conntrack_max"))
+	most, err := a.mostFlows.Read()
 	if err != nil {
 		return 0 // it tracks nothing yet
 	}
-	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 31)
-	if err != nil {
-		return 0
-	}
-	return a.cfg.PodFlows.Of(uint32(most))
+	return a.cfg.PodFlows.Of(uint32(min(most, math.MaxInt32)))
 }
 
 // pooled are the ranges of all pools.

@@ -15,6 +15,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 )
 
 // attachment is one ADD under way.
@@ -137,7 +138,7 @@ func (a *attachment) configure() error {
 
 // registerAndMakePair does both at once. After an error either may have succeeded.
 func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, error) {
-	links, err := openLinks() // here and not in the goroutine: it must be this thread's network namespace
+	links, err := rtnl.OpenVeths() // here and not in the goroutine: it must be this thread's network namespace
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeKernel, err, "")
 	}

@@ -131,12 +131,8 @@ func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 }
 
 func (p *Plugin) print(a *attachment) error {
-	result, err := a.result().GetAsVersion(a.conf.ResultVersion())
-	if err != nil {
-		return failure(attach.CodeBadVersion, err, "")
-	}
-	if err := result.PrintTo(p.Stdout); err != nil {
-		return failure(attach.CodeIO, err, "")
+	if err := printTo(p.Stdout, a.result(), a.conf.ResultVersion(), a.prev != nil); err != nil {
+		return failure(attach.CodeIO, err, "") // unless it says something else
 	}
 	return nil
 }

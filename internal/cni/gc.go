@@ -9,12 +9,12 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/vishvananda/netlink"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/fault"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 )
 
 // GC frees what this node has of the network beyond the attachments that the runtime says live (CNI spec 1.1, "GC"): interfaces on the
@@ -90,7 +90,7 @@ func (p *Plugin) collect(ctx context.Context, door door, req attach.Request, bus
 
 // unlink removes the interfaces of stale attachments and returns those whose interface is gone.
 func unlink(stale []attach.Stale) (gone []attach.Stale, errs []error) {
-	links, err := openLinks()
+	links, err := rtnl.OpenVeths()
 	if err != nil {
 		return nil, []error{failure(attach.CodeKernel, err, "")}
 	}
@@ -105,7 +105,7 @@ func unlink(stale []attach.Stale) (gone []attach.Stale, errs []error) {
 	return gone, errs
 }
 
-func unlinkOne(links *netlink.Handle, name string) error {
+func unlinkOne(links *rtnl.Veths, name string) error {
 	if name == "" {
 		return nil
 	}

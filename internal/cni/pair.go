@@ -1,9 +1,9 @@
 package cni
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -28,8 +28,8 @@ type pairWish struct {
 
 // pair is the veth pair of a pod, with a netlink socket at either end.
 type pair struct {
-	hostLinks *netlink.Handle
-	inside    *rtnl.Pod
+	ofHost *rtnl.Veths
+	inside *rtnl.Pod
 
 	host, pod kernel.Dev
 	mtu       int        // of both
@@ -52,6 +52,12 @@ func openLinks() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// openVethsIn opens a pod's network namespace for its veths.
+func openVethsIn(ns *netns) (v *rtnl.Veths, err error) {
+	err = ns.run(func() (err error) { v, err = rtnl.OpenVeths(); return err })
+	return v, err
+}
+
 // openLinksIn opens a netlink socket in a pod's network namespace.
 func openLinksIn(ns *netns) (links *netlink.Handle, err error) {
 	err = ns.run(func() (err error) { links, err = openLinks(); return err })
@@ -59,10 +65,10 @@ func openLinksIn(ns *netns) (links *netlink.Handle, err error) {
 }
 
 // makePair makes the pair at once across both namespaces: names, MACs, MTU and the host's side up in one message. (The pod's cannot be up yet: the
-// kernel opens it while it has no other end, and refuses; and its settings must stand before.) It takes over the host's handle. Nothing is left
+// kernel opens it while it has no other end, and refuses; and its settings must stand before.) It takes over the host's socket. Nothing is left
 // behind after an error.
-func makePair(host *netlink.Handle, ns *netns, w pairWish) (*pair, error) {
-	p := &pair{hostLinks: host, mac: w.mac}
+func makePair(host *rtnl.Veths, ns *netns, w pairWish) (*pair, error) {
+	p := &pair{ofHost: host, mac: w.mac}
 	index, err := addVeth(host, ns, w)
 	if err != nil {
 		host.Close()
@@ -79,17 +85,18 @@ func makePair(host *netlink.Handle, ns *netns, w pairWish) (*pair, error) {
 
 // addVeth makes the pair and returns the index of its host's side. An interface that has the name already is an earlier one of the same
 // pod (the name is a hash of it), and goes.
-func addVeth(host *netlink.Handle, ns *netns, w pairWish) (int, error) {
-	veth, err := describe(ns, w)
+func addVeth(host *rtnl.Veths, ns *netns, w pairWish) (int, error) {
+	mac, err := kernel.ParseMAC(hostside.MAC)
 	if err != nil {
 		return 0, err
 	}
-	err = host.LinkAdd(veth)
+	wanted := rtnl.Veth{Name: w.hostIf, MAC: mac, Peer: w.podIf, PeerMAC: w.mac, PeerNS: ns.fd(), MTU: w.mtu, Queues: w.queues}
+	err = host.Add(wanted)
 	if errors.Is(err, unix.EEXIST) {
 		if err := removeOld(host, w.hostIf); err != nil {
 			return 0, err
 		}
-		err = host.LinkAdd(veth)
+		err = host.Add(wanted)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return 0, fmt.Errorf("make interface %s: the pod's network namespace %s has an interface of that name, and it is not ours", w.podIf, ns.file.Name())
@@ -97,48 +104,31 @@ func addVeth(host *netlink.Handle, ns *netns, w pairWish) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("make veth pair %s and %s: %w", w.hostIf, w.podIf, err)
 	}
-	if veth.Index == 0 {
+	index, err := host.Index(w.hostIf)
+	if errors.Is(err, unix.ENODEV) {
 		return 0, fmt.Errorf("make veth pair %s and %s: it is gone again", w.hostIf, w.podIf)
 	}
-	return veth.Index, nil
-}
-
-func describe(ns *netns, w pairWish) (*netlink.Veth, error) {
-	hostMAC, err := kernel.ParseMAC(hostside.MAC)
-	if err != nil {
-		return nil, err
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = w.hostIf
-	attrs.MTU = w.mtu
-	attrs.HardwareAddr = hostMAC[:]
-	attrs.NumTxQueues, attrs.NumRxQueues = w.queues, w.queues
-	attrs.Flags = net.FlagUp
-	veth := netlink.NewVeth(attrs)
-	veth.PeerName = w.podIf
-	veth.PeerHardwareAddr = w.mac[:]
-	veth.PeerNamespace = netlink.NsFd(ns.fd())
-	return veth, nil
+	return index, err
 }
 
 // checkReplaceable refuses to put a new pair in the place of one that may be in use: another container's whose id begins alike, or that of
 // another interface of the container, of which the name of the host's side knows nothing. What it lets go is an earlier attempt at the same
 // interface, and an earlier container of the same pod. It comes before anything is registered: the two would share a handle.
-func checkReplaceable(host *netlink.Handle, ns *netns, w pairWish) error {
-	if _, _, err := rtnl.Device(w.hostIf); errors.Is(err, unix.ENODEV) {
+func checkReplaceable(host *rtnl.Veths, ns *netns, w pairWish) error {
+	if _, err := host.Index(w.hostIf); errors.Is(err, unix.ENODEV) {
 		return nil
 	}
-	old, err := host.LinkByName(w.hostIf)
-	if isGone(err) {
+	old, err := host.Find(w.hostIf)
+	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
 		return failure(attach.CodeKernel, fmt.Errorf("look at interface %s: %w", w.hostIf, err), "")
 	}
-	if _, ok := old.(*netlink.Veth); !ok {
+	if old.Kind != veth {
 		return nil // removeOld says what is wrong with it
 	}
-	inside, err := peerIn(ns, old.Attrs())
+	inside, err := peerIn(ns, old)
 	switch {
 	case err != nil:
 		return failure(attach.CodeKernel, err, "")
@@ -152,39 +142,42 @@ func checkReplaceable(host *netlink.Handle, ns *netns, w pairWish) error {
 		"give the container another id; if the other one is gone, call DEL for it, or remove the interface")
 }
 
-// peerIn is the name of the other side of the host's link if that is in ns, else "".
-func peerIn(ns *netns, host *netlink.LinkAttrs) (string, error) {
-	links, err := openLinksIn(ns)
+// veth is the kind of our interfaces, as the kernel calls it.
+const veth = "veth"
+
+// peerIn is the name of the other side of the host's if that is in ns, else "".
+func peerIn(ns *netns, host rtnl.End) (string, error) {
+	links, err := openVethsIn(ns)
 	if err != nil {
 		return "", err
 	}
 	defer links.Close()
-	link, err := links.LinkByIndex(host.ParentIndex)
-	if isGone(err) {
+	pod, err := links.At(host.Peer)
+	if errors.Is(err, unix.ENODEV) {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("look for the other side of %s in the pod: %w", host.Name, err)
 	}
-	if _, ok := link.(*netlink.Veth); !ok || link.Attrs().ParentIndex != host.Index {
+	if pod.Kind != veth || pod.Peer != host.Index {
 		return "", nil // only its number is the same
 	}
-	return link.Attrs().Name, nil
+	return pod.Name, nil
 }
 
 // removeOld removes the host's side of an earlier pair, if there is one.
-func removeOld(host *netlink.Handle, name string) error {
-	link, err := host.LinkByName(name)
-	if isGone(err) {
+func removeOld(host *rtnl.Veths, name string) error {
+	old, err := host.Find(name)
+	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at interface %s: %w", name, err)
 	}
-	if _, ok := link.(*netlink.Veth); !ok {
-		return fmt.Errorf("replace interface %s: it is no veth device but a %s, and so not ours: remove or rename it", name, link.Type())
+	if old.Kind != veth {
+		return fmt.Errorf("replace interface %s: it is no veth device but a %s, and so not ours: remove or rename it", name, cmp.Or(old.Kind, "physical device"))
 	}
-	return removeLink(host, link)
+	return removeLink(host, old.Index, name)
 }
 
 // enterPod looks at the pod's side, opens a netlink socket beside it and sets what must be set before it is up.
@@ -194,7 +187,7 @@ func (p *pair) enterPod(ns *netns, w pairWish) error {
 			return err
 		}
 		p.pod.Name = w.podIf
-		if p.pod.Index, p.mtu, err = rtnl.Device(w.podIf); err != nil {
+		if p.pod.Index, p.mtu, err = p.inside.Device(w.podIf); err != nil {
 			return fmt.Errorf("the pod's side: %w", err)
 		}
 		return podSettings(w)
@@ -202,14 +195,10 @@ func (p *pair) enterPod(ns *netns, w pairWish) error {
 }
 
 // remove removes the pair, both sides. It succeeds when the pair is gone already.
-func (p *pair) remove() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Index = p.host.Name, p.host.Index
-	return removeLink(p.hostLinks, netlink.NewVeth(attrs))
-}
+func (p *pair) remove() error { return removeLink(p.ofHost, p.host.Index, p.host.Name) }
 
 func (p *pair) close() {
-	p.hostLinks.Close()
+	p.ofHost.Close()
 	if p.inside != nil {
 		p.inside.Close()
 	}
@@ -229,28 +218,27 @@ func detach(netnsPath, ifName string) error {
 		return err
 	}
 	defer ns.close()
-	links, err := openLinksIn(ns)
+	links, err := openVethsIn(ns)
 	if err != nil {
 		return err
 	}
 	defer links.Close()
-	link, err := links.LinkByName(ifName)
-	if isGone(err) {
+	link, err := links.Find(ifName)
+	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at interface %s in the pod: %w", ifName, err)
 	}
-	if _, ok := link.(*netlink.Veth); !ok {
+	if link.Kind != veth {
 		return nil // never ours
 	}
-	return removeLink(links, link)
+	return removeLink(links, link.Index, ifName)
 }
 
-func removeLink(h *netlink.Handle, link netlink.Link) error {
-	err := h.LinkDel(link)
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove interface %s: %w", link.Attrs().Name, err)
+func removeLink(v *rtnl.Veths, index int, name string) error {
+	if err := v.Remove(index); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package cni
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/google/go-cmp/cmp"
@@ -42,6 +44,36 @@ func TestResultOfPluginsBeforeOursIsPassedOn(t *testing.T) {
 	out, err = n.run("muslin", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"hc-net","type":"muslin",%s,"prevResult":%s}`, usual, out), append(env, "CNI_COMMAND=CHECK")...)
 	if err != nil {
 		t.Errorf("CHECK of it: %v: %s", err, out)
+	}
+}
+
+// TestResultIsWhatTheLibraryPrints holds what is written without the library to what it would have written.
+func TestResultIsWhatTheLibraryPrints(t *testing.T) {
+	plain := &attachment{
+		req: attach.Request{Netns: "/run/netns/<c>"}, pair: &pair{host: kernel.Dev{Name: "cali1", Index: 3}, pod: kernel.Dev{Name: "eth0", Index: 2}, mtu: 1450},
+		mac: kernel.MAC{0x42}, addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+	}
+	bare, resolved := *plain, *plain
+	bare.addrs, bare.pair = nil, &pair{}
+	resolved.conf.DNS = types.DNS{Nameservers: []string{"192.0.2.53"}, Search: []string{"example.org"}}
+	for name, a := range map[string]*attachment{"two families": plain, "no address": &bare, "DNS": &resolved} {
+		for _, v := range version.All.SupportedVersions() {
+			var ours, theirs bytes.Buffer
+			converted, err := a.result().GetAsVersion(v)
+			if err != nil && name == "no address" {
+				continue // which the oldest versions cannot say
+			}
+			if err := errors.Join(err, converted.PrintTo(&theirs), printTo(&ours, a.result(), v, false)); err != nil {
+				t.Fatal(err)
+			}
+			var got, want any
+			if err := errors.Join(json.Unmarshal(ours.Bytes(), &got), json.Unmarshal(theirs.Bytes(), &want)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s, version %s: %s", name, v, diff)
+			}
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -36,6 +37,7 @@ const (
 // run owns it.
 type audit struct {
 	*tools
+	kube  Cluster
 	grace time.Duration // 0: nothing is freed
 	every time.Duration // between two looks
 
@@ -53,7 +55,7 @@ type vacant struct {
 }
 
 func newAudit(t *tools, grace, every time.Duration) *audit {
-	return &audit{tools: t, grace: grace, every: every, since: map[string]time.Time{}, looks: map[string]int{},
+	return &audit{tools: t, kube: t.kube, grace: grace, every: every, since: map[string]time.Time{}, looks: map[string]int{},
 		empty: map[netip.Prefix]vacant{}, strays: map[string]time.Time{}}
 }
 
@@ -169,11 +171,11 @@ func (a *audit) leaked(snap feed.Snapshot, h *held) bool {
 	if !ok {
 		return false
 	}
-	on, err := a.kube.node(in)
+	on, err := a.kube.Node(in)
 	if err != nil {
 		return false
 	}
-	p, err := a.kube.pod(ns, pod)
+	p, err := a.kube.Pod(ns, pod)
 	if err != nil || uses(p, in, h.Holding) {
 		return false
 	}
@@ -208,7 +210,8 @@ func (a *audit) freeDue(ctx context.Context, snap feed.Snapshot, c census) error
 	since, looks := a.since, a.looks
 	a.since, a.looks = map[string]time.Time{}, map[string]int{}
 	var errs []error
-	for handle, list := range c.leaks {
+	for _, handle := range slices.Sorted(maps.Keys(c.leaks)) {
+		list := c.leaks[handle]
 		first, known := since[handle]
 		if !known {
 			first = a.now()
@@ -231,11 +234,11 @@ func (a *audit) free(ctx context.Context, snap feed.Snapshot, handle string, lis
 	defer cancel()
 	for _, h := range list {
 		in, _ := kubeName(snap, h.Attrs[api.AttrNode])
-		on, err := a.kube.nodeNow(ctx, in)
+		on, err := a.kube.NodeNow(ctx, in)
 		if err != nil {
 			return err
 		}
-		p, err := a.kube.podNow(ctx, h.Attrs[api.AttrNamespace], h.Attrs[api.AttrPod])
+		p, err := a.kube.PodNow(ctx, h.Attrs[api.AttrNamespace], h.Attrs[api.AttrPod])
 		if err != nil {
 			return err
 		}
@@ -321,11 +324,11 @@ func (a *audit) freeStrays(ctx context.Context, snap feed.Snapshot, c census) er
 		}
 	}
 	var errs []error
-	for name := range owners {
+	for _, name := range slices.Sorted(maps.Keys(owners)) {
 		if snap.Node(name).Exists() || c.nodes[name] || snap.Identity(name).Exists() {
 			continue
 		}
-		if on, err := a.kube.node(name); on != nil || err != nil {
+		if on, err := a.kube.Node(name); on != nil || err != nil {
 			continue
 		}
 		first, known := before[name]
@@ -336,7 +339,7 @@ func (a *audit) freeStrays(ctx context.Context, snap feed.Snapshot, c census) er
 		if a.now().Sub(first) < a.grace {
 			continue
 		}
-		if on, err := a.kube.nodeNow(ctx, name); on != nil || err != nil {
+		if on, err := a.kube.NodeNow(ctx, name); on != nil || err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -125,11 +125,13 @@ func (c *cluster) policy(namespace, name string) (*networkingv1.NetworkPolicy, e
 	return absent(c.factory.Networking().V1().NetworkPolicies().Lister().NetworkPolicies(namespace).Get(name))
 }
 
-func (c *cluster) pod(namespace, name string) (*corev1.Pod, error) {
+// Pod implements Cluster.
+func (c *cluster) Pod(namespace, name string) (*corev1.Pod, error) {
 	return absent(c.factory.Core().V1().Pods().Lister().Pods(namespace).Get(name))
 }
 
-func (c *cluster) node(name string) (*corev1.Node, error) {
+// Node implements Cluster.
+func (c *cluster) Node(name string) (*corev1.Node, error) {
 	return absent(c.factory.Core().V1().Nodes().Lister().Get(name))
 }
 
@@ -141,8 +143,8 @@ func absent[T any](o *T, err error) (*T, error) {
 	return o, err
 }
 
-// podsOn lists the pods that a node runs.
-func (c *cluster) podsOn(node string) (out []*corev1.Pod, err error) {
+// PodsOn implements Cluster: the pods that a node runs.
+func (c *cluster) PodsOn(node string) (out []*corev1.Pod, err error) {
 	list, err := c.factory.Core().V1().Pods().Informer().GetIndexer().ByIndex(onNode, node)
 	for _, o := range list {
 		if p, ok := o.(*corev1.Pod); ok && !finished(p) {
@@ -152,7 +154,7 @@ func (c *cluster) podsOn(node string) (out []*corev1.Pod, err error) {
 	return out, err
 }
 
-// indexPods must be called before start by whoever uses podsOn.
+// indexPods must be called before start by whoever uses PodsOn.
 func (c *cluster) indexPods() error {
 	return c.factory.Core().V1().Pods().Informer().AddIndexers(cache.Indexers{onNode: func(o any) ([]string, error) {
 		p, ok := o.(*corev1.Pod)
@@ -196,8 +198,8 @@ func there(what string, err error) (bool, error) {
 	return false, fmt.Errorf("ask the API server for %s: %w", what, err)
 }
 
-// nodeNow is a node as the API server has it; nil if it has none.
-func (c *cluster) nodeNow(ctx context.Context, name string) (*corev1.Node, error) {
+// NodeNow is a node as the API server has it; nil if it has none.
+func (c *cluster) NodeNow(ctx context.Context, name string) (*corev1.Node, error) {
 	n, err := c.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if ok, err := there("node "+name, err); !ok {
 		return nil, err
@@ -205,8 +207,8 @@ func (c *cluster) nodeNow(ctx context.Context, name string) (*corev1.Node, error
 	return n, nil
 }
 
-// podNow is a pod as the API server has it; nil if it has none.
-func (c *cluster) podNow(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+// PodNow is a pod as the API server has it; nil if it has none.
+func (c *cluster) PodNow(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	p, err := c.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if ok, err := there("pod "+namespace+"/"+name, err); !ok {
 		return nil, err
@@ -214,8 +216,8 @@ func (c *cluster) podNow(ctx context.Context, namespace, name string) (*corev1.P
 	return p, nil
 }
 
-// runsNow reports whether the API server has a pod that a node runs, and which.
-func (c *cluster) runsNow(ctx context.Context, node string) (*corev1.Pod, error) {
+// RunsNow reports whether the API server has a pod that a node runs, and which.
+func (c *cluster) RunsNow(ctx context.Context, node string) (*corev1.Pod, error) {
 	list, err := c.client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String()})
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of node %s: %w", node, err)

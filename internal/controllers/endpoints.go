@@ -40,7 +40,7 @@ func (e *endpoints) put(ctx context.Context, key string) (time.Duration, error) 
 		return 0, nil
 	}
 	w := entry.Value
-	pod, err := e.kube.pod(w.Metadata.Namespace, w.Spec.Pod)
+	pod, err := e.kube.Pod(w.Metadata.Namespace, w.Spec.Pod)
 	if pod == nil || err != nil || finished(pod) {
 		return 0, err
 	}

@@ -25,6 +25,7 @@ const podsEnd = 10 * time.Second
 // they are.
 type nodes struct {
 	*tools
+	kube   Cluster
 	labels bool          // keep the labels
 	grace  time.Duration // for which a node must be missing in Kubernetes: an agent may register before its kubelet does
 
@@ -53,13 +54,16 @@ func (n *nodes) concerned(_ feed.Snapshot, key string) []string {
 
 // watch asks for the Nodes of a node of Kubernetes to be looked at when that comes, goes, or is labelled anew.
 func (n *nodes) watch(q *queue) error {
-	return n.kube.watch("nodes", n.kube.factory.Core().V1().Nodes().Informer(), func(was, is any) {
+	return n.tools.kube.watch("nodes", n.tools.kube.factory.Core().V1().Nodes().Informer(), func(was, is any) {
 		o, _ := is.(*corev1.Node)
 		if o == nil {
 			o, _ = was.(*corev1.Node)
 		}
 		if o == nil {
 			return
+		}
+		if is != nil {
+			n.came(o.Name)
 		}
 		snap, _ := n.feed.Snapshot()
 		for key, e := range snap.Nodes() {
@@ -82,7 +86,7 @@ func (n *nodes) put(ctx context.Context, key string) (time.Duration, error) {
 	if !ok {
 		return 0, nil
 	}
-	is, err := n.kube.node(in)
+	is, err := n.kube.Node(in)
 	if err != nil {
 		return 0, err
 	}
@@ -101,6 +105,13 @@ func (n *nodes) seen(name, in string) {
 	defer n.mu.Unlock()
 	delete(n.missing, in)
 	delete(n.kept, name)
+}
+
+// came notes that Kubernetes has a node. Whoever looks may be late: a node that comes and goes again until then is missing anew, and its Node is not to go at once.
+func (n *nodes) came(in string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.missing, in)
 }
 
 // label gives a Node the labels of its node of Kubernetes.
@@ -131,7 +142,7 @@ func (n *nodes) gone(ctx context.Context, snap feed.Snapshot, name, in string) (
 	if left := n.missed(in); left > 0 {
 		return left, nil
 	}
-	is, err := n.kube.nodeNow(ctx, in)
+	is, err := n.kube.NodeNow(ctx, in)
 	if err != nil {
 		return 0, err
 	}
@@ -164,7 +175,7 @@ func (n *nodes) missed(in string) (left time.Duration) {
 // inUse says why a node's addresses may be in use although Kubernetes has no such node; "" if they are not. What is not Kubernetes' nobody here can
 // judge.
 func (n *nodes) inUse(ctx context.Context, snap feed.Snapshot, name, in string) (string, error) {
-	pods, err := n.kube.podsOn(in)
+	pods, err := n.kube.PodsOn(in)
 	if err != nil {
 		return "", err
 	}
@@ -183,7 +194,7 @@ func (n *nodes) inUse(ctx context.Context, snap feed.Snapshot, name, in string) 
 			}
 		}
 	}
-	p, err := n.kube.runsNow(ctx, in)
+	p, err := n.kube.RunsNow(ctx, in)
 	if err != nil || p == nil {
 		return "", err
 	}

@@ -293,7 +293,7 @@ func (s *service) assemble(t *tools, spec api.KubeControllersConfigurationSpec) 
 
 func (s *service) assembleNode(c *crew, add func(string, subject, *api.Duration) *queue, spec *api.NodeController) error {
 	t := c.tools
-	n := &nodes{tools: t, labels: spec.SyncLabels != "Disabled", grace: s.grace, missing: map[string]time.Time{}, kept: map[string]string{}}
+	n := &nodes{tools: t, kube: t.kube, labels: spec.SyncLabels != "Disabled", grace: s.grace, missing: map[string]time.Time{}, kept: map[string]string{}}
 	q := add(controllerNode, n, spec.ReconcilerPeriod)
 	add("hostendpoint", &hosts{tools: t, settings: spec.HostEndpoint, lost: map[string]string{}}, spec.ReconcilerPeriod)
 	grace := spec.LeakGracePeriod.Duration

@@ -19,12 +19,10 @@ const Variable = "MUSLIN_FAULT"
 // Point is a place in a program. It is a number, so that a build without faults does not even hold its name.
 type Point int
 
-// Nowhere is no place: what is done there cannot be cut off.
-const Nowhere Point = -1
-
 // The places. The comment says what has been done when one is passed.
 const (
-	PluginAddLocked     Point = iota // the attach lock is held
+	Nowhere             Point = iota // no place: what is done there cannot be cut off
+	PluginAddLocked                  // the attach lock is held
 	PluginAddLinked                  // the veth pair is made; the handler may or may not have answered
 	PluginAddRegistered              // pair and etcd are done
 	PluginAddConfigured              // the pod's side has its addresses
@@ -48,6 +46,8 @@ const (
 	// Of a table, each passed only where something was changed. The order is that of the tables' dependency.
 	ApplySysctlsPut
 	ApplyLinksPut
+	ApplyWireGuardPut // devices' keys, ports and marks, which go with the device
+	ApplyPeersPut
 	ApplyAddrsPut
 	ApplyNeighsPut
 	ApplyFDBPut
@@ -57,6 +57,7 @@ const (
 	ApplyRulesPut
 	ApplyRoutesPut
 	ApplyLinksRemoved
+	ApplyPeersRemoved
 	ApplyAddrsRemoved
 	ApplyNeighsRemoved
 	ApplyFDBRemoved
@@ -71,6 +72,7 @@ const (
 
 	ApplyBegun      // there is something to change, and nothing has been
 	ApplyLinkTaken  // a device that is to be made anew is gone
+	ApplyPeerPut    // one peer more is there, or is what it is to be
 	ApplySetMade    // a new set is empty
 	ApplyMemberPut  // one member more is in a set
 	ApplyMemberGone // one member less is in a set
@@ -81,9 +83,11 @@ const (
 
 // Points lists every point, plugin first. Only tests call it.
 func Points() []Point {
-	out := make([]Point, len(names()))
-	for i := range out {
-		out[i] = Point(i)
+	var out []Point
+	for i := range names() {
+		if p := Point(i); p != Nowhere {
+			out = append(out, p)
+		}
 	}
 	return out
 }
@@ -117,6 +121,8 @@ func names() []string {
 
 		ApplySysctlsPut:     "apply.sysctls.put",
 		ApplyLinksPut:       "apply.links.put",
+		ApplyWireGuardPut:   "apply.wireguard.put",
+		ApplyPeersPut:       "apply.wireguard.peers.put",
 		ApplyAddrsPut:       "apply.addrs.put",
 		ApplyNeighsPut:      "apply.neighs.put",
 		ApplyFDBPut:         "apply.fdb.put",
@@ -126,6 +132,7 @@ func names() []string {
 		ApplyRulesPut:       "apply.rules.put",
 		ApplyRoutesPut:      "apply.routes.put",
 		ApplyLinksRemoved:   "apply.links.removed",
+		ApplyPeersRemoved:   "apply.wireguard.peers.removed",
 		ApplyAddrsRemoved:   "apply.addrs.removed",
 		ApplyNeighsRemoved:  "apply.neighs.removed",
 		ApplyFDBRemoved:     "apply.fdb.removed",
@@ -140,6 +147,7 @@ func names() []string {
 
 		ApplyBegun:      "apply.begun",
 		ApplyLinkTaken:  "apply.link.taken",
+		ApplyPeerPut:    "apply.wireguard.peer.put",
 		ApplySetMade:    "apply.set.made",
 		ApplyMemberPut:  "apply.member.put",
 		ApplyMemberGone: "apply.member.gone",

@@ -37,7 +37,7 @@ func (f *Feed) overhear(ctx context.Context, main *store.Watcher) (*aside, error
 // listen takes over what the watch tells until it ends.
 func (f *Feed) listen(w *store.Watcher) error {
 	for {
-		b, err := w.Next()
+		b, err := w.Lent()
 		if err != nil {
 			return err
 		}

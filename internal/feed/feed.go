@@ -38,7 +38,7 @@ type Feed struct {
 	client  *store.Client
 	log     *slog.Logger
 	draw    func(below time.Duration) time.Duration // a part of a pause
-	route   router
+	route   *router
 	page    int
 	changed chan struct{}
 
@@ -102,7 +102,7 @@ func (f *Feed) follow(ctx context.Context) error {
 	defer side.stop()
 	f.watching(w)
 	for first := true; ; first = false {
-		b, err := w.Next()
+		b, err := w.Lent()
 		if err != nil {
 			// A watch that never spoke may have had more history to search than it had time for; a list needs none.
 			f.ended(errors.Is(err, store.ErrCompacted) || first && errors.Is(err, store.ErrUnavailable))
@@ -258,8 +258,11 @@ func (f *Feed) Changed() <-chan struct{} { return f.changed }
 func (f *Feed) Connected() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.since.IsZero() || f.synced && f.opening
+	return f.answers()
 }
+
+// answers is Connected for who holds the lock.
+func (f *Feed) answers() bool { return f.since.IsZero() || f.synced && f.opening }
 
 // Stale reports whether the snapshot may be behind since etcd is not followed, and since when that is so: at first, since New. A connection
 // that went silent is noticed within a quarter of a minute.
@@ -283,7 +286,7 @@ func (f *Feed) Commit(changed []store.KV) {
 func (f *Feed) WaitFor(ctx context.Context, rev int64) error {
 	for ask := minAsk; ; ask = min(2*ask, maxAsk) {
 		f.mu.Lock()
-		done, have, advance, w := f.synced && f.state.rev >= rev, f.state.rev, f.advance, f.watcher
+		done, have, advance, w, answers := f.synced && f.state.rev >= rev, f.state.rev, f.advance, f.watcher, f.answers()
 		f.mu.Unlock()
 		if done {
 			return nil
@@ -296,7 +299,7 @@ func (f *Feed) WaitFor(ctx context.Context, rev int64) error {
 		case <-time.After(ask):
 		case <-ctx.Done():
 			err := fmt.Errorf("wait for etcd's revision %d, having seen %d: %w", rev, have, ctx.Err())
-			if w == nil {
+			if !answers {
 				return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 			}
 			return err

@@ -36,7 +36,8 @@ const (
 	BGPPeers
 	BGPFilters
 
-	all = 1<<iota - 1
+	kinds = iota
+	all   = 1<<kinds - 1
 )
 
 // ForPolicy are the kinds that network policy depends on.
@@ -62,12 +63,28 @@ const (
 )
 
 // router finds the kind of a key.
-type router map[Kinds]store.Range
+type router struct {
+	below     map[Kinds]store.Range
+	resources map[string]Kinds // by what follows api.ResourcesRoot
+	others    Kinds            // that are not below it
+}
 
 // prefixes are the keys that are followed, by kind.
-func prefixes() router {
+func prefixes() *router {
+	r := &router{below: ranges(), resources: map[string]Kinds{}}
+	for k, below := range r.below {
+		if plural, ok := strings.CutPrefix(below.Key, api.ResourcesRoot); ok {
+			r.resources[strings.TrimSuffix(plural, "/")] = k
+			continue
+		}
+		r.others |= k
+	}
+	return r
+}
+
+func ranges() map[Kinds]store.Range {
 	below := func(k api.Kind) store.Range { return store.Range{Key: k.Prefix(), Prefix: true} }
-	return router{
+	return map[Kinds]store.Range{
 		Pools:        below((*api.IPPool)(nil).KindOf()),
 		Nodes:        below((*api.Node)(nil).KindOf()),
 		Endpoints:    below((*api.WorkloadEndpoint)(nil).KindOf()),
@@ -97,8 +114,17 @@ func prefixes() router {
 }
 
 // kind is 0 for a key that is not followed: of another kind, or a host's marker among the affinities.
-func (r router) kind(key string) Kinds {
-	for k, p := range r {
+func (r *router) kind(key string) Kinds {
+	if rest, ok := strings.CutPrefix(key, api.ResourcesRoot); ok {
+		plural, _, ok := strings.Cut(rest, "/")
+		if !ok {
+			return 0
+		}
+		return r.resources[plural]
+	}
+	for left := r.others; left != 0; left &= left - 1 {
+		k := left & -left
+		p := r.below[k]
 		if key != p.Key && !(p.Prefix && strings.HasPrefix(key, p.Key)) {
 			continue
 		}
@@ -110,10 +136,10 @@ func (r router) kind(key string) Kinds {
 	return 0
 }
 
-func (r router) ranges() []store.Range {
-	out := make([]store.Range, 0, len(r))
+func (r *router) ranges() []store.Range {
+	out := make([]store.Range, 0, len(r.below))
 	for k := Kinds(1); k < all; k <<= 1 {
-		out = append(out, r[k])
+		out = append(out, r.below[k])
 	}
 	return out
 }

@@ -148,11 +148,11 @@ func (s Snapshot) Object(key string) api.Object {
 	if s.s == nil {
 		return nil
 	}
-	t := s.s.tables[s.s.route.kind(key)]
-	if t == nil {
+	k := s.s.route.kind(key)
+	if k == 0 {
 		return nil
 	}
-	return t.object(key)
+	return s.s.tables.of(k).object(key)
 }
 
 // Objects yields all that stands under the etcd keys of some kinds, kind by kind, and is an api.Object.
@@ -162,8 +162,8 @@ func (s Snapshot) Objects(kinds Kinds) iter.Seq2[string, api.Object] {
 			if !kinds.Has(k) {
 				continue
 			}
-			for key := range s.s.tables[k].keys() {
-				if o := s.s.tables[k].object(key); o != nil && !yield(key, o) {
+			for key := range s.s.tables.of(k).keys() {
+				if o := s.s.tables.of(k).object(key); o != nil && !yield(key, o) {
 					return
 				}
 			}
@@ -209,11 +209,10 @@ func (s Snapshot) Since(old Snapshot) Delta {
 	}
 	var d Delta
 	keys := map[string]bool{}
-	s.s.log.Ascend(old.s.seq+1, func(_ uint64, c change) bool {
-		d.Kinds |= c.kind
-		keys[c.key] = true
-		return true
-	})
+	for c := range s.s.log.since(old.s.seq + 1) {
+		d.Kinds |= c.change.kind
+		keys[c.change.key] = true
+	}
 	d.Keys = slices.Collect(maps.Keys(keys))
 	return d
 }
@@ -222,42 +221,45 @@ func each[T api.Value](s Snapshot, k Kinds, prefix string) iter.Seq2[string, sto
 	if s.s == nil {
 		return nothing[store.Entry[T]]
 	}
-	return s.s.tables[k].(*values[T]).below(prefix)
+	return s.s.tables.of(k).(*values[T]).below(prefix)
 }
 
 func one[T api.Value](s Snapshot, k Kinds, key string) store.Entry[T] {
 	if s.s == nil {
 		return store.Entry[T]{Key: key}
 	}
-	return s.s.tables[k].(*values[T]).get(key)
+	return s.s.tables.of(k).(*values[T]).get(key)
 }
 
 func nothing[V any](func(string, V) bool) {}
 
-// change is an entry of the log: a key that changed.
-type change struct {
-	kind Kinds
-	key  string
-}
-
 // state is what a snapshot holds. It is built by a writer and not changed afterwards.
 type state struct {
 	rev    int64 // that the watch has reached
-	tables map[Kinds]table
-	route  router // of keys to tables
+	tables tables
+	route  *router // of keys to tables
 	bad    btree.Map[string, Bad]
 	// graves holds the revisions of deletions that are newer than rev, so that what the watch still has to tell of these keys does not
 	// bring them back.
 	graves btree.Map[string, int64]
-	seq    uint64                    // number of the last change
-	log    btree.Map[uint64, change] // the last changes by number
+	seq    uint64   // number of the last change
+	log    *history // nil: there was none
 }
 
 func newState() *state {
-	return &state{route: prefixes(), tables: map[Kinds]table{
+	s := &state{route: prefixes()}
+	for k, t := range empty() {
+		*s.tables.at(k) = t
+	}
+	return s
+}
+
+// empty is the table of each kind, without values.
+func empty() map[Kinds]table {
+	return map[Kinds]table{
 		Pools:        object(func(v *api.IPPool) api.Object { return v }),
 		Nodes:        object(func(v *api.Node) api.Object { return v }),
-		Endpoints:    &endpoints{values: *object(func(v *api.WorkloadEndpoint) api.Object { return v })},
+		Endpoints:    newEndpoints(),
 		Cluster:      object(func(v *api.ClusterInformation) api.Object { return v }),
 		FelixConfigs: object(func(v *api.FelixConfiguration) api.Object { return v }),
 		Profiles:     object(func(v *api.Profile) api.Object { return v }),
@@ -280,13 +282,12 @@ func newState() *state {
 		BGPConfigs: object(func(v *api.BGPConfiguration) api.Object { return v }),
 		BGPPeers:   object(func(v *api.BGPPeer) api.Object { return v }),
 		BGPFilters: object(func(v *api.BGPFilter) api.Object { return v }),
-	}}
+	}
 }
 
-func (s *state) endpoints() *endpoints { return s.tables[Endpoints].(*endpoints) }
+func (s *state) endpoints() *endpoints { return s.tables.of(Endpoints).(*endpoints) }
 
 // remembers reports whether the log holds every change after one.
 func (s *state) remembers(seq uint64) bool {
-	first, _, ok := s.log.Min()
-	return seq == s.seq || ok && first <= seq+1
+	return seq == s.seq || s.log != nil && s.log.oldest <= seq+1
 }

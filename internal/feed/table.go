@@ -1,8 +1,10 @@
 package feed
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
+	"math/bits"
 	"strings"
 
 	"github.com/tidwall/btree"
@@ -20,6 +22,14 @@ type table interface {
 	keys() iter.Seq[string]
 	object(key string) api.Object // nil if the key is not there, or its value has no envelope
 }
+
+// tables is one table of each kind.
+type tables [kinds]table
+
+func (t *tables) at(k Kinds) *table { return &t[bits.TrailingZeros32(uint32(k))] }
+
+// of is the table of one kind.
+func (t *tables) of(k Kinds) table { return *t.at(k) }
 
 // entries holds pointers, since every change copies a part of the tree.
 type entries[T api.Value] = btree.Map[string, *store.Entry[T]]
@@ -100,17 +110,26 @@ func below[T api.Value](m *entries[T], prefix string) iter.Seq2[string, store.En
 // endpoints is the table of WorkloadEndpoints, with an index by node.
 type endpoints struct {
 	values[api.WorkloadEndpoint]
-	byNode entries[api.WorkloadEndpoint] // by node, a slash, and etcd key
+	byNode *btree.BTreeG[endpoint] // by node, and etcd key
+}
+
+type endpoint = *store.Entry[api.WorkloadEndpoint]
+
+func newEndpoints() *endpoints {
+	before := func(a, b endpoint) bool {
+		return cmp.Or(strings.Compare(a.Value.Spec.Node, b.Value.Spec.Node), strings.Compare(a.Key, b.Key)) < 0
+	}
+	return &endpoints{
+		values: *object(func(v *api.WorkloadEndpoint) api.Object { return v }),
+		byNode: btree.NewBTreeGOptions(before, btree.Options{NoLocks: true}), // what is shared is not changed
+	}
 }
 
 // on yields the endpoints of a node with their etcd keys.
 func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
 	return func(yield func(string, store.Entry[api.WorkloadEndpoint]) bool) {
-		for _, e := range below(&t.byNode, node+"/") {
-			if !yield(e.Key, e) {
-				return
-			}
-		}
+		first := &store.Entry[api.WorkloadEndpoint]{Value: &api.WorkloadEndpoint{Spec: api.WorkloadEndpointSpec{Node: node}}}
+		t.byNode.Ascend(first, func(e endpoint) bool { return e.Value.Spec.Node == node && yield(e.Key, *e) })
 	}
 }
 
@@ -120,25 +139,24 @@ func (t *endpoints) put(kv store.KV) error {
 		t.drop(kv.Key)
 		return err
 	}
-	if was := t.get(kv.Key); was.Exists() && was.Value.Spec.Node != e.Value.Spec.Node {
-		t.byNode.Delete(was.Value.Spec.Node + "/" + kv.Key)
+	if was, ok := t.byKey.Set(kv.Key, &e); ok && was.Value.Spec.Node != e.Value.Spec.Node {
+		t.byNode.Delete(was)
 	}
-	t.byKey.Set(kv.Key, &e)
-	t.byNode.Set(e.Value.Spec.Node+"/"+kv.Key, &e)
+	t.byNode.Set(&e)
 	return nil
 }
 
 func (t *endpoints) drop(key string) {
-	if e := t.get(key); e.Exists() {
-		t.byNode.Delete(e.Value.Spec.Node + "/" + key)
+	if was, ok := t.byKey.Get(key); ok {
 		t.byKey.Delete(key)
+		t.byNode.Delete(was)
 	}
 }
 
 func (t *endpoints) copy() table {
 	return &endpoints{
 		values: values[api.WorkloadEndpoint]{byKey: *t.byKey.Copy(), check: t.check},
-		byNode: *t.byNode.Copy(),
+		byNode: t.byNode.Copy(),
 	}
 }
 

@@ -1,31 +1,24 @@
 package feed
 
 import (
-	"maps"
-
 	"github.com/tidwall/btree"
 
 	"github.com/muslin-cni/muslin/pkg/store"
 )
-
-// logLength is how many changes a snapshot can name; a reader that is further behind looks at everything.
-const logLength = 8192
 
 // writer builds the state that follows another one. It merges three sources that tell of the same history, each in its own time: the
 // watch (in order), lists (all at one revision), and our own commits (early). A key's revision decides: what is not newer than
 // what is known of the key is old news. So the outcome does not depend on who spoke first.
 type writer struct {
 	next   *state
-	route  router
+	route  *router
 	copied Kinds
 	had    uint64 // number of the last change of the state before
+	upto   int64  // the revision up to which everything is being told
 }
 
-func edit(s *state, r router) *writer {
-	next := &state{
-		rev: s.rev, tables: maps.Clone(s.tables), route: s.route, seq: s.seq,
-		bad: *s.bad.Copy(), graves: *s.graves.Copy(), log: *s.log.Copy(),
-	}
+func edit(s *state, r *router) *writer {
+	next := &state{rev: s.rev, tables: s.tables, route: s.route, seq: s.seq, bad: *s.bad.Copy(), graves: *s.graves.Copy(), log: s.log}
 	return &writer{next: next, route: r, had: s.seq}
 }
 
@@ -34,6 +27,7 @@ func (w *writer) changed() bool { return w.next.seq != w.had }
 
 // watched adds what the watch told, up to and including rev.
 func (w *writer) watched(rev int64, changes []store.KV) {
+	w.upto = rev
 	w.overheard(changes)
 	w.reach(rev)
 }
@@ -72,7 +66,7 @@ func (w *writer) listed(rev int64, kvs []store.KV) {
 // apply takes over one change, unless as much or more is known of its key.
 func (w *writer) apply(kv store.KV) {
 	kind := w.route.kind(kv.Key)
-	if kind == 0 || kv.Rev <= w.known(kv.Key) {
+	if kind == 0 || kv.Rev <= w.known(kind, kv.Key) {
 		return
 	}
 	t := w.table(kind)
@@ -80,11 +74,18 @@ func (w *writer) apply(kv store.KV) {
 	w.next.graves.Delete(kv.Key)
 	if kv.Value == nil {
 		t.drop(kv.Key)
-		w.next.graves.Set(kv.Key, kv.Rev)
+		w.bury(kv)
 	} else if err := t.put(kv); err != nil {
 		w.next.bad.Set(kv.Key, Bad{Key: kv.Key, Rev: kv.Rev, Err: err})
 	}
 	w.note(change{kind: kind, key: kv.Key})
+}
+
+// bury remembers a deletion that is newer than what the watch will have told by the end of this edit.
+func (w *writer) bury(kv store.KV) {
+	if kv.Rev > w.upto {
+		w.next.graves.Set(kv.Key, kv.Rev)
+	}
 }
 
 // reach notes how far the watch is, which makes the graves up to there superfluous.
@@ -98,14 +99,14 @@ func (w *writer) reach(rev int64) {
 }
 
 // known is the newest revision at which something is known of the key; 0 if nothing is.
-func (w *writer) known(key string) int64 {
+func (w *writer) known(kind Kinds, key string) int64 {
 	if rev, ok := w.next.graves.Get(key); ok {
 		return rev
 	}
 	if bad, ok := w.next.bad.Get(key); ok {
 		return bad.Rev
 	}
-	return w.next.tables[w.route.kind(key)].rev(key)
+	return w.next.tables.of(kind).rev(key)
 }
 
 // keys are those of all values, bad ones included.
@@ -122,17 +123,17 @@ func (w *writer) keys() (out []string) {
 func (w *writer) table(k Kinds) table {
 	if !w.copied.Has(k) {
 		w.copied |= k
-		w.next.tables[k] = w.next.tables[k].copy()
+		*w.next.tables.at(k) = w.next.tables.of(k).copy()
 	}
-	return w.next.tables[k]
+	return w.next.tables.of(k)
 }
 
 func (w *writer) note(c change) {
-	w.next.seq++
-	w.next.log.Set(w.next.seq, c)
-	if w.next.log.Len() > logLength {
-		w.next.log.PopMin()
+	if !w.changed() {
+		w.next.log = w.next.log.then(w.had + 1)
 	}
+	w.next.seq++
+	w.next.log.here = append(w.next.log.here, c)
 }
 
 // pairs is a copy of a map's contents, so that the map may be changed meanwhile.

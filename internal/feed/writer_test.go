@@ -270,13 +270,13 @@ func TestSinceNamesEverythingWhenTooMuchChanged(t *testing.T) {
 	w := edit(newState(), prefixes())
 	w.watched(1, nil)
 	first := snapshotOf(w.next)
-	for i := range logLength + 1 {
+	for i := range historyLength + 1 {
 		w = edit(w.next, prefixes())
 		w.watched(int64(i+2), []store.KV{{Key: api.IPAMConfigKey, Value: []byte("{}"), Rev: int64(i + 2)}})
 	}
 	now := snapshotOf(w.next)
 	if d := now.Since(first); !d.All || d.Kinds != all {
-		t.Errorf("after %d changes: %+v, want all", logLength+1, d)
+		t.Errorf("after %d changes: %+v, want all", historyLength+1, d)
 	}
 	if d := now.Since(now); !d.Empty() || d.All || d.Keys != nil {
 		t.Errorf("since itself: %+v, want nothing", d)

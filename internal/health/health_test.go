@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -177,6 +179,64 @@ func TestPortOpensMovesAndCloses(t *testing.T) {
 	if ask() == nil {
 		t.Error("the port is open after the end")
 	}
+}
+
+// TestStrangersTakeNoMoreThanTheyMay opens connections that say nothing, and one that says too much.
+func TestStrangersTakeNoMoreThanTheyMay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close()
+	p := NewPort("tests", http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	p.Set(addr)
+	var open []net.Conn
+	dial := func() (c net.Conn, err error) {
+		if c, err = net.Dial("tcp", addr); err == nil {
+			open = append(open, c)
+			err = c.SetDeadline(time.Now().Add(20 * time.Second))
+		}
+		return c, err
+	}
+	until(t, func() error { _, err := dial(); return err })
+	for len(open) < mostConnections {
+		if _, err := dial(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	over, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if _, err := over.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > headerTimeout {
+		t.Errorf("one connection more than may be stays open for %v: %v", time.Since(began), err)
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+	until(t, func() error {
+		c, err := dial()
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c, "GET / HTTP/1.0\r\nX: %s\r\n\r\n", strings.Repeat("x", 2*mostHeader))
+		text, _ := io.ReadAll(c)
+		if err == nil && !strings.Contains(string(text), "431") {
+			err = fmt.Errorf("a header of %d bytes is answered by %q", 2*mostHeader, text)
+		}
+		return err
+	})
 }
 
 func TestPortThatIsTakenIsTriedAgainAndSaidOnce(t *testing.T) {

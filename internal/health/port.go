@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,12 @@ const (
 	closeTimeout  = time.Second      // for answers that are under way
 	headerTimeout = 5 * time.Second  // for a client to say what it wants
 	totalTimeout  = 30 * time.Second // for a question and its answer
+)
+
+// What a stranger may take of us. Few ask, and pods may reach the port.
+const (
+	mostConnections = 64 // at a time
+	mostHeader      = 16 << 10
 )
 
 // Port serves a handler by HTTP at an address that may change, or be none, while it runs.
@@ -86,7 +93,10 @@ func (s *serving) start(ctx context.Context) {
 	}
 	s.log.Info("port opened", "serves", s.what, "address", l.Addr().String())
 	s.failed = false
-	server := &http.Server{Handler: s.handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: totalTimeout, WriteTimeout: totalTimeout}
+	server := &http.Server{
+		Handler: s.handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: totalTimeout, WriteTimeout: totalTimeout,
+		MaxHeaderBytes: mostHeader, ConnState: atMost(mostConnections),
+	}
 	ended := make(chan struct{})
 	s.server, s.ended = server, ended
 	go func() {
@@ -95,6 +105,21 @@ func (s *serving) start(ctx context.Context) {
 			s.log.Warn("port closed by an error", "serves", s.what, "error", err)
 		}
 	}()
+}
+
+// atMost closes connections that come while there are as many as may be.
+func atMost(most int32) func(net.Conn, http.ConnState) {
+	var open atomic.Int32
+	return func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			if open.Add(1) > most {
+				_ = c.Close() // whose reader ends, and counts it out
+			}
+		case http.StateClosed, http.StateHijacked:
+			open.Add(-1)
+		}
+	}
 }
 
 // fail says once why there is no port.

@@ -27,6 +27,9 @@ type Object interface {
 	Members() []Member
 }
 
+// List is an array of objects, which can be written and not read.
+type List []Object
+
 // Decode reads an object: of the members that are not listed nothing, and null leaves a member as it is. Names may differ in case. Errors are those of
 // encoding/json; an *UnmarshalTypeError says the way to the field.
 func Decode(data []byte, list []Member) error {
@@ -129,10 +132,28 @@ func Encode(list []Member) ([]byte, error) {
 }
 
 func value(v any) ([]byte, error) {
-	if o, ok := v.(Object); ok {
-		return Encode(o.Members())
+	switch v := v.(type) {
+	case Object:
+		return Encode(v.Members())
+	case *List:
+		return array(*v)
 	}
 	return json.Marshal(v)
+}
+
+func array(list List) ([]byte, error) {
+	out := []byte{'['}
+	for i, o := range list {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		b, err := Encode(o.Members())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b...)
+	}
+	return append(out, ']'), nil
 }
 
 // empty is what omitempty takes for it, and of structs the zero value.

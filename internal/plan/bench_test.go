@@ -66,8 +66,24 @@ func BenchmarkCompute(b *testing.B) {
 	}
 }
 
-// BenchmarkPlanner is what one block that changes costs.
+// BenchmarkPlanner is what one block costs of which nothing counts here that changes.
 func BenchmarkPlanner(b *testing.B) {
+	changing(b, func(m *Model) {
+		changed := *m.Blocks[len(m.Blocks)/2]
+		m.Blocks = put(m.Blocks, len(m.Blocks)/2, &changed)
+	})
+}
+
+// BenchmarkPlannerPod is what one local pod that changes costs.
+func BenchmarkPlannerPod(b *testing.B) {
+	changing(b, func(m *Model) {
+		changed := *m.Endpoints[0]
+		m.Endpoints = put(m.Endpoints, 0, &changed)
+	})
+}
+
+// changing measures one plan after the other, each after a change.
+func changing(b *testing.B, change func(*Model)) {
 	for _, nodes := range []int{10, 1000, 5000} {
 		m, h := cluster(nodes)
 		s := settings()
@@ -76,8 +92,7 @@ func BenchmarkPlanner(b *testing.B) {
 			var p Planner
 			p.Compute(m, s, h)
 			for b.Loop() {
-				changed := *m.Blocks[nodes/2]
-				m.Blocks[nodes/2] = &changed
+				change(&m)
 				p.Compute(m, s, h)
 			}
 		})

@@ -17,6 +17,14 @@ const (
 	setHosts = "all-hosts-net"
 )
 
+// firewall makes anew the sets and chains of both families.
+func (c *computation) firewall() {
+	c.out.Sets, c.out.Chains, c.out.Chains6 = map[kernel.SetKey]kernel.Set{}, map[kernel.ChainKey]kernel.Chain{}, map[kernel.ChainKey]kernel.Chain{}
+	for _, f := range c.families {
+		f.firewall()
+	}
+}
+
 // firewall adds the family's sets and chains: masquerading, and that what policy has accepted is accepted here too.
 //
 // Whether a packet gets through is decided in one place, the table of policy (internal/ruleset): what pods send and receive, what reaches

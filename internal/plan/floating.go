@@ -11,25 +11,26 @@ import (
 // nat is an address at which a local pod is reached besides its own, and which of its own that stands for.
 type nat struct{ floating, own netip.Addr }
 
-// floating lists the endpoint's floating addresses of which own are the targets. An address that is in use already stays where it is.
-func (c *computation) floating(name string, e *api.WorkloadEndpoint, own []netip.Addr) []nat {
-	if !c.FloatingIPs {
+// floating lists an endpoint's floating addresses of which its own are the targets. An address that is in use already stays where it is.
+func (x *pods) floating(p *podPlan) []nat {
+	if !x.FloatingIPs || len(p.own) == 0 {
 		return nil
 	}
+	name := endpointName(p.endpoint)
 	var out []nat
-	for _, n := range e.Spec.IPNATs {
+	for _, n := range p.endpoint.Spec.IPNATs {
 		from, err1 := netip.ParseAddr(n.ExternalIP)
 		to, err2 := netip.ParseAddr(n.InternalIP)
-		switch first, taken := c.local[from]; {
+		switch first, taken := x.local[from]; {
 		case err1 != nil || err2 != nil || from.Is6() != to.Is6():
-			c.problem(name, "spec.ipNATs: %s for %s is not an address for one of its family; re-create the pod", n.ExternalIP, n.InternalIP)
-		case c.hosts(from):
-			c.problem(name, "floating address %v is a host's, which keeps it; re-create the pod", from)
-		case !slices.Contains(own, to): // of a family that this node does not do, or another pod has it
+			x.problem(name, "spec.ipNATs: %s for %s is not an address for one of its family; re-create the pod", n.ExternalIP, n.InternalIP)
+		case x.hosts(from):
+			x.problem(name, "floating address %v is a host's, which keeps it; re-create the pod", from)
+		case !slices.Contains(p.own, to): // of a family that this node does not do, or another pod has it
 		case taken:
-			c.problem(name, "floating address %v belongs to %s too, which keeps it; re-create this pod", from, first)
+			x.problem(name, "floating address %v belongs to %s too, which keeps it; re-create this pod", from, first)
 		default:
-			c.local[from] = name
+			x.local[from] = name
 			out = append(out, nat{from, to})
 		}
 	}
@@ -50,8 +51,7 @@ func (c *computation) hosts(a netip.Addr) bool {
 // that way gets its answer only if it seems to come from there. It says whether POSTROUTING must ask about that.
 func (f *family) natChains() (hairpin bool) {
 	var in, back []string
-	slices.SortFunc(f.nats, func(a, b nat) int { return a.floating.Compare(b.floating) })
-	for _, n := range f.nats {
+	for _, n := range slices.SortedFunc(slices.Values(f.nats), func(a, b nat) int { return a.floating.Compare(b.floating) }) {
 		if n.own.Is6() != f.v6 {
 			continue
 		}

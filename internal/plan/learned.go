@@ -33,21 +33,23 @@ func (l *Learned) len() int {
 
 // heard is what a Learned gives to a plan. The zero value is of a node without BGP.
 type heard struct {
-	from *Learned
-	part blockPlan
-	dsts map[netip.Prefix]struct{} // of the learned routes
+	from        *Learned
+	part        blockPlan
+	dsts        map[netip.Prefix]struct{} // of the learned routes
+	host        kernel.Host               // with the devices of pods
+	throughPods bool                      // some hop is on one of these, or would be
 }
 
-// hear works out what a Learned gives.
-func (c *computation) hear(l *Learned) *heard {
-	h := &heard{from: l, dsts: make(map[netip.Prefix]struct{}, l.len())}
+// hear works out what a Learned gives on a host, of which c knows what is not pods'.
+func (c *computation) hear(l *Learned, host kernel.Host) *heard {
+	h := &heard{from: l, host: host, dsts: make(map[netip.Prefix]struct{}, l.len())}
 	if l == nil {
 		return h
 	}
 	for _, r := range l.Routes {
 		h.dsts[r.Dst] = struct{}{}
 	}
-	h.part = c.learned(l)
+	c.learned(h)
 	return h
 }
 
@@ -86,30 +88,36 @@ func (h *heard) lacking(all []beyond) (out []Problem) {
 }
 
 // learned works out the routes that BGP gives, those too that the datastore's will stand in for.
-func (c *computation) learned(l *Learned) (x blockPlan) {
-	for _, k := range l.Held {
-		x.held = append(x.held, namedRoute{key: k})
+func (c *computation) learned(h *heard) {
+	for _, k := range h.from.Held {
+		h.part.held = append(h.part.held, namedRoute{key: k})
 	}
 	for _, f := range c.families {
-		r := routing{family: f}
-		for _, v := range l.Reach {
+		r := hearing{routing{family: f}, h}
+		for _, v := range h.from.Reach {
 			if v.Peer.Is6() == f.v6 {
-				r.reach(l, v)
+				r.reach(v)
 			}
 		}
-		for _, k := range l.Routes {
+		for _, k := range h.from.Routes {
 			if k.Dst.Addr().Is6() == f.v6 {
-				r.learned(l, k)
+				r.learned(k)
 			}
 		}
+		x := &h.part
 		x.routes, x.held, x.problems = append(x.routes, r.part.routes...), append(x.held, r.part.held...), append(x.problems, r.part.problems...)
 	}
-	return x
+}
+
+// hearing works out what BGP gives for one family.
+type hearing struct {
+	routing
+	heard *heard
 }
 
 // reach adds the route to a peer that the operator has said the gateway of.
-func (r *routing) reach(l *Learned, v peering.Via) {
-	hop, ok := r.hop(l, v.Gateway)
+func (r *hearing) reach(v peering.Via) {
+	hop, ok := r.hop(v.Gateway)
 	if !ok {
 		r.problem("BGPPeer", "reachableBy %v is on no subnet of this host, so that there is no route to %v through it; correct it", v.Gateway, v.Peer)
 		return
@@ -119,7 +127,7 @@ func (r *routing) reach(l *Learned, v peering.Via) {
 }
 
 // learned adds one learned route. A gateway that cannot be reached is left out; the others carry on.
-func (r *routing) learned(l *Learned, k peering.KernelRoute) {
+func (r *hearing) learned(k peering.KernelRoute) {
 	key := kernel.RouteKey{Dst: k.Dst, Metric: k.Metric}
 	if k.Tunnel && !r.ipip.ready {
 		r.part.held = append(r.part.held, namedRoute{key: key})
@@ -129,7 +137,7 @@ func (r *routing) learned(l *Learned, k peering.KernelRoute) {
 	for _, gw := range k.Gateways {
 		hop, ok := kernel.Hop{Gateway: gw, Dev: r.ipip.dev, Onlink: true}, true
 		if !k.Tunnel {
-			hop, ok = r.hop(l, gw)
+			hop, ok = r.hop(gw)
 		}
 		if !ok {
 			r.problem("BGP", "nothing leads to %v, which peers name as next hop; routes through it wait for a route to it", gw)
@@ -143,9 +151,9 @@ func (r *routing) learned(l *Learned, k peering.KernelRoute) {
 }
 
 // hop is the way to a gateway: by its zone, on the subnet of ours that holds it, or where the kernel would send what is for it.
-func (r *routing) hop(l *Learned, gw netip.Addr) (kernel.Hop, bool) {
+func (r *hearing) hop(gw netip.Addr) (kernel.Hop, bool) {
 	if gw.Zone() != "" {
-		dev, up := r.host.Dev(gw.Zone())
+		dev, up := r.device(gw.Zone())
 		return kernel.Hop{Gateway: gw.WithZone(""), Dev: dev}, up
 	}
 	best := -1
@@ -154,15 +162,25 @@ func (r *routing) hop(l *Learned, gw netip.Addr) (kernel.Hop, bool) {
 		if a.Addr.Bits() <= best || !a.Addr.Masked().Contains(gw) || a.Addr.Addr() == gw {
 			continue
 		}
-		if dev, up := r.host.Dev(a.Dev); up {
+		if dev, up := r.device(a.Dev); up {
 			best, on = a.Addr.Bits(), dev
 		}
 	}
 	if best >= 0 {
 		return kernel.Hop{Gateway: gw, Dev: on}, true
 	}
-	hop, ok := l.Ways[gw]
-	return hop, ok && r.host.Links[hop.Dev.Name].Index == hop.Dev.Index
+	hop, ok := r.heard.from.Ways[gw]
+	if !ok {
+		return hop, false
+	}
+	dev, _ := r.device(hop.Dev.Name)
+	return hop, dev.Index == hop.Dev.Index
+}
+
+// device returns a device of the host, which may be a pod's, and whether it is up.
+func (r *hearing) device(name string) (kernel.Dev, bool) {
+	r.heard.throughPods = r.heard.throughPods || r.Ours.Workload(name)
+	return r.heard.host.Dev(name)
 }
 
 // merge adds to a result what BGP gives and the datastore does not.

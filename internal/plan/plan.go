@@ -15,9 +15,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strings"
 
-	"github.com/muslin-cni/muslin/internal/hostside"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -110,15 +108,15 @@ const fallbackMTU = 1460
 // Compute returns the state that the node's kernel should have. Inputs are not modified.
 func Compute(m Model, s Settings, h kernel.Host) Result {
 	var p Planner
-	return p.Compute(m, s, h)
+	r, _ := p.Compute(m, s, h)
+	return r
 }
 
-// compute works out everything but what the blocks give.
+// compute works out everything but what pods, blocks and BGP give.
 func compute(in inputs) *computation {
 	m := in.Model
 	c := &computation{
-		inputs: in, nodes: make(map[string]*api.Node, len(m.Nodes)), local: map[netip.Addr]string{},
-		out: kernel.NewState(), said: map[Problem]struct{}{},
+		inputs: in, nodes: make(map[string]*api.Node, len(m.Nodes)), out: kernel.NewState(), complaints: complaints{said: map[Problem]struct{}{}},
 	}
 	for _, n := range m.Nodes {
 		c.nodes[n.Metadata.Name] = n
@@ -131,13 +129,6 @@ func compute(in inputs) *computation {
 	c.asked = c.modes()
 	c.forward("net/ipv4/ip_forward")
 	c.checkSources()
-	own := make([][]netip.Addr, len(m.Endpoints))
-	for i, e := range m.Endpoints {
-		own[i] = c.claim(e)
-	}
-	for i, e := range m.Endpoints { // now that it is known whose each address is, whatever others ask for
-		c.workload(e, own[i])
-	}
 	c.families = []*family{c.family(false)}
 	if c.IPv6 && (c.Keep.VXLAN6 || c.Keep.WireGuard6 || c.asksForIPv6()) {
 		c.forward("net/ipv6/conf/all/forwarding")
@@ -150,14 +141,14 @@ func compute(in inputs) *computation {
 		f.vxlanDevice()
 		f.ipipDevice()
 		f.wireGuard()
-		f.firewall()
 		f.takes()
 	}
-	c.markRoutes()
+	c.firewall()
+	c.markRoutes(c.out)
 	return c
 }
 
-// computation is a plan but for what the blocks give, and what that depends on.
+// computation is a plan but for what pods, blocks and BGP give, and what these depend on.
 type computation struct {
 	inputs
 	families []*family
@@ -165,15 +156,20 @@ type computation struct {
 	pooled   Modes // that pools use
 	asked    Modes // that are to be, which settings may say otherwise
 	nodes    map[string]*api.Node
-	local    map[netip.Addr]string // the endpoint that has the address
-	nats     []nat                 // of endpoints whose devices are there
+	local    map[netip.Addr]string // the local pod that has the address
+	nats     []nat                 // of pods whose devices are there
 	out      kernel.State
 	tunnels  Tunnels
+	complaints
+}
+
+// complaints are problems, each said once.
+type complaints struct {
 	problems []Problem
 	said     map[Problem]struct{}
 }
 
-func (c *computation) problem(object, format string, args ...any) {
+func (c *complaints) problem(object, format string, args ...any) {
 	p := newProblem(object, format, args...)
 	if _, said := c.said[p]; said {
 		return
@@ -233,67 +229,6 @@ func (c *computation) withoutIPv6() {
 	if c.asksForIPv6() {
 		c.problem("Node("+c.Node+")", "cannot do IPv6, and goes on with IPv4: %s. Or set ipv6Support to false in FelixConfiguration(node.%s)", c.NoIPv6, c.Node)
 	}
-}
-
-func endpointName(e *api.WorkloadEndpoint) string {
-	return "WorkloadEndpoint(" + e.Metadata.Namespace + "/" + e.Metadata.Name + ")"
-}
-
-// claim gives a local endpoint its addresses; none if it can have no device.
-func (c *computation) claim(e *api.WorkloadEndpoint) []netip.Addr {
-	name := endpointName(e)
-	if !c.Ours.Workload(e.Spec.InterfaceName) {
-		c.problem(name, "spec.interfaceName: %q does not begin with %q; re-create the pod", e.Spec.InterfaceName, strings.Join(c.Ours.WorkloadPrefixes(), " or "))
-		return nil
-	}
-	return c.addrs(name, e)
-}
-
-// workload adds what a local endpoint with these addresses needs. One whose device is not there or not up yet waits for it.
-func (c *computation) workload(e *api.WorkloadEndpoint, own []netip.Addr) {
-	if len(own) == 0 {
-		return
-	}
-	name := endpointName(e)
-	w := hostside.Workload{Addrs: own, Spoofs: c.Spoofing && len(e.Spec.AllowSpoofed) > 0, Metric4: c.PodMetric4, Metric6: c.PodMetric6, Src4: c.RouteSource, Src6: c.RouteSource6}
-	if e.Spec.MAC != "" {
-		mac, err := kernel.ParseMAC(e.Spec.MAC)
-		if err != nil {
-			c.problem(name, "spec.mac: %v", err)
-		}
-		w.MAC = mac
-	}
-	var up bool
-	nats := c.floating(name, e, w.Addrs)
-	if w.Dev, up = c.host.Dev(e.Spec.InterfaceName); !up {
-		return
-	}
-	for _, n := range nats {
-		w.Addrs = append(w.Addrs, n.floating) // BGP announces what is routed here
-	}
-	w.Add(c.out)
-	c.nats = append(c.nats, nats...)
-}
-
-// addrs lists the addresses that a local endpoint has to itself, the first that asks for one.
-func (c *computation) addrs(name string, e *api.WorkloadEndpoint) []netip.Addr {
-	var out []netip.Addr
-	for _, p := range e.Spec.IPNetworks {
-		if !p.IsValid() || !p.IsSingleIP() {
-			c.problem(name, "spec.ipNetworks: %v is not a single address; re-create the pod", p)
-			continue
-		}
-		if !c.IPv6 && p.Addr().Is6() {
-			continue
-		}
-		if first, taken := c.local[p.Addr()]; taken {
-			c.problem(name, "address %v belongs to %s too, which keeps it; re-create this pod", p.Addr(), first)
-			continue
-		}
-		c.local[p.Addr()] = name
-		out = append(out, p.Addr())
-	}
-	return out
 }
 
 // hostMTU is the MTU of what lies between the nodes. It is the smallest of these devices, the first kind of which there is one:

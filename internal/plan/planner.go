@@ -12,30 +12,60 @@ import (
 
 // Planner computes plans one after the other, each as Compute would. It is for one goroutine. The zero value is ready.
 //
-// A large cluster has thousands of blocks, of which few change at a time. What a block gives depends on it and on what is no block, and on
-// no other block. So it is kept, and used again for as long as the block is the same and all else is the same. What changes gets a new
-// pointer; what is pointed to does not change. Of a result's State only the routes are made anew each time: do not modify it.
+// A large cluster has thousands of blocks, of which few change at a time, and on a node pods come and go. What a block gives depends on it, on which of its
+// addresses are local pods', and on what is neither block nor pod. What a pod gives depends on it, its device, the other pods' addresses, and again on what
+// is neither. So each is kept, and used again for as long as what it depends on is the same. What changes gets a new pointer; what is pointed to does not
+// change. Results share maps with each other: do not modify them.
 type Planner struct {
-	given inputs
-	base  *computation // of what was given; nil: nothing was computed yet
-	parts map[*api.Block]*blockPlan
-	turn  int
-	heard *heard // what BGP gives; nil: not worked out yet
+	host  kernel.Host // as it was given
+	in    inputs
+	base  *computation // of these; nil: nothing was computed yet
+	pods  *pods
+	parts map[netip.Prefix]given // by the block's range
+	heard *heard                 // what BGP gives; nil: not worked out yet
+
+	blocks []*api.Block // of the result
+	gave   []*blockPlan // by each of them
+	result Result
 }
 
-// inputs is all that a plan is computed from but the blocks and what BGP has learned, of which Model has none here.
+// inputs is all that a plan is computed from but blocks, pods with their devices, and what BGP has learned: Model has none of these here.
 type inputs struct {
 	Model
 	Settings
-	host    kernel.Host
-	blocks6 bool // there are IPv6 blocks
+	host    kernel.Host // but for workloads' devices
+	blocks6 bool        // there are IPv6 blocks
 }
 
 func (in inputs) equal(other inputs) bool {
-	return in.blocks6 == other.blocks6 &&
-		slices.Equal(in.Nodes, other.Nodes) && slices.Equal(in.Pools, other.Pools) && slices.Equal(in.Endpoints, other.Endpoints) &&
-		maps.Equal(in.host.Links, other.host.Links) && slices.Equal(in.host.Addrs, other.host.Addrs) &&
+	return in.blocks6 == other.blocks6 && slices.Equal(in.Nodes, other.Nodes) && slices.Equal(in.Pools, other.Pools) && sameHost(in.host, other.host) &&
 		reflect.DeepEqual(in.Settings, other.Settings)
+}
+
+func sameHost(a, b kernel.Host) bool {
+	return maps.Equal(a.Links, b.Links) && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// withoutWorkloads is a host without the devices of pods.
+func withoutWorkloads(h kernel.Host, ours kernel.Ownership) kernel.Host {
+	out := kernel.Host{Links: make(map[string]kernel.HostLink)}
+	for name, l := range h.Links {
+		if !ours.Workload(name) {
+			out.Links[name] = l
+		}
+	}
+	for _, a := range h.Addrs {
+		if !ours.Workload(a.Dev) {
+			out.Addrs = append(out.Addrs, a)
+		}
+	}
+	return out
+}
+
+// given is a block and what it gives to a plan.
+type given struct {
+	block *api.Block // nil: what it gives is to be worked out anew
+	gives *blockPlan
 }
 
 // blockPlan is what a block gives to a plan.
@@ -45,7 +75,12 @@ type blockPlan struct {
 	allowed  []allowed
 	problems []Problem
 	beyond   []beyond
-	turn     int // the last in which there was the block
+}
+
+// same tells whether two blocks give the same. Most changes of a block are of its own node's pods, which are nothing to others.
+func (x *blockPlan) same(other *blockPlan) bool {
+	return slices.Equal(x.routes, other.routes) && slices.Equal(x.held, other.held) && slices.Equal(x.allowed, other.allowed) &&
+		slices.Equal(x.problems, other.problems) && slices.Equal(x.beyond, other.beyond)
 }
 
 type namedRoute struct {
@@ -53,51 +88,111 @@ type namedRoute struct {
 	route kernel.Route
 }
 
-// Compute returns the state that the node's kernel should have. Inputs are not modified, and must not be by others from now on.
-func (p *Planner) Compute(m Model, s Settings, h kernel.Host) Result {
-	blocks, learned := m.Blocks, m.Learned
-	m.Blocks, m.Learned = nil, nil
-	in := inputs{Model: m, Settings: s, host: h, blocks6: slices.ContainsFunc(blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })}
-	if p.base == nil || !p.given.equal(in) {
-		p.given, p.base, p.parts = in, compute(in), make(map[*api.Block]*blockPlan, len(blocks))
-		p.heard = nil
+// Compute returns the state that the node's kernel should have, and whether it is the very result that was returned last. Inputs are not modified, and must
+// not be by others from now on.
+func (p *Planner) Compute(m Model, s Settings, h kernel.Host) (r Result, again bool) {
+	changed := p.look(m, s, h)
+	if !changed && slices.Equal(m.Blocks, p.blocks) {
+		return p.result, true
 	}
-	if p.heard == nil || p.heard.from != learned {
-		p.heard = p.base.hear(learned)
+	p.blocks = m.Blocks
+	gave := p.work(m.Blocks)
+	if !changed && slices.Equal(gave, p.gave) {
+		return p.result, true
 	}
-	p.turn++
-	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Tunnels: p.base.tunnels, Problems: slices.Clip(p.base.problems)}
-	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(blocks)+len(p.base.out.Routes)+learned.len()) // maps that grow are filled twice
+	p.gave, p.result = gave, p.put(gave)
+	return p.result, false
+}
+
+// look works anew what has changed, but for blocks, and reports whether anything has.
+func (p *Planner) look(m Model, s Settings, h kernel.Host) (changed bool) {
+	in := inputs{Model: m, Settings: s, host: p.in.host, blocks6: p.in.blocks6}
+	in.Blocks, in.Endpoints, in.Learned = nil, nil, nil
+	if !slices.Equal(m.Blocks, p.blocks) {
+		in.blocks6 = slices.ContainsFunc(m.Blocks, func(b *api.Block) bool { return b.CIDR.Addr().Is6() })
+	}
+	moved := !sameHost(h, p.host)
+	if moved || !s.Ours.Equal(p.in.Ours) {
+		p.host, in.host = h, withoutWorkloads(h, s.Ours)
+	}
+	if p.base == nil || !p.in.equal(in) {
+		p.in, p.base, p.parts, p.pods, p.heard = in, compute(in), make(map[netip.Prefix]given, len(m.Blocks)), nil, nil
+	}
+	if p.pods == nil || !p.pods.are(m.Endpoints, h) {
+		p.repod(p.base.podsOn(h, m.Endpoints, p.pods))
+		changed = true
+	}
+	if p.heard == nil || p.heard.from != m.Learned || moved && p.heard.throughPods {
+		p.heard = p.base.hear(m.Learned, h)
+		changed = true
+	}
+	return changed
+}
+
+// repod takes over other pods than before.
+func (p *Planner) repod(now *pods) {
+	if p.pods != nil {
+		moved := p.pods.differ(now)
+		for cidr, x := range p.parts {
+			if slices.ContainsFunc(moved, cidr.Contains) {
+				x.block = nil
+				p.parts[cidr] = x
+			}
+		}
+	}
+	p.pods, p.base.local = now, now.local
+	if !slices.Equal(p.base.nats, now.nats) {
+		p.base.nats = now.nats
+		p.base.firewall()
+	}
+}
+
+// work returns what each block gives, worked out anew where that may have changed.
+func (p *Planner) work(blocks []*api.Block) []*blockPlan {
+	out := make([]*blockPlan, len(blocks))
+	for i, b := range blocks {
+		x := p.parts[b.CIDR]
+		if x.block != b {
+			gives := p.base.block(b)
+			if x.gives == nil || !x.gives.same(gives) {
+				x.gives = gives
+			}
+			x.block = b
+			p.parts[b.CIDR] = x
+		}
+		out[i] = x.gives
+	}
+	if len(p.parts) > len(blocks) {
+		there := make(map[netip.Prefix]struct{}, len(blocks))
+		for _, b := range blocks {
+			there[b.CIDR] = struct{}{}
+		}
+		maps.DeleteFunc(p.parts, func(cidr netip.Prefix, _ given) bool { _, stays := there[cidr]; return !stays })
+	}
+	return out
+}
+
+// put puts a result together.
+func (p *Planner) put(parts []*blockPlan) Result {
+	r := Result{State: p.base.out, PodMTU: p.base.podMTU, Modes: p.base.asked, Tunnels: p.base.tunnels, Problems: slices.Concat(p.base.problems, p.pods.problems)}
+	r.State.Neighs, r.State.Sysctls = p.pods.out.Neighs, p.pods.out.Sysctls
+	r.State.Routes = make(map[kernel.RouteKey]kernel.Route, len(parts)+len(p.base.out.Routes)+len(p.pods.out.Routes)+p.heard.from.len()) // maps that grow are filled twice
 	maps.Copy(r.State.Routes, p.base.out.Routes)
+	maps.Copy(r.State.Routes, p.pods.out.Routes)
 	r.State.Held = map[kernel.RouteKey]kernel.Route{}
 	var far []beyond
 	var nodes []allowed
-	for _, b := range blocks {
-		x := p.part(b)
+	for _, x := range parts {
 		x.add(&r)
 		far, nodes = append(far, x.beyond...), append(nodes, x.allowed...)
 	}
 	r.State.Peers = p.base.peers(nodes)
 	r.Problems = append(r.Problems, p.heard.lacking(far)...)
-	p.heard.merge(&r, p.base.local)
-	if len(p.parts) > len(blocks) {
-		maps.DeleteFunc(p.parts, func(_ *api.Block, x *blockPlan) bool { return x.turn != p.turn })
-	}
-	if len(r.Problems) > len(p.base.problems) {
+	p.heard.merge(&r, p.pods.local)
+	if len(r.Problems) > 1 {
 		r.Problems = unique(r.Problems)
 	}
 	return r
-}
-
-// part is what a block gives, from the last time if nothing has changed.
-func (p *Planner) part(b *api.Block) *blockPlan {
-	x := p.parts[b]
-	if x == nil {
-		x = p.base.block(b)
-		p.parts[b] = x
-	}
-	x.turn = p.turn
-	return x
 }
 
 func (x *blockPlan) add(r *Result) {

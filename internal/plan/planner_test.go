@@ -33,7 +33,8 @@ func TestPlannerGivesWhatComputeGives(t *testing.T) {
 		var p Planner
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			rapid.SampledFrom(changes).Draw(t, "change")()
-			got, want := p.Compute(w.m, w.s, w.h), Compute(w.m, w.s, w.h)
+			got, _ := p.Compute(w.m, w.s, w.h)
+			want := Compute(w.m, w.s, w.h)
 			if !reflect.DeepEqual(got, want) {
 				t.Fatalf("planner:\n%s%v\nfrom nothing:\n%s%v", got.State.Text(), got.Problems, want.State.Text(), want.Problems)
 			}
@@ -47,17 +48,54 @@ func TestPlannerLooksOnlyAtNewBlocks(t *testing.T) {
 	var p Planner
 	p.Compute(m, settings(), h)
 	before := maps.Clone(p.parts)
-	b := *m.Blocks[7]
-	m.Blocks = slices.Clone(m.Blocks)
-	m.Blocks[7] = &b
-	p.Compute(m, settings(), h)
+	alike := *m.Blocks[7]
+	m.Blocks = put(m.Blocks, 7, &alike)
+	if _, again := p.Compute(m, settings(), h); !again {
+		t.Error("a block that changed in nothing that counts here is a reason for another plan")
+	}
+	other, owner := *m.Blocks[7], api.HostAffinityOf("node-3")
+	other.Affinity = &owner
+	m.Blocks = put(m.Blocks, 7, &other)
+	if _, again := p.Compute(m, settings(), h); again {
+		t.Error("a block's other owner changes nothing")
+	}
 	for i, x := range m.Blocks {
-		if same := p.parts[x] == before[x]; same != (i != 7) {
+		if same := p.parts[x.CIDR].gives == before[x.CIDR].gives; same != (i != 7) {
 			t.Errorf("block %d: what it gave is used again: %t", i, same)
 		}
 	}
 	if len(p.parts) != len(m.Blocks) {
 		t.Errorf("%d blocks are remembered and not %d", len(p.parts), len(m.Blocks))
+	}
+}
+
+// TestPlannerKnowsWhatPodsLeaveAsItIs: a pod that comes or goes is no reason to work out the rest of the cluster, and a device that is nobody's no reason for
+// anything.
+func TestPlannerKnowsWhatPodsLeaveAsItIs(t *testing.T) {
+	m, h := cluster(50)
+	var p Planner
+	if _, again := p.Compute(m, settings(), h); again {
+		t.Error("the first plan is said to be the last")
+	}
+	base, block := p.base, p.parts[m.Blocks[30].CIDR].gives
+	e := *m.Endpoints[0]
+	e.Metadata.Name, e.Spec.InterfaceName, e.Spec.IPNetworks = "new", "cali-new", []api.Prefix{api.HostPrefix(nth(m.Blocks[0].CIDR.Addr(), 60))}
+	m.Endpoints = append(slices.Clone(m.Endpoints), &e)
+	if _, again := p.Compute(m, settings(), h); again {
+		t.Error("a new pod changes nothing")
+	}
+	h.Links = maps.Clone(h.Links)
+	h.Links["cali-new"] = kernel.HostLink{Index: 4711, Kind: "veth", Up: true}
+	if r, again := p.Compute(m, settings(), h); again || !slices.ContainsFunc(slices.Collect(maps.Values(r.State.Routes)), func(r kernel.Route) bool { return r.Dev.Index == 4711 }) {
+		t.Error("a new pod's device gets no route")
+	}
+	h.Links = maps.Clone(h.Links)
+	h.Links["cali-other"] = kernel.HostLink{Index: 4712, Kind: "veth", Up: true}
+	if _, again := p.Compute(m, settings(), h); !again {
+		t.Error("a device of no pod is a reason for another plan")
+	}
+	if p.base != base || p.parts[m.Blocks[30].CIDR].gives != block {
+		t.Error("what pods are no part of was worked out anew")
 	}
 }
 
@@ -70,6 +108,10 @@ func (w *world) hear() {
 			dst := netip.PrefixFrom(nth(netip.MustParseAddr("10.0.0.0"), 64*w.index(10)), rapid.IntRange(20, 27).Draw(w.T, "bits")).Masked()
 			l.Routes = append(l.Routes, peering.KernelRoute{Dst: dst, Metric: 1024, Gateways: []netip.Addr{nth(netip.MustParseAddr("172.16.0.1"), w.index(9))}})
 			l.Held = append(l.Held, kernel.RouteKey{Dst: dst, Metric: 512})
+			dev := rapid.SampledFrom(slices.Sorted(maps.Keys(w.h.Links))).Draw(w.T, "way") // a pod's too
+			gw := rapid.SampledFrom([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::1%" + dev)}).Draw(w.T, "gateway")
+			l.Ways = map[netip.Addr]kernel.Hop{gw: {Gateway: gw, Dev: kernel.Dev{Name: dev, Index: w.h.Links[dev].Index}}}
+			l.Reach = []peering.Via{{Peer: netip.MustParseAddr("192.0.2.9"), Gateway: gw}}
 		}
 		w.m.Learned = l
 	}
@@ -154,7 +196,10 @@ func (w *world) pool() {
 func (w *world) endpoint() {
 	i := w.index(len(w.m.Endpoints))
 	e := *w.m.Endpoints[i]
-	e.Spec.IPNetworks = []api.Prefix{api.HostPrefix(nth(netip.MustParseAddr("10.0.0.0"), w.index(256)))}
+	own := nth(netip.MustParseAddr("10.0.0.0"), w.index(256))
+	e.Spec.IPNetworks = []api.Prefix{api.HostPrefix(own)}
+	e.Spec.IPNATs = []api.IPNAT{{ExternalIP: nth(netip.MustParseAddr("10.0.0.0"), w.index(256)).String(), InternalIP: own.String()}}
+	e.Spec.MAC = rapid.SampledFrom([]string{"", "nonsense", "02:00:00:00:00:01"}).Draw(w.T, "MAC")
 	w.m.Endpoints = put(w.m.Endpoints, i, &e)
 }
 
@@ -168,7 +213,7 @@ func (w *world) device() {
 }
 
 func (w *world) setting() {
-	switch rapid.IntRange(0, 4).Draw(w.T, "setting") {
+	switch rapid.IntRange(0, 5).Draw(w.T, "setting") {
 	case 0:
 		w.s.Keep = Modes{VXLAN: !w.s.Keep.VXLAN}
 	case 1:
@@ -177,6 +222,8 @@ func (w *world) setting() {
 		w.s.WireGuard.Enabled, w.s.WireGuard.Hosts = !w.s.WireGuard.Enabled, rapid.Bool().Draw(w.T, "hosts")
 		w.s.WireGuard.Onset = rapid.SampledFrom([]Onset{Strict, Partial, Silent}).Draw(w.T, "onset")
 	case 3:
+		w.s.FloatingIPs = !w.s.FloatingIPs
+	case 4:
 		w.s.Keep.WireGuard = !w.s.Keep.WireGuard
 	default:
 		w.s.IPv6 = !w.s.IPv6

@@ -29,14 +29,14 @@ func (c *computation) checkSources() {
 }
 
 // markRoutes gives every route the protocol by which we know it again.
-func (c *computation) markRoutes() {
+func (c *computation) markRoutes(s kernel.State) {
 	p := c.Ours.RouteProtocol()
 	if p == kernel.RouteProtocol {
 		return
 	}
-	for k, r := range c.out.Routes {
+	for k, r := range s.Routes {
 		r.Protocol = p
-		c.out.Routes[k] = r
+		s.Routes[k] = r
 	}
 }
 

@@ -1,11 +1,14 @@
 package policy
 
 import (
+	"strings"
+
 	"github.com/muslin-cni/muslin/pkg/api"
 )
 
 // labelSet is all labels of an endpoint or network set: those that the system itself gives, its own, and those of its profiles, the first of which
-// that has a label decides. It implements selector.Labels.
+// that has a label decides. Who lives in a namespace has what says so of its namespace or account from its profiles alone: whoever may label a pod could else
+// pass it off as one of any namespace. It implements selector.Labels.
 type labelSet struct {
 	namespace string // "" if it lives in none
 	account   string // "" if it has none
@@ -21,7 +24,7 @@ func (l *labelSet) Get(key string) (value string, ok bool) {
 	case key == labelAccount && l.account != "":
 		return l.account, true
 	}
-	if value, ok = l.own[key]; ok {
+	if value, ok = l.own[key]; ok && !l.claims(key) {
 		return value, true
 	}
 	for _, m := range l.inherited {
@@ -30,6 +33,11 @@ func (l *labelSet) Get(key string) (value string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// claims reports whether an own label of that name would say whose the object is, which is not for it to say.
+func (l *labelSet) claims(key string) bool {
+	return l.namespace != "" && (strings.HasPrefix(key, namespacePrefix) || strings.HasPrefix(key, accountPrefix))
 }
 
 // each calls visit once for every label, with the value that counts.
@@ -41,7 +49,7 @@ func (l *labelSet) each(visit func(key, value string)) {
 		visit(labelAccount, l.account)
 	}
 	for key, value := range l.own {
-		if key == api.LabelNamespace && l.namespace != "" || key == labelAccount && l.account != "" {
+		if key == api.LabelNamespace && l.namespace != "" || key == labelAccount && l.account != "" || l.claims(key) {
 			continue
 		}
 		visit(key, value)

@@ -100,7 +100,12 @@ func (c *computation) labels(o api.Object) selector.Map {
 			maps.Copy(out, p.Spec.LabelsToApply)
 		}
 	}
-	maps.Copy(out, o.Meta().Labels)
+	own := labelSet{namespace: o.Meta().Namespace}
+	for key, value := range o.Meta().Labels {
+		if !own.claims(key) {
+			out[key] = value
+		}
+	}
 	if ns := o.Meta().Namespace; ns != "" {
 		out[api.LabelNamespace] = ns
 	}

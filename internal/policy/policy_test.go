@@ -569,6 +569,34 @@ func TestEndpointTakesTheLabelsOfItsProfiles(t *testing.T) {
 	}
 }
 
+// TestNobodyInANamespacePassesForOneOfAnother has a pod and a network set give themselves the labels of a namespace and of an account that are not theirs.
+func TestNobodyInANamespacePassesForOneOfAnother(t *testing.T) {
+	const claim = "pcns.team: trusted, pcsa.role: admin"
+	const claims = "labels: {" + claim + "}"
+	d := objects(t, strings.Replace(pod, "{app: web,", "{"+claim+", app: web,", 1)+`
+---
+{kind: NetworkSet, metadata: {name: s, namespace: ns, `+claims+`}, spec: {nets: [192.0.2.0/24]}}
+---
+{kind: GlobalNetworkSet, metadata: {name: g, `+claims+`}, spec: {nets: [198.51.100.0/24]}}
+---
+{kind: GlobalNetworkPolicy, metadata: {name: p}, spec: {namespaceSelector: team == 'trusted'}}
+---
+{kind: GlobalNetworkPolicy, metadata: {name: q}, spec: {ingress: [{action: Allow, source: {selector: "pcns.team == 'trusted' || pcsa.role == 'admin'"}}]}}`)
+	e := New(node)
+	e.Apply(d)
+	m := e.Model()
+	if got := m.list(m.Endpoints[EndpointKey{Workload, "ns", "w"}].Ingress); got != "default(q)Deny, kns.ns, Deny" {
+		t.Errorf("the pod is selected as if it were of the other namespace: %s", got)
+	}
+	var members string
+	for _, s := range m.Sets {
+		members += fmt.Sprint(*s)
+	}
+	if strings.Contains(members, "192.0.2.0") || strings.Contains(members, "10.0.0.1") || !strings.Contains(members, "198.51.100.0") {
+		t.Errorf("members are %s, want those of the cluster's own set alone", members)
+	}
+}
+
 func TestNamesTellEverythingApart(t *testing.T) {
 	seen := map[SetID]string{}
 	for _, w := range []want{

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -32,7 +33,10 @@ const (
 type Ledger struct {
 	pace    Pace
 	entries map[Key]*entry
-	tested  bool // every path was tried once
+	sorted  []*entry // by their keys
+	peers   int      // nodes that there are paths to
+	found   int      // how often anything else was found, or expected
+	tested  bool     // every path was tried once
 }
 
 // entry is what is known of a path.
@@ -63,8 +67,24 @@ func (l *Ledger) Expect(targets []Target, now time.Time) {
 		}
 		l.entries[t.Key] = e
 	}
+	l.count()
 	l.schedule(fresh, now)
 }
+
+// count works out what follows from which paths there are. Everybody asks for it all the time, and it seldom changes.
+func (l *Ledger) count() {
+	l.found++
+	l.sorted = slices.Collect(maps.Values(l.entries))
+	slices.SortFunc(l.sorted, func(a, b *entry) int { return a.target.compare(b.target.Key) })
+	names := map[string]struct{}{}
+	for k := range l.entries {
+		names[k.Peer] = struct{}{}
+	}
+	l.peers = len(names)
+}
+
+// Found is another number whenever Paths or Problems may say something else than before.
+func (l *Ledger) Found() int { return l.found }
 
 // schedule spreads new paths over time: as many peers as may be tested at once go first. The order is another one on each node.
 func (l *Ledger) schedule(fresh []*entry, now time.Time) {
@@ -86,7 +106,7 @@ func (l *Ledger) rankOf(fresh []*entry) int64 {
 	if len(fresh) == 0 {
 		return 0
 	}
-	return int64(fresh[0].target.rank()) % max(1, int64(l.peers())*spread.Microseconds())
+	return int64(fresh[0].target.rank()) % max(1, int64(l.peers)*spread.Microseconds())
 }
 
 // rank orders the peers of a node.
@@ -94,15 +114,6 @@ func (t Target) rank() uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(t.Self + "\x00" + t.Peer)) // never fails
 	return h.Sum32()
-}
-
-// peers counts the nodes that there are paths to.
-func (l *Ledger) peers() int {
-	names := map[string]struct{}{}
-	for k := range l.entries {
-		names[k.Peer] = struct{}{}
-	}
-	return len(names)
 }
 
 // Due lists the paths that are to be tested now, of at most as many peers as the pace says: those that have waited longest.
@@ -142,7 +153,12 @@ func (l *Ledger) Note(t Target, f Finding, now time.Time) {
 	if e == nil || e.target != t {
 		return
 	}
-	turns := time.Duration((l.peers() + l.pace.Peers - 1) / l.pace.Peers)
+	defer func(before Finding) {
+		if e.found != before {
+			l.found++
+		}
+	}(e.found)
+	turns := time.Duration((l.peers + l.pace.Peers - 1) / l.pace.Peers)
 	wait := l.pace.Every * turns // until it is tested again, if all is well
 	switch {
 	case f.State == api.PathUnknown:
@@ -164,20 +180,10 @@ func (l *Ledger) Note(t Target, f Finding, now time.Time) {
 	e.due = now.Add(wait)
 }
 
-// sorted lists the entries by their keys.
-func (l *Ledger) sorted() []*entry {
-	out := make([]*entry, 0, len(l.entries))
-	for _, e := range l.entries {
-		out = append(out, e)
-	}
-	slices.SortFunc(out, func(a, b *entry) int { return a.target.compare(b.target.Key) })
-	return out
-}
-
 // Paths lists every path, sorted. One that was not tested yet is unknown.
 func (l *Ledger) Paths() []api.Path {
 	out := make([]api.Path, 0, len(l.entries))
-	for _, e := range l.sorted() {
+	for _, e := range l.sorted {
 		out = append(out, e.path())
 	}
 	return out
@@ -198,7 +204,7 @@ func (e *entry) path() api.Path {
 func (l *Ledger) Problems() []string {
 	var out []string
 	more := 0
-	for _, e := range l.sorted() {
+	for _, e := range l.sorted {
 		switch {
 		case e.found.State != api.PathBad:
 		case len(out) == maxProblems:
@@ -224,7 +230,7 @@ func (l *Ledger) self() string {
 func (l *Ledger) Record() api.NodePaths {
 	r := api.NodePaths{}
 	all := true
-	for _, e := range l.sorted() {
+	for _, e := range l.sorted {
 		all = all && e.found.State != "" && e.suspect == ""
 		switch {
 		case e.found.State != api.PathBad && (e.found.State != api.PathUnknown || e.found.Absent):

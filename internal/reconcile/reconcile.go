@@ -19,7 +19,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,8 +118,10 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 			sysctlWords(), points{put: fault.ApplySysctlsPut}),
 		links: newTable(Links, t.Links, func(s kernel.State) map[string]kernel.Link { return s.Links },
 			linkWords(), points{put: fault.ApplyLinksPut, removed: fault.ApplyLinksRemoved}),
-		wgs:   newTable(WGs, t.WGs, func(s kernel.State) map[kernel.Dev]kernel.WireGuard { return s.WireGuard }, wireGuardWords(), uncut()),
-		peers: newTable(Peers, t.Peers, func(s kernel.State) map[kernel.PeerKey]kernel.Peer { return s.Peers }, peerWords(), uncut()),
+		wgs: newTable(WGs, t.WGs, func(s kernel.State) map[kernel.Dev]kernel.WireGuard { return s.WireGuard },
+			wireGuardWords(), points{put: fault.ApplyWireGuardPut}),
+		peers: newTable(Peers, t.Peers, func(s kernel.State) map[kernel.PeerKey]kernel.Peer { return s.Peers },
+			peerWords(), points{put: fault.ApplyPeersPut, removed: fault.ApplyPeersRemoved}),
 		addrs: newTable(Addrs, t.Addrs, func(s kernel.State) map[kernel.AddrKey]struct{} { return s.Addrs },
 			addrWords(), points{put: fault.ApplyAddrsPut, removed: fault.ApplyAddrsRemoved}),
 		neighs: newTable(Neighs, t.Neighs, func(s kernel.State) map[kernel.NeighKey]kernel.MAC { return s.Neighs },
@@ -147,9 +148,6 @@ func New(t Tables, log *slog.Logger) *Reconciler {
 	r.routes.held = func(s kernel.State) map[kernel.RouteKey]kernel.Route { return s.Held }
 	return r
 }
-
-// uncut are the points of a table whose apply no test cuts off. The kernels that are cut at every point need not have WireGuard.
-func uncut() points { return points{put: fault.Nowhere, removed: fault.Nowhere} }
 
 // part is a table of any kind.
 type part interface {
@@ -325,8 +323,8 @@ func (r *Reconciler) empty(changes []kernel.Change[kernel.AddrKey, struct{}]) {
 			continue
 		}
 		r.emptied = true
-		maps.DeleteFunc(r.routes.confirmed, func(k kernel.RouteKey, v kernel.Route) bool { return v.Dev.Name == c.Key.Link && k.Dst.Addr().Is4() })
-		maps.DeleteFunc(r.neighs.confirmed, func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Name == c.Key.Link && k.Addr.Is4() })
+		r.routes.drop(func(k kernel.RouteKey, v kernel.Route) bool { return v.Dev.Name == c.Key.Link && k.Dst.Addr().Is4() })
+		r.neighs.drop(func(k kernel.NeighKey, _ kernel.MAC) bool { return k.Dev.Name == c.Key.Link && k.Addr.Is4() })
 	}
 }
 

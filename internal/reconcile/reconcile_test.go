@@ -390,7 +390,7 @@ func (u unmarked) Read(_ context.Context, keys []kernel.SysctlKey) (map[kernel.S
 	return out, u.listErr
 }
 
-func TestObjectsWithoutMarkAreReadBeforeTheyAreWritten(t *testing.T) {
+func TestObjectsWithoutMarkAreReadAfterAListBeforeTheyAreWritten(t *testing.T) {
 	var journal []string
 	f := unmarked{newFake[kernel.SysctlKey, string]("sysctl", &journal)}
 	f.have[kernel.SysctlKey{Path: "right"}], f.have[kernel.SysctlKey{Path: "wrong"}] = "1", "0"
@@ -406,7 +406,13 @@ func TestObjectsWithoutMarkAreReadBeforeTheyAreWritten(t *testing.T) {
 	if res := mustApply(t, r, kernel.NewState()); res.Changed != 0 || len(f.have) != 3 {
 		t.Errorf("a setting was removed: %+v, have %v", res, f.have)
 	}
-	f.listErr = errors.New("unreadable")
+	f.listErr, journal = errors.New("unreadable"), nil
+	s.Sysctls[kernel.SysctlKey{Path: "later"}] = "1"
+	if res := mustApply(t, r, s); res.Changed != 4 || len(journal) != 4 {
+		t.Errorf("what is wanted later is not just written: %+v, journal %v", res, journal)
+	}
+	r.MarkDirty(Sysctls)
+	mustRefresh(t, r)
 	if _, err := r.Apply(t.Context(), s); !errors.Is(err, f.listErr) {
 		t.Errorf("got %v", err)
 	}

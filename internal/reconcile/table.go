@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/muslin-cni/muslin/internal/fault"
@@ -26,6 +27,7 @@ type table[K, V comparable] struct {
 
 	confirmed map[K]V
 	believed  map[K]V // of a table that a list does not show: what was confirmed until it is read anew
+	equal     map[K]V // what was wanted and found to be confirmed, while that has not changed since; nil: nothing
 	listed    bool    // a list has succeeded at least once
 	dirty     bool    // confirmed may be wrong
 	removals  []kernel.Change[K, V]
@@ -65,7 +67,7 @@ func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 	case x.listed:
 		x.compare(have)
 	}
-	x.confirmed, x.listed, x.dirty = have, true, false
+	x.confirmed, x.equal, x.listed, x.dirty = have, nil, true, false
 	if x.confirmed == nil {
 		x.confirmed = map[K]V{}
 	}
@@ -76,18 +78,27 @@ func (x *table[K, V]) refresh(ctx context.Context) (listed bool, err error) {
 func (x *table[K, V]) put(ctx context.Context, s kernel.State) (outcome, error) {
 	held := x.places(s)
 	want := x.wanted(s, held)
+	if x.met(want) {
+		x.removals = nil
+		return outcome{}, nil
+	}
 	if err := x.readUnknown(ctx, want); err != nil {
 		x.dirty = true
 		return outcome{}, err
 	}
 	var puts []kernel.Change[K, V]
 	x.removals = nil
-	for _, c := range ordered(kernel.DiffFunc(x.confirmed, want, x.same())) {
+	changes := kernel.DiffFunc(x.confirmed, want, x.same())
+	if len(changes) == 0 {
+		x.equal = want
+	}
+	for _, c := range ordered(changes) {
 		switch {
 		case c.New != nil:
 			puts = append(puts, c)
 		case x.reader() != nil:
 			delete(x.confirmed, c.Key)
+			x.equal = nil
 		case x.listed:
 			if _, stays := held[c.Key]; !stays {
 				x.removals = append(x.removals, c)
@@ -188,16 +199,18 @@ func (x *table[K, V]) apply(ctx context.Context, changes []kernel.Change[K, V], 
 // confirm takes changes for made.
 func (x *table[K, V]) confirm(done []kernel.Change[K, V]) outcome {
 	kernel.Patch(x.confirmed, done)
+	x.equal = nil
 	if x.noted != nil {
 		x.noted(done)
 	}
 	return x.judge(done)
 }
 
-// readUnknown confirms what is wanted and not yet known, in tables that a list does not show in full.
+// readUnknown confirms what is wanted and not yet known, in tables that a list does not show in full, after each list. What is wanted later, as with a pod's new
+// device, is written and not read first: to write what is there already costs as much as to read it, and changes nothing.
 func (x *table[K, V]) readUnknown(ctx context.Context, want map[K]V) error {
 	r := x.reader()
-	if r == nil {
+	if r == nil || x.believed == nil {
 		return nil
 	}
 	var unknown []K
@@ -218,7 +231,7 @@ func (x *table[K, V]) readUnknown(ctx context.Context, want map[K]V) error {
 			x.doubt(k, &was, &now)
 		}
 	}
-	x.believed = nil
+	x.believed, x.equal = nil, nil
 	maps.Copy(x.confirmed, have)
 	return nil
 }
@@ -246,10 +259,22 @@ func (x *table[K, V]) forget(gone func(K, V) bool) (some bool) {
 		if gone(k, v) {
 			x.doubt(k, &v, nil)
 			delete(x.confirmed, k)
-			some = true
+			x.equal, some = nil, true
 		}
 	}
 	return some
+}
+
+// drop confirms objects no longer that the kernel has dropped because of what we did.
+func (x *table[K, V]) drop(gone func(K, V) bool) {
+	maps.DeleteFunc(x.confirmed, gone)
+	x.equal = nil
+}
+
+// met tells whether the very map of wanted objects is the one that was found to be confirmed before. A plan gives the same map again for what has not changed,
+// and most of a large cluster's objects do not: to go through them for each pod that comes would cost more than the pod.
+func (x *table[K, V]) met(want map[K]V) bool {
+	return x.equal != nil && reflect.ValueOf(want).Pointer() == reflect.ValueOf(x.equal).Pointer()
 }
 
 // reread confirms objects no longer that an event contradicts. Of a table that a list does not show, they are read again.
@@ -258,7 +283,7 @@ func (x *table[K, V]) reread(events map[K]V) (some bool) {
 		if was, ok := x.confirmed[k]; ok && was != now {
 			x.doubt(k, &was, &now)
 			delete(x.confirmed, k)
-			some = true
+			x.equal, some = nil, true
 		}
 	}
 	return some

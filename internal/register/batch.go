@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -34,7 +35,7 @@ var errAbandoned = fmt.Errorf("gave up waiting: %w", store.ErrUnknown)
 // is tried again by itself; from the third time on it reads etcd.
 func (h *Handler) do(ctx context.Context, j *job) error {
 	j.ctx = ctx
-	return ipam.Retry(ctx, func(attempt int) error {
+	return ipam.RetryAfter(ctx, h.cfg.Pause, func(attempt int) error {
 		j.fresh = j.fresh || attempt > 1
 		j.err, j.done = nil, make(chan struct{})
 		return h.once(ctx, j)
@@ -52,14 +53,17 @@ func (h *Handler) once(ctx context.Context, j *job) error {
 			return j.err
 		default:
 		}
+		if err := ctx.Err(); err != nil { // whose caller has left takes no turn any more
+			if h.withdraw(j) {
+				return err
+			}
+			return errors.Join(errAbandoned, err)
+		}
 		select {
 		case <-j.done:
 		case <-ctx.Done():
-			if h.withdraw(j) {
-				return ctx.Err()
-			}
-			return errors.Join(errAbandoned, ctx.Err())
 		case h.turn <- struct{}{}:
+			runtime.Gosched() // whoever is on his way to the queue comes along: often those whom the transaction before has let go
 			if batch := h.next(); len(batch) > 0 {
 				h.run(batch)
 			}

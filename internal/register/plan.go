@@ -1,7 +1,6 @@
 package register
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -116,7 +115,7 @@ func (h *Handler) planEndpoint(p *ipam.Plan, j *job, was store.Entry[api.Workloa
 	if err != nil {
 		return fmt.Errorf("write %s: %w", j.endpointKey, err)
 	}
-	if was.Exists() && bytes.Equal(raw, was.Raw()) {
+	if was.Says(raw) {
 		return nil
 	}
 	p.Then(j.endpointKey, func(t *store.Txn) { t.PutRaw(j.endpointKey, raw, was.Rev) })

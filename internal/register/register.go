@@ -72,8 +72,11 @@ type Config struct {
 	Refused func([]store.KV)
 	// Took is told how long each stage of an ADD took, also of one that failed in it. nil: nobody is told.
 	Took func(stage string, took time.Duration)
-	Now  func() time.Time // nil: time.Now
-	UUID func() string    // nil: random
+	// Pause is called where a command met others' writes so often that it does not go into the next transaction by itself; it returns when the command is to be
+	// tried again. attempt is 0 at the first time. nil: ipam.Pause.
+	Pause func(ctx context.Context, attempt int) error
+	Now   func() time.Time // nil: time.Now
+	UUID  func() string    // nil: random
 }
 
 // The stages of an ADD that are a Handler's.
@@ -109,6 +112,9 @@ func New(cfg Config) *Handler {
 	}
 	if cfg.Committed == nil {
 		cfg.Committed = func([]store.KV) {}
+	}
+	if cfg.Pause == nil {
+		cfg.Pause = ipam.Pause
 	}
 	if cfg.Took == nil {
 		cfg.Took = func(string, time.Duration) {}

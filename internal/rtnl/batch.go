@@ -35,9 +35,20 @@ type sender struct {
 
 // openSender opens a socket in the namespace of the calling thread.
 func openSender() (*sender, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	fd, err := openSocket()
 	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
+		return nil, err
+	}
+	// Without the privilege the buffer stays small. Then a batch that is refused as a whole is answered in part, which makes it slower.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, batchBuffer)
+	return &sender{fd: fd}, nil
+}
+
+// openSocket opens a socket for requests, in the namespace of the calling thread.
+func openSocket() (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("open netlink socket: %w", err)
 	}
 	limit := unix.NsecToTimeval(socketTimeout.Nanoseconds())
 	err = errors.Join(
@@ -47,11 +58,9 @@ func openSender() (*sender, error) {
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1), // an answer without the message that it is to
 	)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("set up netlink socket: %w", err), unix.Close(fd))
+		return -1, errors.Join(fmt.Errorf("set up netlink socket: %w", err), unix.Close(fd))
 	}
-	// Without the privilege the buffer stays small. Then a batch that is refused as a whole is answered in part, which makes it slower.
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, batchBuffer)
-	return &sender{fd: fd}, nil
+	return fd, nil
 }
 
 func (s *sender) close() {
@@ -79,15 +88,15 @@ func (s *sender) send(m *messages) ([]error, error) {
 	first := s.seq + 1
 	s.seq += uint32(len(m.starts))
 	m.number(first)
-	if err := retried(func() error { return unix.Sendto(s.fd, m.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
-		return nil, fmt.Errorf("send to netlink: %w", err)
+	if err := sendTo(s.fd, m); err != nil {
+		return nil, err
 	}
 	errs := make([]error, len(m.starts))
 	buf := make([]byte, unix.Getpagesize())
 	for began := time.Now(); time.Since(began) < socketTimeout; {
-		n := 0
-		if err := retried(func() (err error) { n, _, err = unix.Recvfrom(s.fd, buf, 0); return err }); err != nil {
-			return nil, fmt.Errorf("receive from netlink: %w", err)
+		n, err := receiveFrom(s.fd, buf, 0)
+		if err != nil {
+			return nil, err
 		}
 		if answered(buf[:n], first, errs) {
 			return errs, nil
@@ -115,6 +124,22 @@ func answered(buf []byte, first uint32, errs []error) (last bool) {
 		buf = buf[min(len(buf), aligned(size)):]
 	}
 	return last
+}
+
+// sendTo sends messages to the kernel.
+func sendTo(fd int, m *messages) error {
+	if err := retried(func() error { return unix.Sendto(fd, m.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
+		return fmt.Errorf("send to netlink: %w", err)
+	}
+	return nil
+}
+
+// receiveFrom waits for a datagram of the kernel's, with flags of unix.MSG_*, and returns its size.
+func receiveFrom(fd int, buf []byte, flags int) (n int, err error) {
+	if err := retried(func() (err error) { n, _, err = unix.Recvfrom(fd, buf, flags); return err }); err != nil {
+		return 0, fmt.Errorf("receive from netlink: %w", err)
+	}
+	return n, nil
 }
 
 func retried(call func() error) error {
@@ -152,6 +177,21 @@ func (m *messages) attr(kind uint16, value []byte) {
 	}
 	m.length()
 }
+
+// raw adds what is aligned and no attribute.
+func (m *messages) raw(b []byte) {
+	m.buf = append(m.buf, b...)
+	m.length()
+}
+
+// nest begins an attribute that holds what is added until end is called with what it returns.
+func (m *messages) nest(kind uint16) (at int) {
+	at = len(m.buf)
+	m.attr(kind, nil)
+	return at
+}
+
+func (m *messages) end(at int) { binary.NativeEndian.PutUint16(m.buf[at:], uint16(len(m.buf)-at)) }
 
 // addr adds an address, if it is valid.
 func (m *messages) addr(kind uint16, a netip.Addr) {

@@ -37,14 +37,13 @@ func decodeLink(m []byte) (d device, ok bool, err error) {
 	if msg.Family != unix.AF_UNSPEC {
 		return device{}, false, nil
 	}
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return device{}, false, fmt.Errorf("decode link: %w", err)
-	}
 	d.host.Index = int(msg.Index)
 	d.admin = msg.Flags&unix.IFF_UP != 0
 	oper := byte(netlink.OperUnknown)
-	for _, a := range attrs {
+	for a, err := range attributes(m[unix.SizeofIfInfomsg:]) {
+		if err != nil {
+			return device{}, false, fmt.Errorf("decode link: %w", err)
+		}
 		switch a.Attr.Type {
 		case unix.IFLA_IFNAME:
 			d.name = text(a.Value)
@@ -67,11 +66,10 @@ func decodeLink(m []byte) (d device, ok bool, err error) {
 }
 
 func kind(info []byte) string {
-	attrs, err := nl.ParseRouteAttr(info)
-	if err != nil {
-		return ""
-	}
-	for _, a := range attrs {
+	for a, err := range attributes(info) {
+		if err != nil {
+			return ""
+		}
 		if a.Attr.Type == nl.IFLA_INFO_KIND {
 			return text(a.Value)
 		}
@@ -92,12 +90,11 @@ func decodeAddr(m []byte) (address, error) {
 		return address{}, fmt.Errorf("decode address: message of %d bytes", len(m))
 	}
 	msg := nl.DeserializeIfAddrmsg(m)
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
-	if err != nil {
-		return address{}, fmt.Errorf("decode address: %w", err)
-	}
 	var own, peer netip.Addr
-	for _, a := range attrs {
+	for a, err := range attributes(m[unix.SizeofIfAddrmsg:]) {
+		if err != nil {
+			return address{}, fmt.Errorf("decode address: %w", err)
+		}
 		switch a.Attr.Type {
 		case unix.IFA_LOCAL:
 			own, _ = netip.AddrFromSlice(a.Value)
@@ -136,11 +133,10 @@ func decodeNeigh(m []byte) (neighbour, error) {
 		permanent: binary.NativeEndian.Uint16(m[8:])&netlink.NUD_PERMANENT != 0 && flags&netlink.NTF_PROXY == 0,
 		self:      flags&netlink.NTF_SELF != 0,
 	}
-	attrs, err := nl.ParseRouteAttr(m[sizeofNdMsg:])
-	if err != nil {
-		return neighbour{}, fmt.Errorf("decode neighbour: %w", err)
-	}
-	for _, a := range attrs {
+	for a, err := range attributes(m[sizeofNdMsg:]) {
+		if err != nil {
+			return neighbour{}, fmt.Errorf("decode neighbour: %w", err)
+		}
 		switch a.Attr.Type {
 		case netlink.NDA_DST:
 			n.addr, _ = netip.AddrFromSlice(a.Value)
@@ -184,17 +180,16 @@ func decodeRoute(m []byte) (r route, ok bool, err error) {
 	if !v4 && msg.Family != unix.AF_INET6 || msg.Flags&unix.RTM_F_CLONED != 0 || msg.Tos != 0 {
 		return route{}, false, nil
 	}
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofRtMsg:])
-	if err != nil {
-		return route{}, false, fmt.Errorf("decode route: %w", err)
-	}
 	dst := netip.IPv6Unspecified()
 	if v4 {
 		dst = netip.IPv4Unspecified()
 	}
 	r.val = kernel.Route{Protocol: int(msg.Protocol), Onlink: msg.Flags&unix.RTNH_F_ONLINK != 0}
 	table := uint32(msg.Table)
-	for _, a := range attrs {
+	for a, err := range attributes(m[unix.SizeofRtMsg:]) {
+		if err != nil {
+			return route{}, false, fmt.Errorf("decode route: %w", err)
+		}
 		switch a.Attr.Type {
 		case unix.RTA_TABLE:
 			table = number(a.Value)
@@ -236,11 +231,10 @@ func decodeHops(b []byte) (out []kernel.Hop) {
 		}
 		h := kernel.Hop{Onlink: b[2]&unix.RTNH_F_ONLINK != 0}
 		h.Dev.Index = int(int32(binary.NativeEndian.Uint32(b[4:])))
-		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtNexthop:size])
-		if err != nil {
-			return out
-		}
-		for _, a := range attrs {
+		for a, err := range attributes(b[unix.SizeofRtNexthop:size]) {
+			if err != nil {
+				return out
+			}
 			if a.Attr.Type == unix.RTA_GATEWAY {
 				h.Gateway, _ = netip.AddrFromSlice(a.Value)
 			}
@@ -287,7 +281,7 @@ func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 
 // devices lists the namespace's devices by index.
 func (c *Conn) devices(ctx context.Context) (map[int]device, error) {
-	msgs, err := c.dump(ctx, unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC))
+	msgs, err := c.dump(ctx, unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), skipStats)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -306,7 +300,7 @@ func (c *Conn) devices(ctx context.Context) (map[int]device, error) {
 
 // addresses lists the namespace's addresses in the kernel's order.
 func (c *Conn) addresses(ctx context.Context) ([]address, error) {
-	msgs, err := c.dump(ctx, unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	msgs, err := c.dump(ctx, unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), 0)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

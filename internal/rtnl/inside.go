@@ -2,7 +2,6 @@ package rtnl
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -96,14 +95,19 @@ func (x Inside) route(r InsideRoute) kernel.Route {
 
 // appendUp adds the message that sets the MAC and brings the interface up (struct ifinfomsg, rtnetlink(7)).
 func appendUp(m *messages, x Inside) {
-	info := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(info[4:], uint32(x.Index))
-	binary.NativeEndian.PutUint32(info[8:], unix.IFF_UP)
-	binary.NativeEndian.PutUint32(info[12:], unix.IFF_UP)
-	m.begin(unix.RTM_NEWLINK, 0, info...)
+	m.begin(unix.RTM_NEWLINK, 0, ifInfo(x.Index, unix.IFF_UP)...)
 	if x.MAC != nil {
 		m.attr(unix.IFLA_ADDRESS, x.MAC[:])
 	}
+}
+
+// ifInfo is a struct ifinfomsg (rtnetlink(7)) about the interface of an index, 0 for one that is not named by it, which is to have flags.
+func ifInfo(index int, flags uint32) []byte {
+	info := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(info[4:], uint32(index))
+	binary.NativeEndian.PutUint32(info[8:], flags)
+	binary.NativeEndian.PutUint32(info[12:], flags) // which of them are to change
+	return info
 }
 
 // appendAddr adds the message that adds an address (struct ifaddrmsg, rtnetlink(7)). It is nobody else's, so that IPv6 need not look for duplicates.
@@ -119,24 +123,25 @@ func appendAddr(m *messages, index int, a netip.Addr) {
 	m.addr(unix.IFA_ADDRESS, a)
 }
 
-// Device returns the index and the MTU of the interface of that name in the namespace of the calling thread, which costs much less than its whole
-// description. The error is unix.ENODEV where there is none.
-func Device(name string) (index, mtu int, err error) {
+// Device returns the index and the MTU of the interface of that name, which costs much less than its whole description. The error is unix.ENODEV where
+// there is none.
+func (p *Pod) Device(name string) (index, mtu int, err error) {
+	i, err := p.s.number(name, unix.SIOCGIFINDEX)
+	if err != nil {
+		return 0, 0, err
+	}
+	m, err := p.s.number(name, unix.SIOCGIFMTU)
+	return int(i), int(m), err
+}
+
+// number asks for one of an interface's numbers (netdevice(7)), in the socket's namespace.
+func (s *sender) number(name string, request uint) (uint32, error) {
 	asked, err := unix.NewIfreq(name)
-	if err != nil {
-		return 0, 0, fmt.Errorf("look for interface %s: %w", name, err)
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, 0, fmt.Errorf("look for interface %s: open socket: %w", name, err)
-	}
-	err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, asked)
-	index = int(asked.Uint32())
 	if err == nil {
-		err = unix.IoctlIfreq(fd, unix.SIOCGIFMTU, asked)
+		err = unix.IoctlIfreq(s.fd, request, asked)
 	}
-	if err = errors.Join(err, unix.Close(fd)); err != nil {
-		return 0, 0, fmt.Errorf("look for interface %s: %w", name, err)
+	if err != nil {
+		return 0, fmt.Errorf("look for interface %s: %w", name, err)
 	}
-	return index, int(asked.Uint32()), nil
+	return asked.Uint32(), nil
 }

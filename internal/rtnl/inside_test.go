@@ -33,13 +33,13 @@ func TestPodsInterfaceIsSetUpAtOnce(t *testing.T) {
 			return
 		}
 		defer p.Close()
-		if _, _, err := Device("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
+		if _, _, err := p.Device("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
 			t.Errorf("a device that is not there: %v", err)
 		}
-		if _, _, err := Device("a-name-that-is-too-long"); err == nil {
+		if _, _, err := p.Device("a-name-that-is-too-long"); err == nil {
 			t.Error("a name that none can have is found")
 		}
-		index, mtu, err := Device("eth0")
+		index, mtu, err := p.Device("eth0")
 		if err != nil || mtu != 1450 {
 			t.Errorf("MTU %d, %v", mtu, err)
 		}

@@ -40,7 +40,7 @@ func (c *Conn) neighbours(ctx context.Context, family uint8, f func(device, neig
 	if err != nil {
 		return err
 	}
-	msgs, err := c.dump(ctx, unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, &netlink.Ndmsg{Family: family})
+	msgs, err := c.dump(ctx, unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, &netlink.Ndmsg{Family: family}, 0)
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}

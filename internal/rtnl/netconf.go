@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -34,15 +33,14 @@ func decodeNetconf(m []byte) (netconf, error) {
 	if len(m) < netconfHeader {
 		return netconf{}, fmt.Errorf("decode settings: message of %d bytes", len(m))
 	}
-	attrs, err := nl.ParseRouteAttr(m[netconfHeader:])
-	if err != nil {
-		return netconf{}, fmt.Errorf("decode settings: %w", err)
-	}
 	n := netconf{v6: m[0] == unix.AF_INET6, values: map[uint16]int32{}}
 	if !n.v6 && m[0] != unix.AF_INET {
 		return n, nil
 	}
-	for _, a := range attrs {
+	for a, err := range attributes(m[netconfHeader:]) {
+		if err != nil {
+			return netconf{}, fmt.Errorf("decode settings: %w", err)
+		}
 		v := int32(number(a.Value))
 		if a.Attr.Type == netconfIndex {
 			n.index = int(v)

@@ -39,7 +39,7 @@ func (t Routes) all(ctx context.Context, f func(route)) error {
 	if err != nil {
 		return err
 	}
-	msgs, err := t.c.dump(ctx, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{})
+	msgs, err := t.c.dump(ctx, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{}, 0)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

@@ -27,7 +27,7 @@ const (
 
 // List returns every rule of our protocol, of both families.
 func (t Rules) List(ctx context.Context) (map[kernel.Rule]struct{}, error) {
-	msgs, err := t.c.dump(ctx, unix.RTM_GETRULE, unix.RTM_NEWRULE, &nl.RtMsg{})
+	msgs, err := t.c.dump(ctx, unix.RTM_GETRULE, unix.RTM_NEWRULE, &nl.RtMsg{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
@@ -109,12 +109,11 @@ func decodeRule(m []byte) (r kernel.Rule, ok bool, err error) {
 	if m[0] != unix.AF_INET && m[0] != unix.AF_INET6 || m[7] != ruleToTable {
 		return kernel.Rule{}, false, nil
 	}
-	attrs, err := nl.ParseRouteAttr(m[sizeofRule:])
-	if err != nil {
-		return kernel.Rule{}, false, fmt.Errorf("decode rule: %w", err)
-	}
 	r = kernel.Rule{V6: m[0] == unix.AF_INET6, Table: int(m[4]), Invert: binary.NativeEndian.Uint32(m[8:])&ruleInvert != 0}
-	for _, a := range attrs {
+	for a, err := range attributes(m[sizeofRule:]) {
+		if err != nil {
+			return kernel.Rule{}, false, fmt.Errorf("decode rule: %w", err)
+		}
 		switch a.Attr.Type {
 		case nl.FRA_DST:
 			r.Dst = ruleRange(a.Value, m[1])

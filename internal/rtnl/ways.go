@@ -14,13 +14,7 @@ import (
 // address, that is the way's gateway, on the link.
 func (c *Conn) Ways(ctx context.Context, to []netip.Addr) (map[netip.Addr]kernel.Hop, error) {
 	out := make(map[netip.Addr]kernel.Hop, len(to))
-	if len(to) == 0 {
-		return out, nil
-	}
-	devices, err := c.devices(ctx)
-	if err != nil {
-		return nil, err
-	}
+	devices := map[int]kernel.Dev{}
 	for _, a := range to {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -31,14 +25,39 @@ func (c *Conn) Ways(ctx context.Context, to []netip.Addr) (map[netip.Addr]kernel
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("look up the way to %v: %w", a, err)
-		case len(routes) == 0 || devices[routes[0].LinkIndex].name == "lo":
+		case len(routes) == 0:
 			continue
 		}
-		hop := kernel.Hop{Gateway: a, Dev: devices[routes[0].LinkIndex].dev(), Onlink: true}
+		dev, err := c.named(routes[0].LinkIndex, devices)
+		if err != nil {
+			return nil, err
+		}
+		if dev.Name == "lo" {
+			continue
+		}
+		hop := kernel.Hop{Gateway: a, Dev: dev, Onlink: true}
 		if gw, ok := netip.AddrFromSlice(routes[0].Gw); ok {
 			hop.Gateway, hop.Onlink = gw.Unmap(), false
 		}
 		out[a] = hop
 	}
 	return out, nil
+}
+
+// named is the device with that index, which is asked for once; the zero Dev if there is none. Ways are looked up for the sake of few devices, and a node has as
+// many as it has pods.
+func (c *Conn) named(index int, known map[int]kernel.Dev) (kernel.Dev, error) {
+	if dev, ok := known[index]; ok {
+		return dev, nil
+	}
+	l, err := c.h.LinkByIndex(index)
+	switch {
+	case gone(err) || isNotFound(err):
+		known[index] = kernel.Dev{}
+	case err != nil:
+		return kernel.Dev{}, fmt.Errorf("look up device %d: %w", index, err)
+	default:
+		known[index] = kernel.Dev{Name: l.Attrs().Name, Index: index}
+	}
+	return known[index], nil
 }

@@ -405,9 +405,11 @@ func (l *Layout) accepted() (r rules) {
 }
 
 // spoof drops what a workload sends from addresses that are not its own. It comes before connection tracking, for such packets are to
-// leave nothing behind.
+// leave nothing behind. So does what it sends to the host's loopback addresses: devices of workloads take it (route_localnet), for what the host's own rules
+// lead there, which comes later.
 func (l *Layout) spoof() (r rules) {
 	leave := nftable.Verdict{Kind: nftable.Return}
+	r.add(nftable.Addr{Dst: true, Prefix: netip.MustParsePrefix("127.0.0.0/8")}, goTo(reasonChain(reasonToHost)))
 	for _, f := range families {
 		r.add(nftable.IfaceAddrIn{V6: f.v6, Set: f.spoof}, leave)
 	}
@@ -429,8 +431,12 @@ func (l *Layout) spoofed(r *rules, leave nftable.Stmt) {
 	}
 }
 
-// toHost judges what workloads send to their host by their own policy. What the setting says of the rest is left to input-again.
+// toHost judges what workloads send to their host by their own policy. What the setting says of the rest is left to input-again. No workload is its host's
+// router, nor tells it of better ones (router advertisements and redirects, RFC 4861), whatever anybody says: a host that has no IPv6 of its own believes them.
 func (l *Layout) toHost() (r rules) {
+	for _, typ := range []uint8{134, 137} {
+		r.add(nftable.Family{V6: true}, nftable.Proto{Number: api.ProtoICMPv6}, nftable.ICMP{V6: true, Type: typ}, goTo(reasonChain(reasonToHost)))
+	}
 	r.add(nftable.Family{V6: true}, nftable.Proto{Number: api.ProtoICMPv6}, jump("wl-to-host-nd"))
 	r.add(jump("wl-from-dispatch"))
 	return r

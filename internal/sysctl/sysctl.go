@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -65,7 +66,7 @@ func (t *Table) Read(ctx context.Context, keys []kernel.SysctlKey) (map[kernel.S
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("read kernel settings: %w", err)
 		}
-		b, err := t.root.ReadFile(k.Path)
+		b, err := t.read(k.Path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -95,8 +96,17 @@ func (t *Table) Apply(ctx context.Context, changes []kernel.Change[kernel.Sysctl
 	})
 }
 
+func (t *Table) read(path string) ([]byte, error) {
+	f, err := t.open(path, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(f)
+	return b, errors.Join(err, f.Close())
+}
+
 func (t *Table) write(k kernel.SysctlKey, value string) error {
-	f, err := t.open(k.Path)
+	f, err := t.open(k.Path, unix.O_WRONLY)
 	if errors.Is(err, fs.ErrNotExist) && k.Index != 0 {
 		return nil
 	}
@@ -113,11 +123,11 @@ func (t *Table) write(k kernel.SysctlKey, value string) error {
 	return nil
 }
 
-// open opens a setting for writing: at once where the kernel can (openat2(2), from Linux 5.6 on), else, and to learn what is in the way, step by step.
-func (t *Table) open(path string) (*os.File, error) {
-	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+// open opens a setting: at once where the kernel can (openat2(2), from Linux 5.6 on), else, and to learn what is in the way, step by step.
+func (t *Table) open(path string, flag int) (*os.File, error) {
+	how := unix.OpenHow{Flags: uint64(flag) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	if fd, err := unix.Openat2(int(t.dir.Fd()), path, &how); err == nil {
 		return os.NewFile(uintptr(fd), path), nil
 	}
-	return t.root.OpenFile(path, os.O_WRONLY, 0)
+	return t.root.OpenFile(path, flag, 0)
 }

@@ -2,10 +2,12 @@ package sysctl
 
 import (
 	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -179,5 +181,48 @@ func TestRemadeDevicesLeaveNothingBehind(t *testing.T) {
 	}
 	if have, err := x.List(t.Context()); err != nil || len(have) > 1 {
 		t.Errorf("one setting is listed as %v, %v", have, err)
+	}
+}
+
+func TestNumberIsReadAnewEachTime(t *testing.T) {
+	ns := nettest.New(t)
+	nettest.Pair(ns, "cali0", ns, "cali1")
+	const path = "net/ipv4/conf/cali0/rp_filter"
+	n := NewNumber(Root, path)
+	ns.Do(func() {
+		for _, want := range []string{"1", "2"} {
+			if err := open(t, Root).Apply(t.Context(), kernel.Diff(nil, map[kernel.SysctlKey]string{{Path: path, Index: 1}: want})); err != nil {
+				t.Error(err)
+			}
+			if got, err := n.Read(); err != nil || strconv.FormatUint(got, 10) != want {
+				t.Errorf("it is %d, %v, and not %s", got, err, want)
+			}
+		}
+		ns.Exec("ip", "link", "del", "cali0")
+		if got, err := n.Read(); err == nil {
+			t.Errorf("a setting that is gone is %d", got)
+		}
+		if _, err := n.Read(); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after that: %v", err)
+		}
+		nettest.Pair(ns, "cali0", ns, "cali1")
+		if _, err := n.Read(); err != nil {
+			t.Errorf("a setting that has come again: %v", err)
+		}
+	})
+	if err := errors.Join(n.Close(), n.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLongSettingIsReadWhole(t *testing.T) {
+	dir := t.TempDir()
+	want := strings.Repeat("32768 60999 ", 40) + "1"
+	if err := os.WriteFile(filepath.Join(dir, "long"), []byte(want+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	key := kernel.SysctlKey{Path: "long"}
+	if got, err := open(t, dir).Read(t.Context(), []kernel.SysctlKey{key}); err != nil || got[key] != want {
+		t.Errorf("got %q, %v", got[key], err)
 	}
 }

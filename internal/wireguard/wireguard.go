@@ -26,6 +26,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/kernel"
 )
 
@@ -289,7 +290,7 @@ func (t Peers) Apply(ctx context.Context, changes []kernel.Change[kernel.PeerKey
 		if err != nil {
 			return fmt.Errorf("change peer %v of WireGuard device %v: %w", x.Key.Key, x.Key.Dev, err)
 		}
-		return nil
+		return fault.At(fault.ApplyPeerPut)
 	})
 }
 

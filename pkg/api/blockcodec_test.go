@@ -66,27 +66,34 @@ func FuzzBlockCodec(f *testing.F) {
 		f.Add([]byte(s), []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw, other []byte) {
-		var like, got, want Block
-		_ = json.Unmarshal(other, &like) // what could not be read is empty
-		usual := got.readUsual(raw, &like)
-		err := json.Unmarshal(raw, &want)
-		if !usual {
-			if diff := cmp.Diff(Block{}, got, sameBlock()...); diff != "" {
-				t.Fatalf("left behind by a reader that gave up:\n%s", diff)
-			}
-		} else if err != nil {
-			t.Fatalf("%s was read, and to encoding/json it is: %v", raw, err)
-		} else if diff := cmp.Diff(want, got, sameBlock()...); diff != "" {
-			t.Fatalf("%s was read differently (-encoding/json +own):\n%s", raw, diff)
-		}
-		if err != nil {
-			return
-		}
-		plain, err := json.Marshal(&want)
-		if own, ok := want.appendUsual(nil); ok && (err != nil || string(own) != string(plain)) {
-			t.Fatalf("written %s, and by encoding/json %s, %v", own, plain, err)
-		}
+		var like Block
+		_ = like.readUsual(other, nil) // what could not be read is empty
+		heldAgainstJSON(t, raw, (*Block).appendUsual, func(b *Block) bool { return b.readUsual(raw, &like) },
+			func(b *Block) error { return json.Unmarshal(raw, b) }, func(b *Block) ([]byte, error) { return json.Marshal(b) })
 	})
+}
+
+// heldAgainstJSON compares what a kind's own reader and writer make of raw with what encoding/json makes of it.
+func heldAgainstJSON[T any](t *testing.T, raw []byte, write func(*T, []byte) ([]byte, bool), read func(*T) bool, decode func(*T) error, encode func(*T) ([]byte, error)) {
+	var none, got, want T
+	usual := read(&got)
+	err := decode(&want)
+	if !usual {
+		if diff := cmp.Diff(none, got, sameBlock()...); diff != "" {
+			t.Fatalf("left behind by a reader that gave up:\n%s", diff)
+		}
+	} else if err != nil {
+		t.Fatalf("%s was read, and to encoding/json it is: %v", raw, err)
+	} else if diff := cmp.Diff(want, got, sameBlock()...); diff != "" {
+		t.Fatalf("%s was read differently (-encoding/json +own):\n%s", raw, diff)
+	}
+	if err != nil {
+		return
+	}
+	plain, err := encode(&want)
+	if own, ok := write(&want, nil); ok && (err != nil || string(own) != string(plain)) {
+		t.Fatalf("written %s, and by encoding/json %s, %v", own, plain, err)
+	}
 }
 
 // sameBlock compares times by what they are written as.

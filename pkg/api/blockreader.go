@@ -1,21 +1,14 @@
 package api
 
-import (
-	"bytes"
-	"net/netip"
-	"strconv"
-	"time"
-)
-
-// A block of 64 addresses is 18 KB, is written anew with each address, and is read by every agent. So blocks have a codec of their own
-// beside encoding/json, for the form that they nearly always have: all fields in their order and none that we do not know, no space between
-// them, no character that needs escaping. What has another form is left to encoding/json, which reads and writes this one alike
-// (FuzzBlockCodec).
+import "strconv"
 
 // readUsual fills the block from raw, if that has the usual form. The owners that like names too are taken from there, so that the
-// versions of a block share what they have in common.
+// versions of a block share what they have in common. like is such a block itself, or nil: its texts need no second look.
 func (b *Block) readUsual(raw []byte, like *Block) bool {
-	r := blockReader{raw: raw, like: like.Attributes}
+	if like == nil {
+		like = &Block{}
+	}
+	r := blockReader{usualReader: usualReader{raw: raw}, like: like.Attributes}
 	var out Block
 	r.want(`{"cidr":`)
 	out.CIDR = r.prefix()
@@ -51,53 +44,11 @@ func (b *Block) readUsual(raw []byte, like *Block) bool {
 	return true
 }
 
-// blockReader reads from the front. With the first thing that has not the usual form it has failed, and what it returns means nothing.
+// blockReader reads a block, and shares owners with another one.
 type blockReader struct {
-	raw    []byte
-	at     int // where the next thing begins
-	failed bool
-	like   []Attributes      // owners that may come, in the order in which they would
-	last   map[string]string // what was said of the owner before
-}
-
-func (r *blockReader) fail() { r.failed, r.at = true, len(r.raw) }
-
-// take passes over the text, if that is next.
-func (r *blockReader) take(text string) bool {
-	end := r.at + len(text)
-	if end > len(r.raw) || string(r.raw[r.at:end]) != text {
-		return false
-	}
-	r.at = end
-	return true
-}
-
-func (r *blockReader) want(text string) {
-	if !r.take(text) {
-		r.fail()
-	}
-}
-
-// text is the inside of a string.
-func (r *blockReader) text() []byte {
-	r.want(`"`)
-	rest := r.raw[r.at:]
-	for i, c := range rest {
-		if c == '"' {
-			r.at += i + 1
-			return rest[:i]
-		}
-		if !plain(c) {
-			break
-		}
-	}
-	r.fail()
-	return nil
-}
-
-// plain reports a character that stands for itself in a JSON string, also where encoding/json wrote it.
-func plain(c byte) bool {
-	return ' ' <= c && c < 0x7f && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&'
+	usualReader
+	like []Attributes      // owners that may come, in the order in which they would
+	last map[string]string // what was said of the owner before
 }
 
 // same is the text as a string: the one that is given, if it says that.
@@ -107,68 +58,6 @@ func same(text []byte, like *string) *string {
 	}
 	s := string(text)
 	return &s
-}
-
-func (r *blockReader) prefix() netip.Prefix {
-	p, err := netip.ParsePrefix(string(r.text()))
-	if err != nil {
-		r.fail()
-	}
-	return p
-}
-
-func (r *blockReader) time() *time.Time {
-	var t time.Time
-	if t.UnmarshalText(r.text()) != nil {
-		r.fail()
-	}
-	return &t
-}
-
-// maxDigits is how many digits fit into 64 bits whatever they are.
-const maxDigits = 19
-
-// number is one without sign. JSON has no zeros before the first digit.
-func (r *blockReader) number() (n uint64) {
-	rest, digits := r.raw[r.at:], 0
-	for digits < len(rest) && '0' <= rest[digits] && rest[digits] <= '9' {
-		n = n*10 + uint64(rest[digits]-'0')
-		digits++
-	}
-	if digits == 0 || digits > maxDigits || digits > 1 && rest[0] == '0' {
-		r.fail()
-		return 0
-	}
-	r.at += digits
-	return n
-}
-
-// small is a number that fits into any int.
-func (r *blockReader) small() int {
-	n := r.number()
-	if n > 1<<31-1 {
-		r.fail()
-	}
-	return int(n)
-}
-
-// elements has each of a list's or an object's elements read, up to the end.
-func (r *blockReader) elements(begin, end string, read func()) {
-	r.want(begin)
-	if r.take(end) {
-		return
-	}
-	for read(); r.take(`,`); {
-		read()
-	}
-	r.want(end)
-}
-
-// ahead counts the elements of the flat list that is next, and the nulls among them, so that what is made for them is as large as they need:
-// blocks stay. Of what is no such list it says nothing true.
-func (r *blockReader) ahead() (elements, nulls int) {
-	list, _, _ := bytes.Cut(r.raw[r.at:], []byte(`]`))
-	return bytes.Count(list, []byte(`,`)) + 1, bytes.Count(list, []byte(`null`))
 }
 
 // indexes is a list of numbers and nulls; null is nil.
@@ -189,16 +78,6 @@ func (r *blockReader) indexes() []*int {
 	return out
 }
 
-func (r *blockReader) numbers() []int {
-	if r.take(`null`) {
-		return nil
-	}
-	size, _ := r.ahead()
-	out := make([]int, 0, size)
-	r.elements(`[`, `]`, func() { out = append(out, r.small()) })
-	return out
-}
-
 func (r *blockReader) owners(size int) []Attributes {
 	if r.take(`null`) {
 		return nil
@@ -208,34 +87,74 @@ func (r *blockReader) owners(size int) []Attributes {
 	return out
 }
 
+// ownerAttr is the key of an attribute, and what stands before its value.
+type ownerAttr struct{ key, head string }
+
+// ownerAttrs are nearly all that owners have, in order.
+func ownerAttrs() [5]ownerAttr {
+	return [...]ownerAttr{
+		{AttrNamespace, `"` + AttrNamespace + `":"`}, {AttrNode, `"` + AttrNode + `":"`}, {AttrPod, `"` + AttrPod + `":"`},
+		{AttrTimestamp, `"` + AttrTimestamp + `":"`}, {AttrType, `"` + AttrType + `":"`},
+	}
+}
+
 // owner reads an object whose fields may each be missing.
 func (r *blockReader) owner() (a Attributes) {
-	var like Attributes
-	comma := ``
-	has := func(name string) bool {
-		before := r.at
-		if r.take(comma) && r.take(name) {
-			comma = `,`
-			return true
-		}
-		r.at = before
-		return false
+	if known, ok := r.known(); ok {
+		r.last = known.Secondary
+		return known
 	}
+	var like Attributes
+	f := givenFields{r: &r.usualReader}
 	r.want(`{`)
-	if has(`"handle_id":`) {
+	if f.has(`"handle_id":`) {
 		id := r.text()
 		like = r.expected(id)
 		a.HandleID = same(id, like.HandleID)
 	}
-	if has(`"secondary":`) {
+	if f.has(`"secondary":`) {
 		a.Secondary = r.words(like.Secondary)
 		r.last = a.Secondary
 	}
-	if has(`"alternateOwnerAttrs":`) {
+	if f.has(`"alternateOwnerAttrs":`) {
 		a.Alternate = r.words(like.Alternate)
 	}
 	r.want(`}`)
 	return a
+}
+
+// known is the first of the owners that may come, if the next thing says the very same. To read most of a block is to find that.
+func (r *blockReader) known() (a Attributes, ok bool) {
+	if len(r.like) == 0 {
+		return a, false
+	}
+	a = r.like[0]
+	before := r.at
+	if a.HandleID == nil || a.Alternate != nil || !r.take(`{"handle_id":"`) || !r.take(*a.HandleID) || !r.take(`","secondary":{`) || !r.repeats(a.Secondary) || !r.take(`}}`) {
+		r.at = before
+		return a, false
+	}
+	r.like = r.like[1:]
+	return a, true
+}
+
+// repeats passes over the members of an object of the usual attributes, if they are next.
+func (r *blockReader) repeats(m map[string]string) bool {
+	left := len(m)
+	for _, attr := range ownerAttrs() {
+		if left == 0 {
+			break
+		}
+		v, ok := m[attr.key]
+		if !ok {
+			continue
+		}
+		if left < len(m) && !r.take(`,`) || !r.take(attr.head) || !r.take(v) || !r.take(`"`) {
+			return false
+		}
+		left--
+	}
+	return left == 0
 }
 
 // expected is the owner of that name, if one may come. Those before it are not expected any more.
@@ -284,9 +203,9 @@ func (r *blockReader) says(like map[string]string) bool {
 
 // attrName is the key of an owner attribute.
 func attrName(key []byte) string {
-	for _, k := range []string{AttrNamespace, AttrNode, AttrPod, AttrTimestamp, AttrType} {
-		if string(key) == k {
-			return k
+	for _, attr := range ownerAttrs() {
+		if string(key) == attr.key {
+			return attr.key
 		}
 	}
 	return string(key)
@@ -311,18 +230,4 @@ func ordinalText(key []byte) string {
 		}
 	}
 	return string(key)
-}
-
-// pairs reads an object whose keys are in order, each once. read is to read the value.
-func (r *blockReader) pairs(read func(key []byte)) {
-	var before []byte
-	r.elements(`{`, `}`, func() {
-		key := r.text()
-		if before != nil && bytes.Compare(before, key) >= 0 {
-			r.fail()
-		}
-		before = key
-		r.want(`:`)
-		read(key)
-	})
 }

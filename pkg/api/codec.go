@@ -18,13 +18,11 @@ func Decode[T Value](raw []byte) (*T, error) {
 }
 
 // DecodeLike is Decode of another version of like, with which the value may share what is behind pointers and in maps; nil: with
-// nothing. whole reports that the value is known to say all that raw says, so that Encode needs no prior.
+// nothing. like must be what DecodeLike has returned as whole, unchanged. whole reports that the value is known to say all that raw says, so that Encode needs
+// no prior.
 func DecodeLike[T Value](raw []byte, like *T) (v *T, whole bool, err error) {
 	v = new(T)
 	if u, ok := any(v).(usual[T]); ok {
-		if like == nil {
-			like = new(T)
-		}
 		if u.readUsual(raw, like) {
 			return v, true, nil
 		}
@@ -48,7 +46,7 @@ func Encode[T Value](v *T, prior []byte) ([]byte, error) {
 }
 
 // usual is a kind that is stored so often, and mostly in so plain a form, that it has a reader and a writer of its own. Where one of
-// them returns true, the outcome is what encoding/json's would be; and a kind of this sort has neither envelope nor defaults.
+// them returns true, the outcome is what decode's or encode's would be.
 type usual[T any] interface {
 	readUsual(raw []byte, like *T) bool
 	appendUsual(to []byte) ([]byte, bool)

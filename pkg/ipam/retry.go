@@ -16,6 +16,11 @@ const maxAttempts = 100
 // Retry calls f until it returns anything but a store.ErrConflict, for as long as ctx lasts. attempt counts from 0: from 1 on, f
 // must read etcd itself, for what it had in memory was out of date. The error is f's, ctx's, or a *Refusal with ErrBusy.
 func Retry(ctx context.Context, f func(attempt int) error) error {
+	return RetryAfter(ctx, Pause, f)
+}
+
+// RetryAfter is Retry with a pause of the caller's own, which returns nil when it is time to try again.
+func RetryAfter(ctx context.Context, pause func(ctx context.Context, attempt int) error, f func(attempt int) error) error {
 	for attempt := range maxAttempts {
 		err := f(attempt)
 		if !errors.Is(err, store.ErrConflict) {
@@ -28,8 +33,8 @@ func Retry(ctx context.Context, f func(attempt int) error) error {
 	return refuse(ErrBusy, "try again; see who changes blocks that often", "gave up after %d conflicts: excessive concurrent IPAM requests", maxAttempts)
 }
 
-// pause spreads competing writers: not at all at first, then over up to 20 ms.
-func pause(ctx context.Context, attempt int) error {
+// Pause spreads competing writers: not at all at first, then over up to 20 ms. It returns ctx's error if that ends first.
+func Pause(ctx context.Context, attempt int) error {
 	if attempt < 2 {
 		return ctx.Err()
 	}

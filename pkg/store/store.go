@@ -72,6 +72,18 @@ func (e Entry[T]) Exists() bool { return e.Rev != 0 }
 // would take their memory twice. Either way it is what api.Encode wants as the prior of Value's successor. Do not modify them.
 func (e Entry[T]) Raw() []byte { return e.raw }
 
+// Says reports whether what is stored is these bytes, or would be if this package had written it. An entry that does not exist says nothing.
+func (e Entry[T]) Says(raw []byte) bool {
+	stored := e.raw
+	if e.whole {
+		var err error
+		if stored, err = api.Encode(e.Value, nil); err != nil {
+			return false
+		}
+	}
+	return e.Exists() && bytes.Equal(stored, raw)
+}
+
 // Decode turns raw data into an entry; a KV that does not exist becomes an entry without a value.
 func Decode[T api.Value](kv KV) (Entry[T], error) { return DecodeAfter(kv, Entry[T]{}) }
 
@@ -82,12 +94,17 @@ func DecodeAfter[T api.Value](kv KV, before Entry[T]) (Entry[T], error) {
 	if kv.Rev == 0 {
 		return e, nil
 	}
-	v, whole, err := api.DecodeLike(kv.Value, before.Value)
+	like := before.Value
+	if !before.whole {
+		like = nil
+	}
+	v, whole, err := api.DecodeLike(kv.Value, like)
 	if err != nil {
 		return e, &UnreadableError{Key: kv.Key, Err: err}
 	}
-	if e.Value, e.whole = v, whole; whole {
-		e.raw = nil
+	e.Value, e.whole, e.raw = v, whole, nil
+	if !whole {
+		e.raw = bytes.Clone(kv.Value) // which may be a part of something larger
 	}
 	return e, nil
 }
@@ -390,6 +407,8 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 // operations are what the transaction compares, what it does, and what it reads if a compare fails: the keys in their order, and then what
 // was written below the prefixes.
 func (t *Txn) operations(keys []string) (cmps []clientv3.Cmp, then, orElse []clientv3.Op) {
+	compared := len(keys) + len(t.below)
+	cmps, then, orElse = make([]clientv3.Cmp, 0, compared), make([]clientv3.Op, 0, len(t.writes)), make([]clientv3.Op, 0, compared)
 	for _, k := range keys {
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), "=", t.expect[k]))
 		orElse = append(orElse, clientv3.OpGet(k))
@@ -431,7 +450,8 @@ func Create[T api.Value](ctx context.Context, c *Client, key string, v *T) (Entr
 	return Update(ctx, c, Entry[T]{Key: key}, v)
 }
 
-// Update writes v in the place of e, which must not have changed; the error matches ErrConflict if it has.
+// Update writes v in the place of e, which must not have changed; the error matches ErrConflict if it has. The entry that it returns has its Raw, whatever
+// Value says.
 func Update[T api.Value](ctx context.Context, c *Client, e Entry[T], v *T) (Entry[T], error) {
 	var t Txn
 	Put(&t, e, v)
@@ -439,7 +459,9 @@ func Update[T api.Value](ctx context.Context, c *Client, e Entry[T], v *T) (Entr
 	if err != nil {
 		return e, err
 	}
-	return Decode[T](done[0])
+	wrote, err := Decode[T](done[0])
+	wrote.raw = done[0].Value
+	return wrote, err
 }
 
 func fromEtcd(kvs []*mvccpb.KeyValue) []KV {

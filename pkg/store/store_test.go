@@ -419,3 +419,29 @@ func TestTransactionFailsOnWhatWasWrittenBelowAPrefixItExpects(t *testing.T) {
 		t.Errorf("after it was seen, and the refused one has changed nothing: %v", err)
 	}
 }
+
+// TestEntrySaysWhatIsStored with a value that knows all of its bytes, and with one that must keep them.
+func TestEntrySaysWhatIsStored(t *testing.T) {
+	const head = `{"kind":"WorkloadEndpoint","apiVersion":"projectcalico.org/v3","metadata":{"name":"a","namespace":"b"},"spec":{"mac":"x"`
+	for raw, keeps := range map[string]bool{head + `}}`: false, head + `,"more":1}}`: true} {
+		e, err := store.Decode[api.WorkloadEndpoint](store.KV{Key: "k", Rev: 1, Value: []byte(raw)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := e.Raw() != nil; got != keeps {
+			t.Errorf("%s: its bytes are kept: %t, want %t", raw, got, keeps)
+		}
+		stored := []byte(raw)
+		if !keeps {
+			if stored, err = api.Encode(e.Value, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !e.Says(stored) || e.Says(append(stored, ' ')) || e.Says(nil) {
+			t.Errorf("%s: does not say just what is stored", raw)
+		}
+	}
+	if (store.Entry[api.WorkloadEndpoint]{}).Says(nil) {
+		t.Error("an entry that does not exist says something")
+	}
+}

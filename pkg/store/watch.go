@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (w *Watcher) create(ctx context.Context, from, end string) error {
 	}
 	// A member that lost its leader ends the watch rather than being silently behind.
 	w.stream, err = etcd.watch.Watch(clientv3.WithRequireLeader(ctx),
-		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
+		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.ForceCodecV2(newWatchCodec()))
 	if err != nil {
 		return w.sort(err)
 	}
@@ -89,6 +90,15 @@ func (w *Watcher) create(ctx context.Context, from, end string) error {
 // Errors end the watch: ErrCompacted if etcd no longer has what follows the last batch, ErrUnavailable if the connection is lost or
 // silent for three timeouts. One caller at a time.
 func (w *Watcher) Next() (Batch, error) {
+	b, err := w.Lent()
+	for i := range b.Changes {
+		b.Changes[i].Value = bytes.Clone(b.Changes[i].Value)
+	}
+	return b, err
+}
+
+// Lent is Next for who is done with the values of a batch when he asks for the next one: then their memory is used again.
+func (w *Watcher) Lent() (Batch, error) {
 	began := time.Now()
 	ask := time.AfterFunc(w.timeout, w.RequestProgress)
 	defer ask.Stop()
@@ -99,7 +109,7 @@ func (w *Watcher) Next() (Batch, error) {
 		w.client.tell(w.what, began, err)
 		return Batch{}, err
 	}
-	b := Batch{}
+	b := Batch{Changes: make([]KV, 0, len(res.Events))}
 	for _, e := range res.Events {
 		if e.Kv.ModRevision <= w.rev {
 			continue
@@ -111,7 +121,9 @@ func (w *Watcher) Next() (Batch, error) {
 		b.Changes = append(b.Changes, kv)
 	}
 	b.Rev = w.advance(res)
-	w.client.tell(fmt.Sprintf("%s: %d changes up to %d", w.what, len(b.Changes), b.Rev), began, nil)
+	if w.client.cfg.Trace != nil {
+		w.client.tell(fmt.Sprintf("%s: %d changes up to %d", w.what, len(b.Changes), b.Rev), began, nil)
+	}
 	return b, nil
 }
 

@@ -2,8 +2,10 @@ package arch
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +57,33 @@ func TestSourceTreeKeepsItsRules(t *testing.T) {
 	}
 	for _, rule := range rules {
 		t.Run(rule.name, func(t *testing.T) { report(t, rule.wrong) })
+	}
+}
+
+// TestTestsThatTheDocumentNamesExist keeps what ARCHITECTURE.md says of tests from outliving them.
+func TestTestsThatTheDocumentNamesExist(t *testing.T) {
+	there := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	err := fs.WalkDir(os.DirFS(root), ".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		for _, m := range declared.FindAllStringSubmatch(string(read(t, path)), -1) {
+			there[m[1]] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(read(t, "ARCHITECTURE.md")), -1)
+	if len(named) < 20 {
+		t.Fatalf("the document names %d tests", len(named))
+	}
+	for _, m := range named {
+		if !there[m[1]] {
+			t.Errorf("ARCHITECTURE.md names %s, which is nowhere", m[1])
+		}
 	}
 }
 

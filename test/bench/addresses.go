@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -73,7 +74,8 @@ func runAddresses(ctx context.Context, at bench) (out []row, err error) {
 }
 
 // runFleet measures how many addresses ten nodes give out in a second, with as many callers as the floor has transactions in flight, and what that
-// costs etcd, which is a process of its own here: the nodes' ten agents take the processors away from it, and would not where each has its machine.
+// costs etcd, which is a process of its own here: the nodes' ten agents take the processors away from it, and would not where each has its machine. What
+// the agents take, all ten together, is told beside it, and what the floor's one client does.
 func runFleet(ctx context.Context, at bench) (out []row, err error) {
 	err = withAddresses(ctx, at, func(b *addressBench) error {
 		t := b.attachTrial(fmt.Sprintf("%d nodes on one etcd, %d in parallel", manyNodes, fleetCallers), addresses, fleetCallers)
@@ -81,13 +83,20 @@ func runFleet(ctx context.Context, at bench) (out []row, err error) {
 		if err != nil {
 			return err
 		}
-		t.do, t.undo = "etcd's processor time: "+t.do, "etcd's processor time: "+t.undo
-		t.meter = func() (time.Duration, error) { return processorTime(b.server.pid) }
-		doCPU, undoCPU, err := b.compare(ctx, t, manyNodes)
-		if err != nil {
-			return err
+		out = []row{do.rate("≥ 1"), undo.rate("")}
+		for _, who := range []struct {
+			name string
+			pid  int
+		}{{"etcd's", b.server.pid}, {"clients'", os.Getpid()}} {
+			t := t
+			t.do, t.undo = who.name+" processor time: "+t.do, who.name+" processor time: "+t.undo
+			t.meter = func() (time.Duration, error) { return processorTime(who.pid) }
+			do, undo, err := b.compare(ctx, t, manyNodes)
+			if err != nil {
+				return err
+			}
+			out = append(out, do.row(""), undo.row(""))
 		}
-		out = []row{do.rate("≥ 1"), undo.rate(""), doCPU.row(""), undoCPU.row("")}
 		return nil
 	})
 	return out, err

@@ -35,8 +35,18 @@ type bustle struct {
 	tally tally
 }
 
-// tally is how many commands a bustle has given.
-type tally struct{ done, failed int }
+// tally is how many commands a bustle has given, and how many of them have failed.
+type tally struct{ adds, dels, failed int }
+
+func (n tally) done() int { return n.adds + n.dels }
+
+func (n tally) plus(o tally) tally {
+	return tally{n.adds + o.adds, n.dels + o.dels, n.failed + o.failed}
+}
+
+func (n tally) less(o tally) tally {
+	return tally{n.adds - o.adds, n.dels - o.dels, n.failed - o.failed}
+}
 
 // hand is what adds and removes the same pods of a node, one after the other.
 type hand struct {
@@ -73,15 +83,15 @@ func (c *bustle) finish() {
 func (c *bustle) busy(ctx context.Context, h *hand) {
 	for ctx.Err() == nil {
 		c.work.RLock()
-		err := h.next(c.lab)
+		given, err := h.next(c.lab)
 		c.work.RUnlock()
-		c.mu.Lock()
-		c.tally.done++
 		pause := breath
 		if err != nil {
-			c.tally.failed++
+			given.failed = given.done()
 			pause *= 5
 		}
+		c.mu.Lock()
+		c.tally = c.tally.plus(given)
 		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -90,8 +100,8 @@ func (c *bustle) busy(ctx context.Context, h *hand) {
 	}
 }
 
-// next gives one command.
-func (h *hand) next(l *lab.Lab) error {
+// next gives one command, or none where nothing is left of what was in doubt.
+func (h *hand) next(l *lab.Lab) (given tally, err error) {
 	switch {
 	case len(h.doubtful) > 0:
 		return h.clear(l)
@@ -100,37 +110,46 @@ func (h *hand) next(l *lab.Lab) error {
 		name := fmt.Sprintf("%s-%d", h.name, h.made)
 		if _, err := l.AddPod(context.Background(), lab.PodSpec{Name: name, Node: h.node}); err != nil {
 			h.doubtful = append(h.doubtful, name)
-			return err
+			return tally{adds: 1}, err
 		}
 		h.pods = append(h.pods, name)
+		return tally{adds: 1}, nil
 	default:
 		i := h.numbers.IntN(len(h.pods))
 		name := h.pods[i]
 		h.pods = slices.Delete(h.pods, i, i+1)
 		if err := l.RemovePod(context.Background(), name); err != nil {
 			h.doubtful = append(h.doubtful, name)
-			return err
+			return tally{dels: 1}, err
 		}
+		return tally{dels: 1}, nil
 	}
-	return nil
 }
 
 // clear removes what the first doubtful pod has left, if the lab still knows it.
-func (h *hand) clear(l *lab.Lab) error {
-	err := forget(l, h.doubtful[0])
+func (h *hand) clear(l *lab.Lab) (given tally, err error) {
+	known, err := knows(l, h.doubtful[0])
+	if known {
+		given.dels, err = 1, l.RemovePod(context.Background(), h.doubtful[0])
+	}
 	if err == nil {
 		h.doubtful = h.doubtful[1:]
 	}
-	return err
+	return given, err
 }
 
 // forget removes what a pod whose ADD or DEL has failed may have left, if the lab still knows it.
 func forget(l *lab.Lab, name string) error {
-	pods, err := l.Pods()
-	if err != nil || !slices.ContainsFunc(pods, func(p lab.Pod) bool { return p.Name == name }) {
+	known, err := knows(l, name)
+	if !known {
 		return err
 	}
 	return l.RemovePod(context.Background(), name)
+}
+
+func knows(l *lab.Lab, name string) (bool, error) {
+	pods, err := l.Pods()
+	return slices.ContainsFunc(pods, func(p lab.Pod) bool { return p.Name == name }), err
 }
 
 // pods counts them by node. Only for who has the bustle stand still.
@@ -153,8 +172,8 @@ func (c *bustle) works(t *testing.T, commands int) {
 	t.Helper()
 	begun := c.count()
 	patiently(t, func() error {
-		if now := c.count(); now.done < begun.done+commands {
-			return fmt.Errorf("the bustle gave %d of %d commands", now.done-begun.done, commands)
+		if now := c.count(); now.less(begun).done() < commands {
+			return fmt.Errorf("the bustle gave %d of %d commands", now.less(begun).done(), commands)
 		}
 		return nil
 	})
@@ -169,7 +188,7 @@ func (c *bustle) still(t *testing.T, tidy bool, fn func()) {
 		for _, h := range c.hands {
 			patiently(t, func() error {
 				for len(h.doubtful) > 0 {
-					if err := h.clear(c.lab); err != nil {
+					if _, err := h.clear(c.lab); err != nil {
 						return err
 					}
 				}

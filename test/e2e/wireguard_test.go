@@ -18,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/muslin-cni/muslin/internal/fault"
 	"github.com/muslin-cni/muslin/internal/lab"
 	"github.com/muslin-cni/muslin/internal/nettest"
 	"github.com/muslin-cni/muslin/pkg/api"
@@ -37,7 +38,7 @@ const (
 // TestVMWireGuard is one lab for all, since the machine is slow.
 func TestVMWireGuard(t *testing.T) {
 	nettest.Need(t, "wireguard")
-	l, nodes := upBare(t, programs(t), func(o *lab.Options) {
+	l, nodes := upBare(t, faultyPrograms(t), func(o *lab.Options) {
 		o.Subnets, o.Mode, o.DualStack, o.AgentEnv = 3, lab.VXLAN, true, encryptedEnv()
 	})
 	for n := range nodes {
@@ -51,6 +52,7 @@ func TestVMWireGuard(t *testing.T) {
 		{"nothing else is on the fabric", (*encrypted).nothingElse},
 		{"paths that lose packets", (*encrypted).paths},
 		{"what others do to peers", (*encrypted).tampered},
+		{"writes that fail, and agents that are killed behind them", (*encrypted).faults},
 		{"a new key", (*encrypted).newKey},
 		{"a node without a key", (*encrypted).withoutKey},
 		{"between nodes too", (*encrypted).hosts},
@@ -65,7 +67,7 @@ func TestVMWireGuard(t *testing.T) {
 
 // encryptedEnv are the agents' variables.
 func encryptedEnv(more ...string) []string {
-	return append([]string{"MUSLIN_LINGER=10s", "MUSLIN_PATH_PROBE_INTERVAL=1s"}, more...)
+	return append([]string{"MUSLIN_LINGER=10s", "MUSLIN_PATH_PROBE_INTERVAL=1s", fault.Variable + "=@" + agentOrders}, more...)
 }
 
 // TestKernelWithoutWireGuardRefusesRatherThanSendsInClear is for machines such as those that tests are written on.

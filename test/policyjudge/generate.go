@@ -114,6 +114,9 @@ func (g *generator) labels() map[string]string {
 			out[key] = pick(g, "x", "y", "")
 		}
 	}
+	if b, ok := out["b"]; ok && b == "" {
+		out["pcns.a"] = "x" // as if it were the namespace's
+	}
 	return out
 }
 

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
 )
@@ -47,7 +48,7 @@ func (c *Cluster) members() []*member {
 		out = append(out, &c.host(h).member)
 	}
 	for _, n := range all[*api.NetworkSet](c) {
-		labels := with(n.Metadata.Labels, api.LabelNamespace, n.Metadata.Namespace)
+		labels := with(ownLabels(n), api.LabelNamespace, n.Metadata.Namespace)
 		out = append(out, &member{labels: c.inherited(labels, []string{"kns." + n.Metadata.Namespace}), nets: n.Spec.Nets})
 	}
 	for _, n := range all[*api.GlobalNetworkSet](c) {
@@ -58,7 +59,7 @@ func (c *Cluster) members() []*member {
 
 // workload has the labels that every stored endpoint has, and those of its profiles: of its namespace and of its service account.
 func (c *Cluster) workload(w *api.WorkloadEndpoint) *endpoint {
-	labels := with(w.Metadata.Labels, api.LabelNamespace, w.Metadata.Namespace)
+	labels := with(ownLabels(w), api.LabelNamespace, w.Metadata.Namespace)
 	labels = with(labels, api.LabelOrchestrator, w.Spec.Orchestrator)
 	if w.Spec.ServiceAccountName != "" {
 		labels = with(labels, "projectcalico.org/serviceaccount", w.Spec.ServiceAccountName)
@@ -78,6 +79,13 @@ func (c *Cluster) host(h *api.HostEndpoint) *endpoint {
 	e := &endpoint{name: "HostEndpoint " + h.Metadata.Name, profiles: h.Spec.Profiles}
 	e.labels, e.nets, e.ports = c.inherited(h.Metadata.Labels, h.Spec.Profiles), h.Spec.ExpectedIPs, h.Spec.Ports
 	return e
+}
+
+// ownLabels are those that something in a namespace gives itself. What namespaces and accounts are called only profiles say.
+func ownLabels(o api.Object) map[string]string {
+	out := maps.Clone(o.Meta().Labels)
+	maps.DeleteFunc(out, func(key, _ string) bool { return strings.HasPrefix(key, "pcns.") || strings.HasPrefix(key, "pcsa.") })
+	return out
 }
 
 func with(labels map[string]string, key, value string) map[string]string {

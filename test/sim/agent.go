@@ -63,13 +63,15 @@ func (n *node) start() *process {
 		pauses := rand.New(rand.NewPCG(n.w.rnd.Uint64(), 0))
 		f.DrawPauses(func(below time.Duration) time.Duration { return time.Duration(pauses.Int64N(int64(below))) })
 		p.follows = f
+		w.stir(n)
 		p.feeding.Go(func() { _ = f.Run(p.ctx) })
+		w.still()
 	} else {
 		p.view = newView(&w.history)
 		p.follows = p.view
 	}
 	p.handler = register.New(register.Config{
-		Client: p.client, Node: n.name, Machine: n.machine, Now: w.now, UUID: w.uuids(n.name), Committed: p.follows.Commit,
+		Client: p.client, Node: n.name, Machine: n.machine, Now: w.now, UUID: w.uuids(n.name), Committed: p.follows.Commit, Pause: p.wire.again,
 		Source: func() register.Source {
 			s, ok := p.follows.Snapshot()
 			if !ok {
@@ -156,7 +158,8 @@ func (p *process) plan(snap feed.Snapshot) plan.Result {
 	host, facts := p.n.kernel.Host()
 	s := p.linger.Settings(p.n.settings())
 	if p.planner != nil {
-		return p.planner.Compute(agent.Model(snap, p.n.name), s, host)
+		r, _ := p.planner.Compute(agent.Model(snap, p.n.name), s, host)
+		return r
 	}
 	if m := p.memo; m != nil && m.facts == facts && m.snap == snap && reflect.DeepEqual(m.settings, s) {
 		return m.result

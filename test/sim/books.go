@@ -64,6 +64,26 @@ func containersOf(changes []store.KV) (out []string) {
 	return out
 }
 
+// anyOn reports whether a node has an endpoint.
+func (b *books) anyOn(node string) bool {
+	for _, e := range b.endpoints {
+		if e.node == node {
+			return true
+		}
+	}
+	return false
+}
+
+// bringsOn are the keys of a node's endpoints with another IPAM's addresses.
+func (b *books) bringsOn(node string) (keys []string) {
+	for _, key := range slices.Sorted(maps.Keys(b.endpoints)) {
+		if e := b.endpoints[key]; e.node == node && isBrought(e.addrs) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 // addrsOf are the addresses of a container's endpoint, in order.
 func (b *books) addrsOf(container string) []netip.Addr { return b.endpoints[b.byPod[container]].addrs }
 
@@ -191,6 +211,9 @@ func (b *books) endpoint(kv store.KV, ids map[string]bool) error {
 	return nil
 }
 
+// isBrought reports whether addresses are another IPAM's, so that no handle holds them.
+func isBrought(addrs []netip.Addr) bool { return len(addrs) > 0 && brought.Contains(addrs[0]) }
+
 // balance says what does not fit in what a handle holds.
 func (b *books) balance(id string) error {
 	counts := map[string]int{}
@@ -205,7 +228,7 @@ func (b *books) balance(id string) error {
 		return nil
 	}
 	holds := slices.SortedFunc(maps.Keys(b.held[id]), netip.Addr.Compare)
-	if has := b.endpoints[b.byPod[container]].addrs; !slices.Equal(has, holds) {
+	if has := b.endpoints[b.byPod[container]].addrs; !slices.Equal(has, holds) && !(len(holds) == 0 && isBrought(has)) {
 		return fmt.Errorf("container %s has an endpoint with %v, and holds %v", container, has, holds)
 	}
 	return nil

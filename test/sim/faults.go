@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"testing/synctest"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
@@ -21,13 +20,19 @@ func (w *World) isDown() bool {
 func (n *node) stop() {
 	p, w := n.agent, n.w
 	n.agent = nil
-	p.kill()
+	w.kill(n, p.kill)
 	for _, x := range p.wires() {
-		w.hangUp(x, lostAnswer, lost)
 		x.connected(true, false)
+		w.hangUp(x, lostAnswer, lost)
 	}
 	p.feeding.Wait()
-	synctest.Wait() // what it was at has ended with it
+}
+
+// kill ends what a node's processes are at.
+func (w *World) kill(n *node, how context.CancelFunc) {
+	w.stir(n)
+	how()
+	w.still()
 }
 
 func (w *World) killAgent(n *node) bool {
@@ -57,8 +62,8 @@ func (w *World) joinOf(n *node) {
 	}
 	n.joins = true
 	uuid := w.uuids(n.name)()
-	w.spawn(func() func() {
-		err := n.join(p.ctx, p.client, uuid)
+	w.spawn(p.ctx, n, func(ctx context.Context) func() {
+		err := n.join(ctx, p.client, uuid)
 		return func() {
 			n.joins = false
 			p.up = err == nil && n.agent == p
@@ -80,7 +85,7 @@ func (w *World) powerOff(n *node) {
 	if n.agent != nil {
 		n.stop()
 	}
-	n.halt()
+	w.kill(n, n.halt)
 	for _, p := range n.pods {
 		if p.state == absent {
 			continue
@@ -201,6 +206,7 @@ func (w *World) takeEtcd(*node) bool {
 			f = lostAnswer
 		}
 		w.serve(w.take(i), f)
+		w.still()
 	}
 	return true
 }

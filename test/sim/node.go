@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/attachlock"
@@ -38,8 +40,10 @@ type node struct {
 	life    context.Context
 	halt    context.CancelFunc // ends all processes of the host
 	pods    []*pod
-	joins   bool // its registration is under way
-	deletes bool // so is the deletion of its Node
+	joins   bool      // its registration is under way
+	lost    bool      // it is off, and no operator deletes its Node: the controllers have to
+	missed  time.Time // since when a host that lives has no node of Kubernetes; zero: it has one
+	deletes bool      // so is the deletion of its Node
 }
 
 // state is where a pod is in its life.
@@ -74,10 +78,28 @@ const network = "net"
 
 func (p *pod) request(container string) attach.Request {
 	six := p.n.addr6.IsValid() && p.slot%3 != 1
-	return attach.Request{
+	r := attach.Request{
 		Network: network, ContainerID: container, IfName: "eth0", HostIf: p.iface(), MAC: "02:00:00:00:00:01", Pod: attach.Pod{Namespace: "default", Name: p.name()},
 		AssignIPv4: !six || p.slot%3 == 0, AssignIPv6: six,
 	}
+	if p.slot%5 == 4 {
+		r.ForeignIPAM, r.Addrs = "host-local", []netip.Addr{p.n.w.brings(container)}
+	}
+	return r
+}
+
+// brought is where addresses are of another IPAM's.
+var brought = netip.MustParsePrefix("100.64.0.0/10")
+
+// brings is the address that a container brings along, which no other ever has.
+func (w *World) brings(container string) netip.Addr {
+	if a, ok := w.foreign[container]; ok {
+		return a
+	}
+	n := len(w.foreign)
+	a := netip.AddrFrom4([4]byte{100, 64 + byte(n>>16), byte(n >> 8), byte(n)})
+	w.foreign[container] = a
+	return a
 }
 
 // boot gives a host its kernel, as it is after power came back.
@@ -105,56 +127,66 @@ func (n *node) lock(ctx context.Context, iface string) (release func(), err erro
 	return func() { lock.Release(); leave() }, nil
 }
 
-// command is a call of the plugin for a container, as it was begun.
+// command is a call of the plugin for a container, as it was begun. The plugin lives as long as the context that its methods are called with.
 type command struct {
-	req  attach.Request
-	life context.Context // of the plugin
-	door door
-	on   *memkernel.Kernel
-	n    *node
+	req   attach.Request
+	door  door
+	on    *memkernel.Kernel
+	n     *node
+	leave func() // gives back the attach lock; nil: the command has none
 }
 
 // command begins a call of the plugin for a container of the pod.
-func (p *pod) command(life context.Context, container string) command {
-	return command{req: p.request(container), life: life, door: p.n.door(life), on: p.n.kernel, n: p.n}
+func (p *pod) command(life context.Context, container string) *command {
+	return &command{req: p.request(container), door: p.n.door(life), on: p.n.kernel, n: p.n}
+}
+
+// lock takes the attach lock.
+func (c *command) lock(ctx context.Context) (err error) {
+	c.leave, err = c.n.lock(ctx, c.req.HostIf)
+	return err
+}
+
+// end is the world's, which gives back the attach lock: commands that shared a transaction end at the same moment, beside an audit that may look for the lock of one.
+func (c *command) end() {
+	if c.leave != nil {
+		c.n.w.stir(c.n)
+		c.leave()
+	}
 }
 
 // add is the plugin's ADD.
-func (c command) add() (attach.Reply, error) {
-	ctx, cancel := context.WithTimeout(c.life, commandTime)
+func (c *command) add(life context.Context) (attach.Reply, error) {
+	ctx, cancel := context.WithTimeout(life, commandTime)
 	defer cancel()
-	release, err := c.n.lock(ctx, c.req.HostIf)
-	if err != nil {
+	if err := c.lock(ctx); err != nil {
 		return attach.Reply{}, err
 	}
-	defer release()
 	c.on.AddDevice(c.req.HostIf, 1500, "veth")
 	reply, err := c.door.add(ctx, c.req)
-	if killed := c.life.Err(); killed != nil { // it undoes nothing, and what it was told nobody has heard
+	if killed := life.Err(); killed != nil { // it undoes nothing, and what it was told nobody has heard
 		return attach.Reply{}, killed
 	}
 	if err == nil {
 		return reply, nil
 	}
 	c.on.RemoveDevice(c.req.HostIf)
-	undo, stop := context.WithTimeout(c.life, undoTime)
+	undo, stop := context.WithTimeout(life, undoTime)
 	defer stop()
 	err = errors.Join(err, c.door.del(undo, c.req))
-	if killed := c.life.Err(); killed != nil {
+	if killed := life.Err(); killed != nil {
 		return attach.Reply{}, killed
 	}
 	return attach.Reply{}, err
 }
 
 // again is an ADD for a container that has had one. It does nothing where a DEL was quicker.
-func (c command) again() (reply attach.Reply, err error) {
-	ctx, cancel := context.WithTimeout(c.life, commandTime)
+func (c *command) again(life context.Context) (reply attach.Reply, err error) {
+	ctx, cancel := context.WithTimeout(life, commandTime)
 	defer cancel()
-	release, err := c.n.lock(ctx, c.req.HostIf)
-	if err != nil {
+	if err := c.lock(ctx); err != nil {
 		return reply, err
 	}
-	defer release()
 	if !c.on.Names()[c.req.HostIf] {
 		return reply, context.Canceled
 	}
@@ -162,19 +194,17 @@ func (c command) again() (reply attach.Reply, err error) {
 }
 
 // del is the plugin's DEL, which takes away the interface only if the container is the pod's present one.
-func (c command) del(present bool) error {
-	ctx, cancel := context.WithTimeout(c.life, commandTime)
+func (c *command) del(life context.Context, present bool) error {
+	ctx, cancel := context.WithTimeout(life, commandTime)
 	defer cancel()
-	release, err := c.n.lock(ctx, c.req.HostIf)
-	if err != nil {
+	if err := c.lock(ctx); err != nil {
 		return err
 	}
-	defer release()
 	if present {
 		c.on.RemoveDevice(c.req.HostIf)
 	}
-	err = c.door.del(ctx, c.req)
-	if killed := c.life.Err(); killed != nil {
+	err := c.door.del(ctx, c.req)
+	if killed := life.Err(); killed != nil {
 		return killed
 	}
 	return err
@@ -193,7 +223,7 @@ func (n *node) door(life context.Context) door {
 	}
 	x := n.wire(life, n.name+"/module")
 	x.cut, x.deaf = n.cut, n.deaf
-	return door{register.New(register.Config{Client: x.client(), Node: n.name, Machine: n.machine, Now: n.w.now, UUID: n.w.uuids(n.name)}), x}
+	return door{register.New(register.Config{Client: x.client(), Node: n.name, Machine: n.machine, Now: n.w.now, UUID: n.w.uuids(n.name), Pause: x.again}), x}
 }
 
 func (p *process) door() door { return door{p.handler, p.wire} }
@@ -243,10 +273,15 @@ func (n *node) join(ctx context.Context, c *store.Client, uuid string) error {
 }
 
 func (n *node) object(uuid string) *api.Node {
-	o := &api.Node{Spec: api.NodeSpec{BGP: &api.NodeBGP{IPv4Address: api.Prefix{Prefix: n.addr}, IPv6Address: api.Prefix{Prefix: n.addr6}}}}
+	o := &api.Node{Spec: api.NodeSpec{OrchRefs: []api.OrchRef{{NodeName: n.name, Orchestrator: "k8s"}}, BGP: &api.NodeBGP{IPv4Address: api.Prefix{Prefix: n.addr}, IPv6Address: api.Prefix{Prefix: n.addr6}}}}
 	o.Metadata.Name = n.name
 	api.Created(o, uuid, n.w.now())
 	return o
+}
+
+// affinityOf reports whether a key is the affinity of a node to a block.
+func affinityOf(key, node string) bool {
+	return strings.HasPrefix(key, api.HostsRoot+node+"/")
 }
 
 func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }

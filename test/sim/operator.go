@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/muslin-cni/muslin/internal/ctl/objects"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -15,8 +17,8 @@ import (
 // edit changes an object as an operator does.
 func edit[T api.Value](w *World, key string, change func(*T)) {
 	c := w.admin.client()
-	w.spawn(func() func() {
-		ctx, cancel := context.WithTimeout(w.life, commandTime)
+	w.spawn(w.life, w.admin, func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, commandTime)
 		defer cancel()
 		_, _ = store.Mutate(ctx, c, key, func(v *T, exists bool) (bool, error) {
 			change(v)
@@ -24,6 +26,7 @@ func edit[T api.Value](w *World, key string, change func(*T)) {
 		})
 		return nil
 	})
+	w.still()
 }
 
 func (w *World) setReady(ready bool) {
@@ -81,8 +84,8 @@ func poolKey(i int) string { return (*api.IPPool)(nil).KindOf().Key("", poolName
 func (w *World) deletePool(*node) bool {
 	w.pool++
 	c := &objects.Client{Store: w.admin.client(), UUID: w.uuids("operator"), Now: w.now}
-	w.spawn(func() func() {
-		ctx, cancel := context.WithTimeout(w.life, 4*time.Minute+tick/4)
+	w.spawn(w.life, w.admin, func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, 4*time.Minute+tick/4)
 		defer cancel()
 		target := &api.IPPool{}
 		target.Metadata.Name = poolName(1)
@@ -98,8 +101,8 @@ func (w *World) makePool(*node) bool {
 	c := w.admin.client()
 	for i := range w.ranges() {
 		p := w.newPool(i)
-		w.spawn(func() func() {
-			ctx, cancel := context.WithTimeout(w.life, commandTime)
+		w.spawn(w.life, w.admin, func(ctx context.Context) func() {
+			ctx, cancel := context.WithTimeout(ctx, commandTime)
 			defer cancel()
 			_, _ = store.Create(ctx, c, api.KeyOf(p), p) // it may exist
 			return nil
@@ -122,7 +125,7 @@ func (w *World) deleteNode(n *node) bool {
 
 // resumeDeletion is the operator, who has seen that a deletion failed.
 func (w *World) resumeDeletion(n *node) bool {
-	if !n.off || n.deletes {
+	if !n.off || n.lost || n.deletes {
 		return false
 	}
 	w.deletion(n)
@@ -136,8 +139,8 @@ func (w *World) deletion(n *node) {
 	}
 	n.deletes = true
 	c := &objects.Client{Store: w.admin.client(), UUID: w.uuids("operator"), Now: w.now}
-	w.spawn(func() func() {
-		ctx, cancel := context.WithTimeout(w.life, 4*time.Minute+tick/4)
+	w.spawn(w.life, w.admin, func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, 4*time.Minute+tick/4)
 		defer cancel()
 		target := &api.Node{}
 		target.Metadata.Name = n.name
@@ -150,6 +153,7 @@ func (w *World) deletion(n *node) {
 			}
 		}
 	})
+	w.still()
 }
 
 // replace puts another host in the place of one whose Node was deleted.
@@ -157,6 +161,8 @@ func (w *World) replace(n *node) {
 	w.note("%s: another machine takes its place", n.name)
 	w.made++
 	n.machine, n.off = fmt.Sprintf("machine-%s-%d", n.name, w.made), false
+	n.lost = false
+	w.registers(n, corev1.ConditionTrue)
 	for _, p := range n.pods {
 		p.state, p.gen, p.container, p.former = absent, p.gen+1, "", ""
 	}

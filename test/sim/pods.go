@@ -20,21 +20,25 @@ func (w *World) pick(n *node, s state) *pod {
 	return pods[w.rnd.IntN(len(pods))]
 }
 
-// addPod begins an ADD. Without an agent it fails before it allocates.
+// addPod begins an ADD. Without an agent it fails before it allocates, and nobody binds a pod to a node that Kubernetes has not.
 func (w *World) addPod(n *node) bool {
 	p := w.pick(n, absent)
-	if p == nil || n.agent == nil || !n.agent.up {
+	if p == nil || n.agent == nil || !n.agent.up || w.kube.now.nodes[n.name] == nil {
 		return false
 	}
 	w.made++
 	p.former, p.container = p.container, fmt.Sprintf("c%d", w.made)
 	p.state, p.routed = begun, false
+	w.bound(p)
 	var life context.Context
 	life, p.kill = context.WithCancel(n.agent.ctx)
 	c := p.command(life, p.container)
-	w.spawn(func() func() {
-		reply, err := c.add()
-		return func() { w.added(p, c.req.ContainerID, reply.Addrs, err) }
+	w.spawn(life, n, func(ctx context.Context) func() {
+		reply, err := c.add(ctx)
+		return func() {
+			c.end()
+			w.added(p, c.req.ContainerID, reply.Addrs, err)
+		}
 	})
 	return true
 }
@@ -104,13 +108,19 @@ func (w *World) delPod(n *node) bool {
 
 func (w *World) beginDel(p *pod) {
 	w.leave(p)
+	if w.chance(300) {
+		w.unbound(p.name()) // by force: before its host knows
+	}
 	p.state = begun
 	var life context.Context
 	life, p.kill = context.WithCancel(p.n.life)
 	c := p.command(life, p.container)
-	w.spawn(func() func() {
-		err := c.del(true)
-		return func() { w.deleted(p, c.req.ContainerID, err) }
+	w.spawn(life, p.n, func(ctx context.Context) func() {
+		err := c.del(ctx, true)
+		return func() {
+			c.end()
+			w.deleted(p, c.req.ContainerID, err)
+		}
 	})
 }
 
@@ -129,6 +139,9 @@ func (w *World) deleted(p *pod, container string, err error) {
 		w.broke("the DEL of pod %s (container %s) has succeeded, and its endpoint still has %v", p.name(), container, has)
 	}
 	w.over[container] = true
+	if w.chance(700) { // else its kubelet comes to that later
+		w.unbound(p.name())
+	}
 }
 
 // repeatAdd calls ADD once more for a container that runs, which must change nothing.
@@ -138,9 +151,10 @@ func (w *World) repeatAdd(n *node) bool {
 		return false
 	}
 	c := p.command(n.agent.ctx, p.container)
-	w.spawn(func() func() {
-		reply, err := c.again()
+	w.spawn(n.agent.ctx, n, func(ctx context.Context) func() {
+		reply, err := c.again(ctx)
 		return func() {
+			c.end()
 			got := slices.SortedFunc(slices.Values(reply.Addrs), netip.Addr.Compare)
 			if err == nil && w.running[c.req.ContainerID] == p && !slices.Equal(got, p.addrs) {
 				w.broke("ADD is repeated for container %s, and gives it %v after %v", c.req.ContainerID, got, p.addrs)
@@ -157,9 +171,9 @@ func (w *World) lateDel(n *node) bool {
 		return false
 	}
 	c := p.command(n.life, p.former)
-	w.spawn(func() func() {
-		_ = c.del(false) // it may fail: what it frees is freed already
-		return nil
+	w.spawn(n.life, n, func(ctx context.Context) func() {
+		_ = c.del(ctx, false) // it may fail: what it frees is freed already
+		return c.end
 	})
 	return true
 }
@@ -170,6 +184,6 @@ func (w *World) killPlugin(n *node) bool {
 	if p == nil {
 		return false
 	}
-	p.kill()
+	w.kill(n, p.kill)
 	return true
 }

@@ -27,11 +27,13 @@ func (q *queues) enter(ctx context.Context, name string) (leave func(), err erro
 	leave = func() { q.leave(name, turn) }
 	select {
 	case <-turn:
-		return leave, nil
 	case <-ctx.Done():
-		leave()
-		return nil, ctx.Err()
 	}
+	if err := ctx.Err(); err != nil { // also where its turn came at the same moment
+		leave()
+		return nil, err
+	}
+	return leave, nil
 }
 
 func (q *queues) leave(name string, turn chan struct{}) {

@@ -26,8 +26,10 @@ const (
 // rest mends everything, lets everybody do what is left to do, and looks at all there is: then nothing is to be wrong any more.
 func (w *World) rest() {
 	w.note("rest")
+	w.mending = true
+	defer func() { w.mending = false }()
 	w.mend()
-	for _, stage := range []func(){w.quiet, w.open, w.assemble, w.quiet, w.configure, w.takeDown, w.strand, w.tunnels, w.linger, w.tunnels, w.sweep, w.converge, w.judge} {
+	for _, stage := range []func(){w.quiet, w.open, w.finishAll, w.assemble, w.quiet, w.configure, w.takeDown, w.strand, w.finishAll, w.tunnels, w.linger, w.tunnels, w.sweep, w.converge, w.judge} {
 		if stage(); w.out.Err != nil {
 			return
 		}
@@ -37,10 +39,12 @@ func (w *World) rest() {
 // mend ends all faults.
 func (w *World) mend() {
 	w.setDown(false)
+	w.manager.stalled = false
 	for _, n := range w.nodes {
 		n.cut, n.deaf = false, false
 		n.kernel.Refuse(nil)
 		n.wired()
+		w.makeNode(n)
 	}
 }
 
@@ -73,11 +77,16 @@ func (w *World) tellAll() (behind bool) {
 		switch p := n.agent; {
 		case p == nil:
 		case p.view != nil && p.view.told() < head:
-			p.view.deliver(head)
+			w.deliverTo(n, head)
 		case p.view == nil:
 			snap, ok := p.follows.Snapshot()
 			behind = behind || !ok || snap.Rev < head
 		}
+	}
+	if m := w.manager; m != nil {
+		m.tell(len(m.untold))
+		snap, ok := m.feed.Snapshot()
+		behind = behind || !ok || snap.Rev < head
 	}
 	w.settle()
 	return behind
@@ -89,8 +98,12 @@ func (w *World) assemble() {
 		done := true
 		for _, n := range w.nodes {
 			switch {
+			case n.lost:
+				w.bury(n)
 			case n.off:
 				w.deletion(n)
+			case n.agent != nil && n.agent.up && !w.rules.nodes[n.name]:
+				n.stop() // it makes its Node when it starts
 			case n.agent == nil:
 				n.agent = n.start()
 				w.joinOf(n)
@@ -105,8 +118,10 @@ func (w *World) assemble() {
 			return
 		}
 		w.quiet()
+		w.pass(int(nodeGrace / tick / 2))
+		w.quiet()
 	}
-	w.broke("some agent does not come up")
+	w.broke("some agent does not come up, or the Node of a host that Kubernetes has not is never deleted")
 }
 
 // open unlocks the datastore: until then nobody gets anything done.
@@ -119,6 +134,7 @@ func (w *World) open() {
 func (w *World) strand() {
 	for len(w.adrift) > 0 && w.out.Err == nil {
 		w.land(0)
+		w.settle()
 	}
 	w.quiet()
 }
@@ -166,7 +182,7 @@ func (w *World) tunnels() {
 				continue
 			}
 			done = false
-			w.tunnelsOn(n)
+			w.tunnelsOn(n) // each a node of its own: they may go at the same time
 			if i%maxBusy == 0 {
 				w.quiet()
 			}
@@ -350,6 +366,10 @@ func (w *World) judge() {
 		w.broke("read all of etcd: %w", err)
 		return
 	}
+	all := maps.Clone(v.Endpoints)
+	maps.DeleteFunc(v.Endpoints, func(_ string, e *api.WorkloadEndpoint) bool {
+		return slices.ContainsFunc(e.Spec.IPNetworks, func(p api.Prefix) bool { return brought.Contains(p.Addr()) })
+	})
 	if err := v.Exact(network); err != nil {
 		w.broke("at rest: %w", err)
 		return
@@ -360,14 +380,14 @@ func (w *World) judge() {
 			pods[p.container] = p
 		}
 	}
-	for key, e := range v.Endpoints {
+	for key, e := range all {
 		if pods[e.Spec.ContainerID] == nil {
 			w.broke("at rest, %s is left of container %s, which is gone", key, e.Spec.ContainerID)
 			return
 		}
 	}
-	if len(v.Endpoints) != len(pods) {
-		w.broke("at rest, there are %d pods and %d endpoints", len(pods), len(v.Endpoints))
+	if len(all) != len(pods) {
+		w.broke("at rest, there are %d pods and %d endpoints", len(pods), len(all))
 	}
 	for id := range v.Handles {
 		if len(v.Held(id)) == 0 {
@@ -375,7 +395,7 @@ func (w *World) judge() {
 		}
 	}
 	for _, p := range w.byName(pods) {
-		if held := v.Held(api.PodHandle(network, p.container)); !slices.Equal(held, p.addrs) {
+		if held := v.Held(api.PodHandle(network, p.container)); !slices.Equal(held, p.addrs) && !isBrought(p.addrs) {
 			w.broke("at rest, pod %s (container %s) has %v, and etcd says %v", p.name(), p.container, p.addrs, held)
 		}
 		if !p.hasRoutes(p.n.kernel.Routes()) {

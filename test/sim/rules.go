@@ -34,6 +34,7 @@ func (r *rules) judge(x *wire, changes []store.KV, given []netip.Addr) error {
 	for _, kv := range changes {
 		isEndpoint := strings.HasPrefix(kv.Key, endpointsRoot())
 		switch {
+		case x.name == calico: // it knows of no lock
 		case r.locked && (isEndpoint || strings.HasPrefix(kv.Key, api.IPAMRoot) && kv.Key != api.IPAMConfigKey):
 			return fmt.Errorf("%s is written while the datastore is locked", kv.Key)
 		case x.node == nil || kv.Value == nil:
@@ -83,6 +84,16 @@ func (r *rules) block(x *wire, changes []store.KV, kv store.KV, given []netip.Ad
 	return nil
 }
 
+// claimed reports whether a node has an affinity to any block.
+func (r *rules) claimed(node string) bool {
+	for key, is := range r.claims {
+		if is && affinityOf(key, node) {
+			return true
+		}
+	}
+	return false
+}
+
 func profilesRoot() string { return (*api.Profile)(nil).KindOf().Prefix() }
 
 func (r *rules) poolOf(a netip.Addr) *api.IPPool {
@@ -108,8 +119,10 @@ func (r *rules) enter(changes []store.KV) error {
 			r.pools[kv.Key], err = decode[api.IPPool](kv)
 		case strings.HasPrefix(kv.Key, api.IdentitiesRoot):
 			var id *api.NodeIdentity
+			name := strings.TrimPrefix(kv.Key, api.IdentitiesRoot)
+			delete(r.holders, name)
 			if id, err = decode[api.NodeIdentity](kv); err == nil && id != nil {
-				r.holders[strings.TrimPrefix(kv.Key, api.IdentitiesRoot)] = id.MachineID
+				r.holders[name] = id.MachineID
 			}
 		case strings.HasPrefix(kv.Key, api.HostsRoot):
 			var a *api.Affinity

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"errors"
 
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -44,6 +45,17 @@ func operations() []operation {
 		{"make the pools", 6, (*World).makePool},
 		{"delete a node", 1, (*World).deleteNode},
 		{"go on with a deletion", 20, (*World).resumeDeletion},
+		{"lose a host", 1, (*World).loseHost},
+		{"release an affinity as Calico does", 4, (*World).releaseAffinity},
+		{"delete a Node and nothing else", 10, (*World).deleteBarely},
+		{"delete a node of Kubernetes", 8, (*World).dropNode},
+		{"make a node of Kubernetes", 60, (*World).makeNode},
+		{"forget a pod in Kubernetes", 20, (*World).forgetPod},
+		{"tell the controllers", 30, (*World).tellManager},
+		{"wake the controllers' watch", 6, (*World).wakeManager},
+		{"restart the controllers", 1, (*World).restartManager},
+		{"controllers' audit", 8, (*World).auditAll},
+		{"controllers look at a node", 30, (*World).lookAt},
 	}
 }
 
@@ -138,8 +150,15 @@ func (w *World) deliver() {
 			to = told + 1 + w.rnd.Int64N(head-told)
 		}
 		w.note("%s is told up to %d", n.name, to)
-		n.agent.view.deliver(to)
+		w.deliverTo(n, to)
+		w.still()
 	}
+}
+
+// deliverTo tells a node's view.
+func (w *World) deliverTo(n *node, rev int64) {
+	w.stir(n)
+	n.agent.view.deliver(rev)
 }
 
 // roundOn has an agent do a round.
@@ -159,8 +178,8 @@ func (w *World) beginRound(p *process) {
 		p.dirty = false
 	}
 	before := p.n.kernel.Writes()
-	w.spawn(func() func() {
-		acted, err := p.round(p.ctx)
+	w.spawn(p.ctx, p.n, func(ctx context.Context) func() {
+		acted, err := p.round(ctx)
 		return func() { w.rounded(p, before, acted, err) }
 	})
 }
@@ -192,8 +211,8 @@ func (w *World) auditOn(n *node) bool {
 		return false
 	}
 	p.auditing = true
-	w.spawn(func() func() {
-		p.audit.Look(p.ctx)
+	w.spawn(p.ctx, n, func(ctx context.Context) func() {
+		p.audit.Look(ctx)
 		return func() { p.auditing = false }
 	})
 	return true
@@ -207,8 +226,8 @@ func (w *World) tunnelsOn(n *node) bool {
 	}
 	p.settling = true
 	pools := w.pool
-	w.spawn(func() func() {
-		err := p.ensureTunnels(p.ctx)
+	w.spawn(p.ctx, n, func(ctx context.Context) func() {
+		err := p.ensureTunnels(ctx)
 		return func() {
 			p.settling = false
 			if err == nil || errors.Is(err, ipam.ErrNoAddress) { // pods may have taken them all

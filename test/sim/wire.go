@@ -7,7 +7,6 @@ import (
 	"hash/fnv"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -50,7 +49,12 @@ type call struct {
 	res    any
 	err    error
 	ctx    context.Context
+	task   int    // that asks; -1: what goes on beside tasks
+	digest uint64 // of the body
 }
+
+// taskID is the key under which a task's context has its number.
+type taskID struct{}
 
 // answer ends a call. Whoever has waited for it goes on.
 func (c *call) answer(res any, err error) {
@@ -63,7 +67,10 @@ var errBroken = status.Error(codes.Unavailable, "the connection is broken")
 // ask waits until the world draws the request.
 func ask[T any](ctx context.Context, x *wire, c *call) (T, error) {
 	var none T
-	c.from, c.ctx, c.done = x, ctx, make(chan struct{})
+	c.from, c.ctx, c.done, c.task, c.digest = x, ctx, make(chan struct{}), -1, digest(c.body)
+	if id, ok := ctx.Value(taskID{}).(int); ok {
+		c.task = id
+	}
 	if err := cmp.Or(ctx.Err(), x.life.Err()); err != nil {
 		return none, status.FromContextError(err).Err()
 	}
@@ -88,16 +95,16 @@ func (x *wire) enter(ctx context.Context, who string) error {
 	return err
 }
 
+// again waits until it is the turn of a command that met others' writes: several of a node may have met the same.
+func (x *wire) again(ctx context.Context, _ int) error { return x.enter(ctx, "again") }
+
 // post queues a call, unless there is no way to etcd.
 func (w *World) post(c *call) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.acts(c.from.name, c.what)
 	if !c.door && (c.from.cut || w.down) {
 		return false
-	}
-	if c.from.deaf && !c.door {
-		c.from.mute = append(c.from.mute, c)
-		return true
 	}
 	w.arrived = append(w.arrived, c)
 	return true
@@ -153,8 +160,7 @@ func short(key []byte) string {
 	return k
 }
 
-// Watch implements pb.WatchClient. A stream opens when that is drawn: a feed that has lost one opens the next after a pause that nobody can seed, and whoever waits for it asks
-// at moments of his own.
+// Watch implements pb.WatchClient. A stream opens when that is drawn.
 func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse], error) {
 	s, err := ask[grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]](ctx, x, &call{what: "open", watch: true, run: func() (any, error) { return x.w.etcd.Watch(ctx) }})
 	if err != nil {
@@ -166,15 +172,20 @@ func (x *wire) Watch(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStream
 // stream is a watch whose messages wait to be drawn.
 type stream struct {
 	grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
-	x     *wire
-	of    string      // what is watched: a feed has two streams, of which each may be told the same at the same moment
-	asked atomic.Bool // how far etcd is, and not told yet
+	x  *wire
+	of string // what is watched: a feed has two streams, of which each may be told the same at the same moment
 }
 
-// Send implements grpc.BidiStreamingClient. How far etcd is, is asked once until it is told: of two who ask at the same moment, nobody decides whether the
-// answer to the first comes before the second.
+// Send implements grpc.BidiStreamingClient. How far etcd is, is asked when all stand still, and once however many want to know: of two who ask at the same
+// moment, nobody decides whether the answer to the first comes before the second.
 func (s *stream) Send(r *pb.WatchRequest) error {
-	if r.GetProgressRequest() != nil && s.asked.Swap(true) {
+	if w := s.x.w; r.GetProgressRequest() != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.acts(s.x.name, "ask for progress")
+		if !slices.Contains(w.asking, s) {
+			w.asking = append(w.asking, s)
+		}
 		return nil
 	}
 	if create := r.GetCreateRequest(); create != nil {
@@ -193,30 +204,47 @@ func (s *stream) Recv() (*pb.WatchResponse, error) {
 	if err != nil && s.Context().Err() == nil {
 		return nil, errBroken
 	}
-	if err == nil && len(res.Events) == 0 && !res.Created {
-		s.asked.Store(false)
-	}
 	return out, err
 }
 
-// queue puts what has arrived since the last time behind what waits, in an order that does not depend on who was quicker.
-func (w *World) queue() {
+// passOn asks etcd what streams want to know, and reports whether any did.
+func (w *World) passOn() bool {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.arrived) > 1 {
-		slices.SortStableFunc(w.arrived, func(a, b *call) int {
-			if c := cmp.Or(cmp.Compare(a.from.name, b.from.name), cmp.Compare(a.what, b.what)); c != 0 {
-				return c
-			}
-			return cmp.Compare(digest(a.body), digest(b.body))
-		})
+	asking := w.asking
+	w.asking = nil
+	w.mu.Unlock()
+	for _, s := range asking {
+		_ = s.BidiStreamingClient.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}) // Recv says why not
 	}
-	w.waiting = append(w.waiting, w.arrived...)
+	return len(asking) > 0
+}
+
+// queue puts what has arrived since the last time behind what waits, in an order that does not depend on who was quicker. Where that is not possible the run
+// fails. The world's mutex is held.
+func (w *World) queue() {
+	slices.SortFunc(w.arrived, inOrder)
+	for i, c := range w.arrived {
+		if i > 0 && inOrder(w.arrived[i-1], c) == 0 {
+			w.turn.breaks(fmt.Sprintf("%s does the same twice at the same moment: %s", c.from.name, c.what))
+		}
+		if c.from.deaf && !c.door {
+			c.from.mute = append(c.from.mute, c)
+			continue
+		}
+		w.waiting = append(w.waiting, c)
+	}
 	w.arrived = nil
+}
+
+func inOrder(a, b *call) int {
+	return cmp.Or(cmp.Compare(a.from.name, b.from.name), cmp.Compare(a.what, b.what), cmp.Compare(a.task, b.task), cmp.Compare(a.digest, b.digest))
 }
 
 // digest tells requests apart.
 func digest(m proto.Message) uint64 {
+	if m == nil {
+		return 0
+	}
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		return 0
@@ -257,12 +285,18 @@ func (x *wire) connected(cut, deaf bool) {
 	x.mute = nil
 	x.w.mu.Unlock()
 	for _, c := range mute {
+		x.w.stir(nil)
 		c.answer(nil, errBroken)
+		x.w.still()
 	}
 }
 
 // serve carries a call out, or not.
 func (w *World) serve(c *call, f fate) {
+	if f == late && c.from.name == calico {
+		f = lost // what another program's late commits do is not ours to put right
+	}
+	w.stir(nil)
 	w.note("%s: %s%v", c.from.name, c.what, f)
 	var res any
 	var err error
@@ -286,6 +320,7 @@ func (w *World) land(i int) {
 	w.adrift = slices.Delete(w.adrift, i, i+1)
 	w.note("late, %s: %s", c.from.name, c.what)
 	w.out.Late++
+	w.stir(nil)
 	_, _ = c.run() // nobody is told
 }
 
@@ -304,6 +339,7 @@ func (w *World) hangUp(x *wire, one, other fate) {
 			f = other
 		}
 		w.serve(w.take(i), f)
+		w.still()
 	}
 }
 
@@ -318,11 +354,11 @@ func (w *World) carryOut(x *wire, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 		return res, err
 	}
 	var changes []store.KV
-	for _, op := range r.Success {
+	for i, op := range r.Success {
 		switch {
 		case op.GetRequestPut() != nil:
 			changes = append(changes, store.KV{Key: string(op.GetRequestPut().Key), Value: op.GetRequestPut().Value, Rev: res.Header.Revision})
-		case op.GetRequestDeleteRange() != nil:
+		case res.Responses[i].GetResponseDeleteRange().GetDeleted() > 0:
 			changes = append(changes, store.KV{Key: string(op.GetRequestDeleteRange().Key), Rev: res.Header.Revision})
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/memetcd"
@@ -41,6 +42,7 @@ type Config struct {
 // Spoil makes the world wrong on purpose, to see that it is found.
 type Spoil struct {
 	Txn    func(*pb.TxnRequest) // sees each transaction before etcd does
+	Stale  bool                 // the API server answers the controllers from their cache
 	Routes func(reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route]
 }
 
@@ -68,10 +70,12 @@ type World struct {
 	books   *books
 	rules   *rules
 	nodes   []*node
-	users   map[netip.Addr]*pod // of addresses, from the ADD that gave them until the interface goes
-	running map[string]*pod     // likewise, by container
-	over    map[string]bool     // containers whose DEL has succeeded: none is ever added again
-	pool    int                 // changes of the pools so far
+	users   map[netip.Addr]*pod   // of addresses, from the ADD that gave them until the interface goes
+	running map[string]*pod       // likewise, by container
+	halves  map[string]bool       // affinities that Calico has begun to release
+	foreign map[string]netip.Addr // addresses of another IPAM's, by container
+	over    map[string]bool       // containers whose DEL has succeeded: none is ever added again
+	pool    int                   // changes of the pools so far
 	vxlan   api.EncapMode
 	locked  bool // the datastore
 	busy    int  // tasks under way
@@ -81,6 +85,9 @@ type World struct {
 	end     context.CancelFunc
 	all     sync.WaitGroup
 	admin   *wire
+	kube    *kube
+	manager *manager       // the controllers; nil: while they are restarted
+	mending bool           // the world is at rest or about to be: nothing goes wrong any more
 	uplinks *regexp.Regexp // the devices whose MTU counts
 	began   time.Time
 
@@ -88,12 +95,23 @@ type World struct {
 	trace []string
 	out   Outcome
 
+	waiting []*call // the world's own
+	adrift  []*call // commits whose callers have gone on, and which come to etcd yet
+
 	mu       sync.Mutex
 	down     bool // etcd
 	arrived  []*call
+	asking   []*stream // for progress
 	finished []task
-	waiting  []*call // the world's own
-	adrift   []*call // commits whose callers have gone on, and which come to etcd yet
+	turn     turn
+}
+
+// turn is who has been set going since all stood still. What two causes would have the same process do at the same time, Go's scheduler would put in order, and not the
+// seed: so there is one at a time, and a run in which there are two, or in which somebody acts whom nobody has set going, fails by itself.
+type turn struct {
+	all    bool         // anybody may have been
+	who    map[any]bool // or these: nodes, and the operator
+	broken string       // what was done out of turn first
 }
 
 // task is what a goroutine has done, with what the world makes of it.
@@ -139,6 +157,9 @@ func (w *World) broke(format string, args ...any) {
 	}
 }
 
+// faulty reports whether something may go wrong.
+func (w *World) faulty() bool { return !w.mending }
+
 // chance is true so many times in a thousand.
 func (w *World) chance(perMille int) bool { return w.rnd.IntN(1000) < perMille }
 
@@ -157,7 +178,7 @@ func (w *World) uuids(of string) func() string {
 // newWorld is a cluster whose nodes are all up and have nothing to do yet. It is called in the bubble.
 func newWorld(cfg Config) *World {
 	w := &World{
-		cfg: cfg, dir: cfg.Dir, rnd: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), etcd: memetcd.New(), books: newBooks(), rules: newRules(), users: map[netip.Addr]*pod{}, running: map[string]*pod{}, over: map[string]bool{},
+		cfg: cfg, dir: cfg.Dir, turn: turn{who: map[any]bool{}}, rnd: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), etcd: memetcd.New(), books: newBooks(), rules: newRules(), users: map[netip.Addr]*pod{}, running: map[string]*pod{}, over: map[string]bool{}, halves: map[string]bool{}, foreign: map[string]netip.Addr{},
 		uplinks: regexp.MustCompile("^eth"), vxlan: api.Always, sum: fnv.New64a(), began: time.Now(),
 	}
 	if cfg.Nodes > keepPlans {
@@ -166,13 +187,17 @@ func newWorld(cfg Config) *World {
 	w.out.Seen = map[string]int{}
 	w.life, w.end = context.WithCancel(context.Background())
 	w.admin = &wire{w: w, name: "operator", life: w.life}
+	w.kube = newKube()
 	w.found()
 	for i := range cfg.Nodes {
 		w.nodes = append(w.nodes, w.newNode(i))
 	}
 	for _, n := range w.nodes {
+		w.registers(n, corev1.ConditionTrue)
 		n.agent = n.start()
 	}
+	w.still()
+	w.manager = w.newManager()
 	return w
 }
 
@@ -240,24 +265,64 @@ func (w *World) ranges() []netip.Prefix {
 // dual reports whether there is IPv6 too.
 func (w *World) dual() bool { return w.cfg.Nodes <= keepPlans }
 
-// spawn has something done beside the world, which goes on with what comes back.
-func (w *World) spawn(do func() (then func())) {
+// stir notes that the world sets a node or the operator going; nil: it may be anybody.
+func (w *World) stir(who any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t := &w.turn
+	if t.all || t.who[who] || who == nil && len(t.who) > 0 {
+		t.breaks("the world sets somebody going who may be going already")
+	}
+	if who == nil {
+		t.all = true
+		return
+	}
+	t.who[who] = true
+}
+
+func (t *turn) breaks(how string) { t.broken = cmp.Or(t.broken, how) }
+
+// acts notes that somebody does what others will see. The world's mutex is held.
+func (w *World) acts(who, what string) {
+	if !w.turn.all && len(w.turn.who) == 0 {
+		w.turn.breaks(fmt.Sprintf("%s does, out of turn: %s", who, what))
+	}
+}
+
+// spawn has something done beside the world, as long as ctx lasts, by a node's processes, or by the operator. The world goes on with what comes back.
+func (w *World) spawn(ctx context.Context, who any, do func(context.Context) (then func())) {
+	w.stir(who)
 	id := w.tasks
 	w.tasks++
 	w.busy++
 	w.all.Go(func() {
-		then := do()
+		then := do(context.WithValue(ctx, taskID{}, id))
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		w.acts(fmt.Sprintf("task %d", id), "end")
 		w.finished = append(w.finished, task{id, then})
 	})
+}
+
+// still waits until nobody can go on without the world. What was asked of it is put in an order that does not depend on who was quicker.
+func (w *World) still() {
+	for synctest.Wait(); w.passOn(); synctest.Wait() {
+	}
+	w.mu.Lock()
+	w.turn.all = false
+	clear(w.turn.who)
+	w.queue()
+	broken := w.turn.broken
+	w.mu.Unlock()
+	if broken != "" {
+		w.broke("this run is no seed's: %s", broken)
+	}
 }
 
 // settle waits until nobody can go on without the world, and takes in what was done.
 func (w *World) settle() {
 	for {
-		synctest.Wait()
-		w.queue()
+		w.still()
 		w.mu.Lock()
 		done := w.finished
 		w.finished = nil
@@ -270,6 +335,7 @@ func (w *World) settle() {
 			w.busy--
 			if t.then != nil {
 				t.then()
+				w.still()
 			}
 		}
 	}
@@ -280,37 +346,35 @@ func (w *World) settle() {
 func (w *World) pass(ticks int) {
 	w.note("%d ticks pass", ticks)
 	for range ticks {
+		w.stir(nil)
 		time.Sleep(tick)
 		w.settle()
-		w.waiting = slices.DeleteFunc(w.waiting, w.gaveUp)
-		w.settle()
-		w.feedAll()
+		w.kubelets()
+		w.lookAtDue()
+		for i := w.find(gaveUp); i >= 0; i = w.find(gaveUp) {
+			w.forsake(w.take(i))
+			w.settle()
+		}
+		for i := w.find(fed); i >= 0; i = w.find(fed) {
+			w.serve(w.take(i), answered)
+			w.settle()
+		}
 	}
 }
 
-// gaveUp reports whether nobody waits for a call any more. A transaction may be carried out all the same, now or later.
-func (w *World) gaveUp(c *call) bool {
-	if c.ctx.Err() == nil {
-		return false
-	}
+// find is the place of the first call of a kind among those that wait; -1 if there is none.
+func (w *World) find(is func(*call) bool) int { return slices.IndexFunc(w.waiting, is) }
+
+// gaveUp reports whether nobody waits for a call any more.
+func gaveUp(c *call) bool { return c.ctx.Err() != nil }
+
+// fed reports whether it is a feed that asks.
+func fed(c *call) bool { return c.from.feeds }
+
+// forsake is the end of a call that nobody waits for. A transaction may be carried out all the same, now or later.
+func (w *World) forsake(c *call) {
 	if c.writes {
 		w.serve(c, []fate{swallowed, silent, late}[w.rnd.IntN(3)])
-	}
-	return true
-}
-
-// feedAll answers what feeds have asked.
-func (w *World) feedAll() {
-	for some := true; some; w.settle() {
-		some = false
-		for i := 0; i < len(w.waiting); {
-			if !w.waiting[i].from.feeds {
-				i++
-				continue
-			}
-			some = true
-			w.serve(w.take(i), answered)
-		}
 	}
 }
 
@@ -321,6 +385,9 @@ func (w *World) committed(x *wire, rev int64, changes []store.KV) {
 		verb := "put"
 		if kv.Value == nil {
 			verb = "delete"
+			if why := w.robbed(x, kv.Key); why != "" {
+				w.broke("revision %d: the controllers delete %s, %s", rev, kv.Key, why)
+			}
 		}
 		w.note("  %d: %s %s", kv.Rev, verb, short([]byte(kv.Key)))
 	}
@@ -369,9 +436,11 @@ func Run(cfg Config) Outcome {
 
 // close ends everybody.
 func (w *World) close() {
+	w.stir(nil)
 	w.end()
+	w.still()
+	w.manager.stop()
 	for _, n := range w.nodes {
-		n.halt()
 		if n.agent != nil {
 			n.stop()
 		}
@@ -381,6 +450,7 @@ func (w *World) close() {
 	waiting := slices.Concat(w.waiting, w.arrived)
 	w.waiting, w.arrived = nil, nil
 	w.mu.Unlock()
+	w.stir(nil)
 	for _, c := range waiting {
 		c.answer(nil, errBroken)
 	}

@@ -25,6 +25,7 @@ func (t Table) Print(w io.Writer) error {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
+	oneLine := strings.NewReplacer("\n", " ", "\t", " ")
 	var b strings.Builder
 	border := func() {
 		for _, n := range widths {
@@ -34,6 +35,7 @@ func (t Table) Print(w io.Writer) error {
 	}
 	line := func(row []string, left func(cell string, spare int) int) {
 		for i, cell := range row {
+			cell = oneLine.Replace(cell)
 			spare := widths[i] - utf8.RuneCountInString(cell)
 			n := left(cell, spare)
 			b.WriteString("| " + strings.Repeat(" ", n) + cell + strings.Repeat(" ", spare-n) + " ")

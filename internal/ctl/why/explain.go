@@ -16,7 +16,7 @@ import (
 
 const explainHelp = `Say what the policies in etcd make of the first packet of a flow, and why: every rule that is considered where the packet leaves and where it
 arrives, in order, with the field that kept it from matching. No agent is asked: this is what each node is to enforce, not what it has
-got round to. An answer is an answer, so that the exit code is 0 for Deny too.
+got round to. An answer is an answer, so that the exit code is 0 for Deny too. Limits of the pods' connections and rates come last.
 
 Pods are given as NAMESPACE/POD, as NAMESPACE/WORKLOADENDPOINT, as either alone where only one namespace has it, or by address; --to, and
 --from too, may be any other address: of a node, or of the world outside. A service's address is nobody's here: name one of its pods.
@@ -89,6 +89,7 @@ type answer struct {
 	packet   policy.Packet
 	verdict  string // Allow, Deny or Depends
 	asked    []asked
+	limits   []string
 	notes    []string
 }
 
@@ -129,7 +130,7 @@ func (f *facts) explain(q question) (*answer, error) {
 	if itself(from, to) {
 		a.notes = []string{"a pod's packets to itself do not leave it, and are not judged"}
 	} else {
-		a.asked = w.walk(from, to)
+		a.asked, a.limits = w.walk(from, to), w.limits(from, to)
 		a.notes = append(w.problems(a.asked), notes(from, to, a.asked)...)
 	}
 	a.verdict = verdict(a.asked)

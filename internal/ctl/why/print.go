@@ -19,6 +19,7 @@ type explained struct {
 	Packet  packetJSON `json:"packet"`
 	Verdict string     `json:"verdict"` // Allow, Deny; Depends where it is a matter of routes
 	Sides   []sideJSON `json:"sides"`
+	Limits  []string   `json:"limits,omitempty"` // of the pods, whatever policies say
 	Notes   []string   `json:"notes,omitempty"`
 }
 
@@ -64,7 +65,7 @@ type stepJSON struct {
 
 // view is the answer as it is printed.
 func (a *answer) view() explained {
-	out := explained{From: a.from.view(), To: a.to.view(), Packet: viewPacket(a.packet), Verdict: a.verdict, Sides: []sideJSON{}, Notes: a.notes}
+	out := explained{From: a.from.view(), To: a.to.view(), Packet: viewPacket(a.packet), Verdict: a.verdict, Sides: []sideJSON{}, Limits: a.limits, Notes: a.notes}
 	for _, s := range a.asked {
 		v := sideJSON{
 			Node: s.node, Endpoint: s.side.Endpoint.Key.String(), Interface: s.side.Endpoint.Interface,
@@ -220,6 +221,9 @@ func (a *answer) print(env cli.Env, format string) error {
 		side.write(&b)
 	}
 	fmt.Fprintf(&b, "\nVerdict: %s%s\n", v.Verdict, v.reason())
+	for _, l := range v.Limits {
+		fmt.Fprintf(&b, "Limit: %s.\n", l)
+	}
 	for _, n := range v.Notes {
 		fmt.Fprintf(&b, "Note: %s.\n", strings.TrimSuffix(n, "."))
 	}
