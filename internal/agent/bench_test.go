@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
@@ -85,14 +83,14 @@ func BenchmarkPolicyToKernel(b *testing.B) {
 	for _, policies := range []int{1000, 10_000} {
 		b.Run(fmt.Sprintf("policies=%d", policies), func(b *testing.B) {
 			n := newPolicyNode(b, policies)
-			var took, worked []time.Duration
+			var took, used []time.Duration
 			for version := 1; b.Loop(); version++ {
-				start, before := time.Now(), processorTime(b)
+				start, before := time.Now(), worked(b)
 				n.edit(b, version%policies, version)
 				n.round(b)
-				took, worked = append(took, time.Since(start)), append(worked, processorTime(b)-before)
+				took, used = append(took, time.Since(start)), append(used, worked(b)-before)
 			}
-			for name, all := range map[string][]time.Duration{"": took, "cpu-": worked} {
+			for name, all := range map[string][]time.Duration{"": took, "cpu-": used} {
 				slices.Sort(all)
 				b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, name+"p99-ms")
 				b.ReportMetric(float64(all[len(all)/2].Microseconds())/1000, name+"median-ms")
@@ -101,12 +99,12 @@ func BenchmarkPolicyToKernel(b *testing.B) {
 	}
 }
 
-// processorTime is the time that all threads of the process have run.
-func processorTime(b *testing.B) time.Duration {
+// worked is the time that all threads of the process have run.
+func worked(b *testing.B) time.Duration {
 	b.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+	used, err := processorTime()
+	if err != nil {
 		b.Fatal(err)
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return used
 }
