@@ -5,18 +5,17 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/muslin-cni/muslin/internal/cni"
+	_ "github.com/muslin-cni/muslin/internal/oneprocessor"
 )
 
 var version = "unknown" // set by the linker
 
 func main() {
-	runtime.GOMAXPROCS(1) // while the kernel makes the veth pair, or the agent works, another goroutine runs: more processors only cost time to start
 	if len(os.Args) == 2 && (os.Args[1] == "-v" || os.Args[1] == "--version") {
 		fmt.Println(version)
 		return

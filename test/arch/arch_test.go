@@ -51,7 +51,7 @@ func TestSourceTreeKeepsItsRules(t *testing.T) {
 		{"pure packages only compute", CheckPurity(pkgs)},
 		{"each package has one comment", CheckComments(pkgs)},
 		{"names say what is inside", CheckNames(pkgs)},
-		{"nothing runs before main", CheckInits(pkgs)},
+		{"nothing runs before main", CheckInits(pkgs, Early)},
 		{"dependencies have reasons", CheckReasons(string(document), pkgs)},
 		{"no file names a machine's path", paths},
 	}

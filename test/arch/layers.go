@@ -93,6 +93,7 @@ var Layers = []Row{
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
 	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
+	{Level: 0, Path: "internal/oneprocessor", Sentence: "gives a program that lives briefly one processor, before anything else is initialized"},
 	{Level: 0, Path: "internal/members", Sentence: "reads and writes JSON objects without analysing types, for processes that live briefly"},
 	{Level: 0, Path: "internal/nftable", Sentence: "the content of an nftables table as values, their text, and the difference of two"},
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
@@ -137,6 +138,9 @@ var Pure = []string{
 	"pkg/ipam/block",
 	"pkg/selector",
 }
+
+// Early lists the packages whose very purpose is to run before main. No other declares init.
+var Early = []string{"internal/oneprocessor"}
 
 // Impure lists what a pure package does not import; an entry covers what lies below it, except what Harmless names.
 var Impure = []string{"context", "log", "net", "os", "sync", "syscall"}

@@ -149,12 +149,12 @@ func CheckNames(pkgs []Package) []string {
 	return wrong
 }
 
-// CheckInits returns a line for each file that declares func init.
-func CheckInits(pkgs []Package) []string {
+// CheckInits returns a line for each file that declares func init, but for those of the packages in early.
+func CheckInits(pkgs []Package, early []string) []string {
 	var wrong []string
 	for _, pkg := range pkgs {
 		for _, file := range pkg.Files {
-			if file.Init {
+			if file.Init && !slices.Contains(early, pkg.Path) {
 				wrong = append(wrong, fmt.Sprintf("%s/%s: declares init; let main or New do it", pkg.Path, file.Name))
 			}
 		}

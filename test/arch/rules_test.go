@@ -101,13 +101,14 @@ func TestCheckNamesAndInits(t *testing.T) {
 	pkgs := []Package{
 		{Path: "internal/utils", Name: "x"},
 		{Path: "pkg/x", Name: "x", Files: []File{{Name: "helpers_test.go", Test: true}, {Name: "types.go", Init: true}}},
+		{Path: "pkg/first", Name: "first", Files: []File{{Name: "first.go", Init: true}}},
 	}
 	want := []string{
 		"internal/utils: the package's name says nothing",
 		"pkg/x/helpers_test.go: the file's name says nothing",
 		"pkg/x/types.go: declares init; let main or New do it",
 	}
-	if diff := cmp.Diff(want, append(CheckNames(pkgs), CheckInits(pkgs)...)); diff != "" {
+	if diff := cmp.Diff(want, append(CheckNames(pkgs), CheckInits(pkgs, []string{"pkg/first"})...)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
