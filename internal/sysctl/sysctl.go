@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,7 @@ import (
 )
 
 // Root is where the kernel shows its settings. Those of the network are the ones of the network namespace that the thread
-// which opens the file is in.
+// which opens the file is in: a Table is for one namespace.
 const Root = "/proc/sys"
 
 // HostRoot is where a container finds them if it was given the host's: its own are read-only unless it is privileged. That there are settings
@@ -38,6 +39,9 @@ func Where() string {
 type Table struct {
 	dir  *os.File // the folder
 	root *os.Root // the same: keeps a device's name from leading outside
+
+	mu      sync.Mutex
+	devices map[string]*os.File // folders in it that have one for each device: the way to them is most of the work of opening a setting
 }
 
 // Open opens the settings below a folder, Root but in tests.
@@ -50,11 +54,20 @@ func Open(root string) (*Table, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open kernel settings: %w", err), r.Close())
 	}
-	return &Table{dir: dir, root: r}, nil
+	return &Table{dir: dir, root: r, devices: map[string]*os.File{}}, nil
 }
 
 // Close releases the folder.
-func (t *Table) Close() error { return errors.Join(t.dir.Close(), t.root.Close()) }
+func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err := errors.Join(t.dir.Close(), t.root.Close())
+	for path, f := range t.devices {
+		err = errors.Join(err, f.Close())
+		delete(t.devices, path)
+	}
+	return err
+}
 
 // List finds nothing: settings carry no mark. Read tells of those that somebody wants.
 func (t *Table) List(context.Context) (map[kernel.SysctlKey]string, error) { return nil, nil }
@@ -125,9 +138,37 @@ func (t *Table) write(k kernel.SysctlKey, value string) error {
 
 // open opens a setting: at once where the kernel can (openat2(2), from Linux 5.6 on), else, and to learn what is in the way, step by step.
 func (t *Table) open(path string, flag int) (*os.File, error) {
+	from, rest := t.start(path)
 	how := unix.OpenHow{Flags: uint64(flag) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	if fd, err := unix.Openat2(int(t.dir.Fd()), path, &how); err == nil {
+	if fd, err := unix.Openat2(int(from.Fd()), rest, &how); err == nil {
 		return os.NewFile(uintptr(fd), path), nil
 	}
 	return t.root.OpenFile(path, flag, 0)
+}
+
+// start is the folder from which a setting is opened, and the way from there.
+func (t *Table) start(path string) (*os.File, string) {
+	for _, folder := range [...]string{"net/ipv4/conf/", "net/ipv6/conf/", "net/ipv4/neigh/", "net/ipv6/neigh/"} {
+		if rest, ok := strings.CutPrefix(path, folder); ok {
+			if f := t.devicesIn(folder); f != nil {
+				return f, rest
+			}
+		}
+	}
+	return t.dir, path
+}
+
+// devicesIn is a folder of devices; nil if it cannot be opened.
+func (t *Table) devicesIn(folder string) *os.File {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f, ok := t.devices[folder]
+	if !ok {
+		var err error
+		if f, err = t.root.Open(folder); err != nil {
+			return nil
+		}
+		t.devices[folder] = f
+	}
+	return f
 }
