@@ -6,4 +6,4 @@ package oneprocessor
 
 import "runtime"
 
-func init() { runtime.GOMAXPROCS(1) }
+func init() { runtime.GOMAXPROCS(1) } //nolint:gochecknoinits // this is what the package is for
