@@ -407,7 +407,10 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 // request is what the transaction compares, what it does, and what it reads if a compare fails: the keys in their order, and then what was written
 // below the prefixes. It is made of etcd's messages and not by its client, which would make and copy each of them three times over.
 func (t *Txn) request(keys []string) *pb.TxnRequest {
-	r := &pb.TxnRequest{}
+	compared := len(keys) + len(t.below)
+	r := &pb.TxnRequest{
+		Compare: make([]*pb.Compare, 0, compared), Success: make([]*pb.RequestOp, 0, len(t.writes)), Failure: make([]*pb.RequestOp, 0, compared),
+	}
 	text := make(map[string][]byte, len(keys)) // a key is named in up to three places
 	for _, k := range keys {
 		text[k] = []byte(k)
