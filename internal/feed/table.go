@@ -1,7 +1,6 @@
 package feed
 
 import (
-	"cmp"
 	"fmt"
 	"iter"
 	"math/bits"
@@ -117,7 +116,10 @@ type endpoint = *store.Entry[api.WorkloadEndpoint]
 
 func newEndpoints() *endpoints {
 	before := func(a, b endpoint) bool {
-		return cmp.Or(strings.Compare(a.Value.Spec.Node, b.Value.Spec.Node), strings.Compare(a.Key, b.Key)) < 0
+		if n := strings.Compare(a.Value.Spec.Node, b.Value.Spec.Node); n != 0 {
+			return n < 0
+		}
+		return a.Key < b.Key
 	}
 	return &endpoints{
 		values: *object(func(v *api.WorkloadEndpoint) api.Object { return v }),
