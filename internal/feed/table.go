@@ -39,8 +39,9 @@ type values[T api.Value] struct {
 	check func(key string, v *T) error // whether the value belongs under the key
 }
 
-func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
-	e, err := store.DecodeAfter(kv, t.get(kv.Key))
+// decode reads a value, which may share with another one.
+func (t *values[T]) decode(kv store.KV, like store.Entry[T]) (store.Entry[T], error) {
+	e, err := store.DecodeAfter(kv, like)
 	if err != nil {
 		return e, err
 	}
@@ -51,7 +52,7 @@ func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
 }
 
 func (t *values[T]) put(kv store.KV) error {
-	e, err := t.decode(kv)
+	e, err := t.decode(kv, t.get(kv.Key))
 	if err != nil {
 		t.drop(kv.Key)
 		return err
@@ -109,7 +110,8 @@ func below[T api.Value](m *entries[T], prefix string) iter.Seq2[string, store.En
 // endpoints is the table of WorkloadEndpoints, with an index by node.
 type endpoints struct {
 	values[api.WorkloadEndpoint]
-	byNode *btree.BTreeG[endpoint] // by node, and etcd key
+	byNode *btree.BTreeG[endpoint]           // by node, and etcd key
+	last   store.Entry[api.WorkloadEndpoint] // that was read: the next one is often of the same kind
 }
 
 type endpoint = *store.Entry[api.WorkloadEndpoint]
@@ -136,11 +138,12 @@ func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEn
 }
 
 func (t *endpoints) put(kv store.KV) error {
-	e, err := t.decode(kv)
+	e, err := t.decode(kv, t.last)
 	if err != nil {
 		t.drop(kv.Key)
 		return err
 	}
+	t.last = e
 	if was, ok := t.byKey.Set(kv.Key, &e); ok && was.Value.Spec.Node != e.Value.Spec.Node {
 		t.byNode.Delete(was)
 	}
@@ -159,6 +162,7 @@ func (t *endpoints) copy() table {
 	return &endpoints{
 		values: values[api.WorkloadEndpoint]{byKey: *t.byKey.Copy(), check: t.check},
 		byNode: t.byNode.Copy(),
+		last:   t.last,
 	}
 }
 

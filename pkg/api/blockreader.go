@@ -191,19 +191,6 @@ func (r *blockReader) words(like map[string]string) map[string]string {
 	return out
 }
 
-// says reads an object of strings and reports whether it is like that.
-func (r *blockReader) says(like map[string]string) bool {
-	members, equal := 0, 0
-	r.pairs(func(key []byte) {
-		members++
-		v, ok := like[string(key)]
-		if text := r.text(); ok && v == string(text) {
-			equal++
-		}
-	})
-	return members == len(like) && equal == members
-}
-
 // attrName is the key of an owner attribute.
 func attrName(key []byte) string {
 	for _, attr := range ownerAttrs() {

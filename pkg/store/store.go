@@ -88,8 +88,8 @@ func (e Entry[T]) Says(raw []byte) bool {
 // Decode turns raw data into an entry; a KV that does not exist becomes an entry without a value.
 func Decode[T api.Value](kv KV) (Entry[T], error) { return DecodeAfter(kv, Entry[T]{}) }
 
-// DecodeAfter is Decode of a value that takes the place of another one, with which it may share what both say. It is quicker where little
-// has changed.
+// DecodeAfter is Decode of a value that may share what both say with another one, mostly the one whose place it takes. It is quicker where little
+// is different.
 func DecodeAfter[T api.Value](kv KV, before Entry[T]) (Entry[T], error) {
 	e := Entry[T]{Key: kv.Key, Rev: kv.Rev, raw: kv.Value}
 	if kv.Rev == 0 {
