@@ -266,6 +266,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 		a.noIPv6 = "the kernel has no IPv6"
 	}
 	a.feed = feed.New(a.store, a.log)
+	a.feed.Local(a.node)
 	a.flows = newFlows(rtnl.ForgetFlows, a.log)
 	a.guard = newGuard(a.node, a.log)
 	a.guard.released, a.guard.inherits = a.flows.released, a.flows.remembered

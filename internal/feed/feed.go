@@ -60,9 +60,13 @@ type Feed struct {
 func New(client *store.Client, log *slog.Logger) *Feed {
 	return &Feed{
 		client: client, log: log, draw: rand.N[time.Duration], route: prefixes(), page: pageSize, changed: make(chan struct{}, 1),
-		state: newState(), stale: true, since: time.Now(), advance: make(chan struct{}),
+		state: newState(""), stale: true, since: time.Now(), advance: make(chan struct{}),
 	}
 }
+
+// Local says of which node the endpoints are asked for, which then costs no more than these; otherwise it is as quick for every node, which makes each
+// endpoint cost more. It is called before Run.
+func (f *Feed) Local(node string) { f.state = newState(node) }
 
 // DrawPauses has pauses between attempts drawn by draw, a time from 0 to below its argument: a simulation can repeat only what it has drawn itself.
 // It is called before Run.
@@ -148,7 +152,7 @@ func (f *Feed) take(at int64, kvs []store.KV) {
 	if at < base.rev {
 		f.log.Warn("etcd went back to an older revision, as after a restored backup; its contents replace what was known",
 			"revision", at, "had", base.rev)
-		fresh := newState()
+		fresh := newState(base.endpoints().local)
 		fresh.seq = seq + 1 // nothing in the log leads here, so that readers look at everything
 		base = fresh
 	}
@@ -246,7 +250,7 @@ func (f *Feed) Snapshot() (Snapshot, bool) {
 // Of is the snapshot of a feed that has listed these keys, all that etcd held at a revision, and seen nothing since.
 func Of(rev int64, kvs []store.KV) Snapshot {
 	route := prefixes()
-	w := edit(newState(), route)
+	w := edit(newState(""), route)
 	w.listed(rev, kvs)
 	return Snapshot{Rev: rev, s: w.next}
 }

@@ -118,7 +118,7 @@ func (r *rig) wantFresh(s Snapshot) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	w := edit(newState(), prefixes())
+	w := edit(newState(""), prefixes())
 	w.listed(rev, kvs)
 	if diff := cmp.Diff(seen(snapshotOf(w.next)), seen(s)); diff != "" {
 		r.t.Errorf("snapshot at %d differs from a list at %d (-want +got):\n%s", s.Rev, rev, diff)

@@ -51,7 +51,7 @@ func (s Snapshot) Endpoints() iter.Seq2[string, store.Entry[api.WorkloadEndpoint
 	return s.s.endpoints().below("")
 }
 
-// EndpointsOn yields the WorkloadEndpoints whose spec names the node.
+// EndpointsOn yields the WorkloadEndpoints whose spec names the node. Where that is not the Feed's local one, if it has one, all of the cluster are gone through.
 func (s Snapshot) EndpointsOn(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
 	if s.s == nil {
 		return nothing[store.Entry[api.WorkloadEndpoint]]
@@ -246,20 +246,21 @@ type state struct {
 	log    *history // nil: there was none
 }
 
-func newState() *state {
+// newState is empty. Of all endpoints it indexes those of one node, or of all: "".
+func newState(local string) *state {
 	s := &state{route: prefixes()}
-	for k, t := range empty() {
+	for k, t := range empty(local) {
 		*s.tables.at(k) = t
 	}
 	return s
 }
 
 // empty is the table of each kind, without values.
-func empty() map[Kinds]table {
+func empty(local string) map[Kinds]table {
 	return map[Kinds]table{
 		Pools:        object(func(v *api.IPPool) api.Object { return v }),
 		Nodes:        object(func(v *api.Node) api.Object { return v }),
-		Endpoints:    newEndpoints(),
+		Endpoints:    newEndpoints(local),
 		Cluster:      object(func(v *api.ClusterInformation) api.Object { return v }),
 		FelixConfigs: object(func(v *api.FelixConfiguration) api.Object { return v }),
 		Profiles:     object(func(v *api.Profile) api.Object { return v }),

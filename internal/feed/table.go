@@ -1,7 +1,6 @@
 package feed
 
 import (
-	"cmp"
 	"fmt"
 	"iter"
 	"math/bits"
@@ -40,8 +39,9 @@ type values[T api.Value] struct {
 	check func(key string, v *T) error // whether the value belongs under the key
 }
 
-func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
-	e, err := store.DecodeAfter(kv, t.get(kv.Key))
+// decode reads a value, which may share with another one.
+func (t *values[T]) decode(kv store.KV, like store.Entry[T]) (store.Entry[T], error) {
+	e, err := store.DecodeAfter(kv, like)
 	if err != nil {
 		return e, err
 	}
@@ -52,7 +52,7 @@ func (t *values[T]) decode(kv store.KV) (store.Entry[T], error) {
 }
 
 func (t *values[T]) put(kv store.KV) error {
-	e, err := t.decode(kv)
+	e, err := t.decode(kv, t.get(kv.Key))
 	if err != nil {
 		t.drop(kv.Key)
 		return err
@@ -107,20 +107,26 @@ func below[T api.Value](m *entries[T], prefix string) iter.Seq2[string, store.En
 	}
 }
 
-// endpoints is the table of WorkloadEndpoints, with an index by node.
+// endpoints is the table of WorkloadEndpoints, with an index of the local node's, or of all nodes'.
 type endpoints struct {
 	values[api.WorkloadEndpoint]
-	byNode *btree.BTreeG[endpoint] // by node, and etcd key
+	local  string                            // node; "": all nodes are in the index
+	byNode *btree.BTreeG[endpoint]           // by node, and etcd key
+	last   store.Entry[api.WorkloadEndpoint] // that was read: the next one is often of the same kind
 }
 
 type endpoint = *store.Entry[api.WorkloadEndpoint]
 
-func newEndpoints() *endpoints {
+func newEndpoints(local string) *endpoints {
 	before := func(a, b endpoint) bool {
-		return cmp.Or(strings.Compare(a.Value.Spec.Node, b.Value.Spec.Node), strings.Compare(a.Key, b.Key)) < 0
+		if n := strings.Compare(a.Value.Spec.Node, b.Value.Spec.Node); n != 0 {
+			return n < 0
+		}
+		return a.Key < b.Key
 	}
 	return &endpoints{
 		values: *object(func(v *api.WorkloadEndpoint) api.Object { return v }),
+		local:  local,
 		byNode: btree.NewBTreeGOptions(before, btree.Options{NoLocks: true}), // what is shared is not changed
 	}
 }
@@ -128,35 +134,52 @@ func newEndpoints() *endpoints {
 // on yields the endpoints of a node with their etcd keys.
 func (t *endpoints) on(node string) iter.Seq2[string, store.Entry[api.WorkloadEndpoint]] {
 	return func(yield func(string, store.Entry[api.WorkloadEndpoint]) bool) {
+		if !t.indexes(node) {
+			t.byKey.Scan(func(key string, e endpoint) bool { return e.Value.Spec.Node != node || yield(key, *e) })
+			return
+		}
 		first := &store.Entry[api.WorkloadEndpoint]{Value: &api.WorkloadEndpoint{Spec: api.WorkloadEndpointSpec{Node: node}}}
 		t.byNode.Ascend(first, func(e endpoint) bool { return e.Value.Spec.Node == node && yield(e.Key, *e) })
 	}
 }
 
 func (t *endpoints) put(kv store.KV) error {
-	e, err := t.decode(kv)
+	e, err := t.decode(kv, t.last)
 	if err != nil {
 		t.drop(kv.Key)
 		return err
 	}
-	if was, ok := t.byKey.Set(kv.Key, &e); ok && was.Value.Spec.Node != e.Value.Spec.Node {
+	t.last = e
+	was, ok := t.byKey.Set(kv.Key, &e)
+	if ok && was.Value.Spec.Node != e.Value.Spec.Node && t.indexes(was.Value.Spec.Node) {
 		t.byNode.Delete(was)
 	}
-	t.byNode.Set(&e)
+	if t.indexes(e.Value.Spec.Node) {
+		t.byNode.Set(&e)
+	}
 	return nil
 }
 
 func (t *endpoints) drop(key string) {
-	if was, ok := t.byKey.Get(key); ok {
-		t.byKey.Delete(key)
+	was, ok := t.byKey.Get(key)
+	if !ok {
+		return
+	}
+	t.byKey.Delete(key)
+	if t.indexes(was.Value.Spec.Node) {
 		t.byNode.Delete(was)
 	}
 }
 
+// indexes reports whether the node's endpoints are in the index.
+func (t *endpoints) indexes(node string) bool { return t.local == "" || t.local == node }
+
 func (t *endpoints) copy() table {
 	return &endpoints{
 		values: values[api.WorkloadEndpoint]{byKey: *t.byKey.Copy(), check: t.check},
+		local:  t.local,
 		byNode: t.byNode.Copy(),
+		last:   t.last,
 	}
 }
 

@@ -5,7 +5,7 @@ import "github.com/muslin-cni/muslin/pkg/store"
 // Listed is the snapshot of a list of everything at one revision. With Watched and Committed it is all that a Feed does, without the feed: for whoever
 // follows etcd by himself, or follows it for many.
 func Listed(rev int64, kvs []store.KV) Snapshot {
-	w := edit(newState(), prefixes())
+	w := edit(newState(""), prefixes())
 	w.listed(rev, kvs)
 	return Snapshot{Rev: w.next.rev, s: w.next}
 }

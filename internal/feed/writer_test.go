@@ -171,7 +171,7 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 		}
 		// A commit may show up before the watch brings it or any time after.
 		ours = rapid.Permutation(ours).Draw(t, "commits")
-		s, told := newState(), 0
+		s, told := newState(rapid.SampledFrom([]string{"", "n1"}).Draw(t, "local")), 0
 		var early []revision // commits that were shown
 		for told < len(history) || len(ours) > 0 {
 			before := snapshotOf(s)
@@ -204,7 +204,7 @@ func TestSnapshotIsTheSameForAnyOrderAndBatching(t *testing.T) {
 			}
 			s = w.next
 			checkStep(t, before, snapshotOf(s))
-			want := edit(newState(), route)
+			want := edit(newState(""), route)
 			want.listed(1<<62, expected(history[:told], early))
 			if diff := cmp.Diff(seen(snapshotOf(want.next)), seen(snapshotOf(s))); diff != "" {
 				t.Fatalf("differs from a fresh list of the same (-want +got):\n%s", diff)
@@ -249,7 +249,7 @@ func allKeys(m map[string][]string) map[string]bool {
 
 func TestSnapshotNeverChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := newState()
+		s := newState("")
 		var kept []Snapshot
 		var was []map[string]string
 		for _, r := range drawHistory(t) {
@@ -267,7 +267,7 @@ func TestSnapshotNeverChanges(t *testing.T) {
 }
 
 func TestSinceNamesEverythingWhenTooMuchChanged(t *testing.T) {
-	w := edit(newState(), prefixes())
+	w := edit(newState(""), prefixes())
 	w.watched(1, nil)
 	first := snapshotOf(w.next)
 	for i := range historyLength + 1 {

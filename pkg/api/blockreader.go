@@ -20,15 +20,16 @@ func (b *Block) readUsual(raw []byte, like *Block) bool {
 		out.ClaimTime = r.time()
 	}
 	r.want(`,"allocations":`)
-	out.Allocation = r.indexes()
+	var held, owners int
+	out.Allocation, held, owners = r.indexes()
 	r.want(`,"unallocated":`)
 	out.Unallocated = r.numbers()
 	r.want(`,"attributes":`)
-	out.Attributes = r.owners(len(like.Attributes) + 1)
+	out.Attributes = r.owners(owners)
 	r.want(`,"sequenceNumber":`)
 	out.SequenceNumber = r.number()
 	r.want(`,"sequenceNumberForAllocation":`)
-	out.SequenceNumberForAllocation = r.sequence(len(like.SequenceNumberForAllocation) + 1)
+	out.SequenceNumberForAllocation = r.sequence(held)
 	r.want(`,"deleted":`)
 	if out.Deleted = r.take(`true`); !out.Deleted {
 		r.want(`false`)
@@ -60,10 +61,11 @@ func same(text []byte, like *string) *string {
 	return &s
 }
 
-// indexes is a list of numbers and nulls; null is nil.
-func (r *blockReader) indexes() []*int {
+// indexes is a list of numbers and nulls; null is nil. With it come how many numbers it holds, and how many things they can be the indexes of, which
+// says no more than how large to make what follows.
+func (r *blockReader) indexes() (out []*int, held, indexed int) {
 	if r.take(`null`) {
-		return nil
+		return nil, 0, 0
 	}
 	size, nulls := r.ahead()
 	out, numbers := make([]*int, 0, size), make([]int, 0, max(0, size-nulls))
@@ -74,8 +76,9 @@ func (r *blockReader) indexes() []*int {
 		}
 		numbers = append(numbers, r.small()) // where they are moved to, the pointers still point to where they were
 		out = append(out, &numbers[len(numbers)-1])
+		indexed = max(indexed, numbers[len(numbers)-1]+1)
 	})
-	return out
+	return out, len(numbers), min(indexed, size)
 }
 
 func (r *blockReader) owners(size int) []Attributes {
@@ -186,19 +189,6 @@ func (r *blockReader) words(like map[string]string) map[string]string {
 		out[k] = string(text)
 	})
 	return out
-}
-
-// says reads an object of strings and reports whether it is like that.
-func (r *blockReader) says(like map[string]string) bool {
-	members, equal := 0, 0
-	r.pairs(func(key []byte) {
-		members++
-		v, ok := like[string(key)]
-		if text := r.text(); ok && v == string(text) {
-			equal++
-		}
-	})
-	return members == len(like) && equal == members
 }
 
 // attrName is the key of an owner attribute.

@@ -17,7 +17,7 @@ func Decode[T Value](raw []byte) (*T, error) {
 	return v, err
 }
 
-// DecodeLike is Decode of another version of like, with which the value may share what is behind pointers and in maps; nil: with
+// DecodeLike is Decode of a value that may share what is behind pointers and in maps with like, best another version of it or one of its kin; nil: with
 // nothing. like must be what DecodeLike has returned as whole, unchanged. whole reports that the value is known to say all that raw says, so that Encode needs
 // no prior.
 func DecodeLike[T Value](raw []byte, like *T) (v *T, whole bool, err error) {
@@ -48,7 +48,7 @@ func Encode[T Value](v *T, prior []byte) ([]byte, error) {
 // usual is a kind that is stored so often, and mostly in so plain a form, that it has a reader and a writer of its own. Where one of
 // them returns true, the outcome is what decode's or encode's would be.
 type usual[T any] interface {
-	readUsual(raw []byte, like *T) bool
+	readUsual(raw []byte, like *T) bool // into a zero value, which it leaves where it returns false
 	appendUsual(to []byte) ([]byte, bool)
 }
 

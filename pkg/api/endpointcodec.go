@@ -4,20 +4,22 @@ package api
 const endpointHead = `{"kind":"WorkloadEndpoint","apiVersion":"` + Version + `","metadata":{`
 
 // readUsual fills the endpoint from raw, if that has the usual form and none of the fields that few pods have. All its strings are parts of one, since
-// endpoints stay.
-func (w *WorkloadEndpoint) readUsual(raw []byte, _ *WorkloadEndpoint) bool {
+// endpoints stay. Labels and annotations that like has too are taken from there: pods of a kind bear the same. like is such an endpoint, or nil.
+func (w *WorkloadEndpoint) readUsual(raw []byte, like *WorkloadEndpoint) bool {
+	if like == nil {
+		like = &WorkloadEndpoint{}
+	}
 	r := endpointReader{usualReader: usualReader{raw: raw}, all: string(raw)}
-	var out WorkloadEndpoint
-	out.TypeMeta = TypeMeta{Kind: "WorkloadEndpoint", APIVersion: Version}
+	w.TypeMeta = TypeMeta{Kind: "WorkloadEndpoint", APIVersion: Version}
 	r.want(endpointHead)
-	r.metadata(&out.Metadata)
+	r.metadata(&w.Metadata, &like.Metadata)
 	r.want(`,"spec":{`)
-	r.spec(&out.Spec)
+	r.spec(&w.Spec)
 	r.want(`}`)
 	if r.failed || r.at < len(raw) {
+		*w = WorkloadEndpoint{}
 		return false
 	}
-	*w = out
 	return true
 }
 
@@ -52,7 +54,7 @@ type stringField struct {
 }
 
 // metadata reads up to the end of the object that has begun.
-func (r *endpointReader) metadata(m *ObjectMeta) {
+func (r *endpointReader) metadata(m, like *ObjectMeta) {
 	f := givenFields{r: &r.usualReader}
 	r.strings(&f, []stringField{
 		{`"name":`, &m.Name}, {`"generateName":`, &m.GenerateName}, {`"namespace":`, &m.Namespace}, {`"uid":`, &m.UID},
@@ -61,10 +63,10 @@ func (r *endpointReader) metadata(m *ObjectMeta) {
 		m.CreationTimestamp = *r.time()
 	}
 	if f.has(`"labels":`) {
-		m.Labels = r.words()
+		m.Labels = r.words(like.Labels)
 	}
 	if f.has(`"annotations":`) {
-		m.Annotations = r.words()
+		m.Annotations = r.words(like.Annotations)
 	}
 	r.want(`}`)
 }
@@ -115,8 +117,13 @@ func (r *endpointReader) port() (p WEPort) {
 	return p
 }
 
-// words is an object of strings.
-func (r *endpointReader) words() map[string]string {
+// words is an object of strings: the one that is given, if it says the same.
+func (r *endpointReader) words(like map[string]string) map[string]string {
+	before := r.usualReader
+	if like != nil && r.says(like) {
+		return like
+	}
+	r.usualReader = before
 	out := map[string]string{}
 	r.pairs(func(key []byte) {
 		end := r.at - len(`":`)

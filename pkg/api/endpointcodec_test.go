@@ -52,13 +52,17 @@ func encodeByJSON(w *WorkloadEndpoint) ([]byte, error) {
 	return encode(&c, nil)
 }
 
-// FuzzEndpointCodec holds the endpoints' own reader and writer against encoding/json.
+// FuzzEndpointCodec holds the endpoints' own reader and writer against encoding/json, the reader also where it may share with another endpoint.
 func FuzzEndpointCodec(f *testing.F) {
-	for _, s := range endpointSeeds(f) {
-		f.Add([]byte(s))
+	seeds := endpointSeeds(f)
+	for _, s := range seeds {
+		f.Add([]byte(s), []byte(seeds[0]))
+		f.Add([]byte(s), []byte(s))
 	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		heldAgainstJSON(t, raw, (*WorkloadEndpoint).appendUsual, func(w *WorkloadEndpoint) bool { return w.readUsual(raw, nil) },
+	f.Fuzz(func(t *testing.T, raw, other []byte) {
+		var like WorkloadEndpoint
+		_ = like.readUsual(other, nil) // what could not be read is empty
+		heldAgainstJSON(t, raw, (*WorkloadEndpoint).appendUsual, func(w *WorkloadEndpoint) bool { return w.readUsual(raw, &like) },
 			func(w *WorkloadEndpoint) error { return decode(w, raw) }, encodeByJSON)
 	})
 }
@@ -100,15 +104,39 @@ func TestFieldsOfEndpointsThatFewPodsHaveAreKept(t *testing.T) {
 	}
 }
 
+func TestEndpointsOfAKindShareTheirLabels(t *testing.T) {
+	raw, err := Encode(usualEndpoint(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := DecodeLike[WorkloadEndpoint](raw, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, whole, err := DecodeLike(raw, first)
+	if err != nil || !whole {
+		t.Fatalf("whole: %t, error %v", whole, err)
+	}
+	got.Metadata.Labels["one"] = "map"
+	if first.Metadata.Labels["one"] != "map" {
+		t.Error("two endpoints have the same labels in two maps")
+	}
+}
+
 func BenchmarkEndpoint(b *testing.B) {
 	w := usualEndpoint()
 	raw, err := Encode(w, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
+	like, err := Decode[WorkloadEndpoint](raw)
+	if err != nil {
+		b.Fatal(err)
+	}
 	for name, f := range map[string]func() error{
-		"decode": func() error { _, err := Decode[WorkloadEndpoint](raw); return err },
-		"encode": func() error { _, err := Encode(w, nil); return err },
+		"decode":      func() error { _, err := Decode[WorkloadEndpoint](raw); return err },
+		"decode-like": func() error { _, _, err := DecodeLike(raw, like); return err },
+		"encode":      func() error { _, err := Encode(w, nil); return err },
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

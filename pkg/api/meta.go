@@ -80,7 +80,7 @@ type Kind struct {
 // Key is the etcd key of the object of this kind with that name. The namespace is ignored for cluster-scoped kinds.
 func (k Kind) Key(namespace, name string) string {
 	if k.Namespaced {
-		return k.Prefix() + namespace + "/" + name
+		return ResourcesRoot + k.Plural + "/" + namespace + "/" + name // at once: each endpoint that is told of is asked for its key
 	}
 	return k.Prefix() + name
 }

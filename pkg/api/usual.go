@@ -183,6 +183,19 @@ func (r *usualReader) pairs(read func(key []byte)) {
 	})
 }
 
+// says reads an object of strings and reports whether it is like that.
+func (r *usualReader) says(like map[string]string) bool {
+	members, equal := 0, 0
+	r.pairs(func(key []byte) {
+		members++
+		v, ok := like[string(key)]
+		if text := r.text(); ok && v == string(text) {
+			equal++
+		}
+	})
+	return members == len(like) && equal == members
+}
+
 // usualWriter adds to the end. It has failed once something needs escaping, or has no stored form.
 type usualWriter struct {
 	out    []byte

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,19 +27,30 @@ func Over(s Services, timeout time.Duration) *Client {
 	if c.timeout == 0 {
 		c.timeout = DefaultTimeout
 	}
-	c.link.Store(&link{kv: clientv3.NewKVFromKVClient(telling{s.KV}, nil), watch: s.Watch})
+	kv := telling{s.KV}
+	c.link.Store(&link{kv: clientv3.NewKVFromKVClient(kv, nil), raw: kv, watch: s.Watch})
 	return c
 }
 
 // link is a way to etcd.
 type link struct {
 	kv    clientv3.KV
+	raw   pb.KVClient // the same without etcd's client around it
 	watch pb.WatchClient
-	conn  *clientv3.Client // that the two are of; nil: they are somebody else's
+	conn  *clientv3.Client // that these are of; nil: they are somebody else's
 }
 
 func linkTo(conn *clientv3.Client) *link {
-	return &link{kv: conn.KV, watch: pb.NewWatchClient(conn.ActiveConnection()), conn: conn}
+	return &link{kv: conn.KV, raw: clientv3.RetryKVClient(conn), watch: pb.NewWatchClient(conn.ActiveConnection()), conn: conn}
+}
+
+// maxSent is what etcd's client sends at the most; etcd itself takes less.
+const maxSent = 2 << 20
+
+// commit carries a transaction out, as etcd's client would: it waits for a connection, and does not send what is too large.
+func (l *link) commit(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	res, err := l.raw.Txn(ctx, r, grpc.WaitForReady(true), grpc.MaxCallSendMsgSize(maxSent), grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	return res, clientv3.ContextError(ctx, err)
 }
 
 // telling says of transactions whether they were sent, as sendTracker does where there is a connection.

@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/muslin-cni/muslin/pkg/api"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -87,8 +88,8 @@ func (e Entry[T]) Says(raw []byte) bool {
 // Decode turns raw data into an entry; a KV that does not exist becomes an entry without a value.
 func Decode[T api.Value](kv KV) (Entry[T], error) { return DecodeAfter(kv, Entry[T]{}) }
 
-// DecodeAfter is Decode of a value that takes the place of another one, with which it may share what both say. It is quicker where little
-// has changed.
+// DecodeAfter is Decode of a value that may share what both say with another one, mostly the one whose place it takes. It is quicker where little
+// is different.
 func DecodeAfter[T api.Value](kv KV, before Entry[T]) (Entry[T], error) {
 	e := Entry[T]{Key: kv.Key, Rev: kv.Rev, raw: kv.Value}
 	if kv.Rev == 0 {
@@ -382,7 +383,6 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 		return nil, fmt.Errorf("build transaction: %w", t.err)
 	}
 	keys := slices.Sorted(maps.Keys(t.expect))
-	cmps, then, orElse := t.operations(keys)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	etcd, err := c.etcd(ctx)
@@ -390,7 +390,7 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 		return nil, fmt.Errorf("commit to etcd: %w", c.readError(err))
 	}
 	ctx, sent := trackSending(ctx)
-	res, err := etcd.kv.Txn(ctx).If(cmps...).Then(then...).Else(orElse...).Commit()
+	res, err := etcd.commit(ctx, t.request(keys))
 	if err != nil {
 		return nil, fmt.Errorf("commit to etcd: %w", c.writeError(err, sent.Load()))
 	}
@@ -404,30 +404,46 @@ func (c *Client) Commit(ctx context.Context, t *Txn) ([]KV, error) {
 	return out, nil
 }
 
-// operations are what the transaction compares, what it does, and what it reads if a compare fails: the keys in their order, and then what
-// was written below the prefixes.
-func (t *Txn) operations(keys []string) (cmps []clientv3.Cmp, then, orElse []clientv3.Op) {
+// request is what the transaction compares, what it does, and what it reads if a compare fails: the keys in their order, and then what was written
+// below the prefixes. It is made of etcd's messages and not by its client, which would make and copy each of them three times over.
+func (t *Txn) request(keys []string) *pb.TxnRequest {
 	compared := len(keys) + len(t.below)
-	cmps, then, orElse = make([]clientv3.Cmp, 0, compared), make([]clientv3.Op, 0, len(t.writes)), make([]clientv3.Op, 0, compared)
+	r := &pb.TxnRequest{
+		Compare: make([]*pb.Compare, 0, compared), Success: make([]*pb.RequestOp, 0, len(t.writes)), Failure: make([]*pb.RequestOp, 0, compared),
+	}
+	text := make(map[string][]byte, len(keys)) // a key is named in up to three places
 	for _, k := range keys {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(k), "=", t.expect[k]))
-		orElse = append(orElse, clientv3.OpGet(k))
+		text[k] = []byte(k)
+		r.Compare = append(r.Compare, revision(pb.Compare_EQUAL, text[k], t.expect[k]))
+		r.Failure = append(r.Failure, reading(&pb.RangeRequest{Key: text[k]}))
 	}
 	for _, p := range slices.Sorted(maps.Keys(t.below)) {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(p), "<", t.below[p]+1).WithPrefix())
-		orElse = append(orElse, clientv3.OpGet(p, clientv3.WithPrefix(), clientv3.WithMinModRev(t.below[p]+1)))
+		begin, end := []byte(p), []byte(clientv3.GetPrefixRangeEnd(p))
+		c := revision(pb.Compare_LESS, begin, t.below[p]+1)
+		c.RangeEnd = end
+		r.Compare = append(r.Compare, c)
+		r.Failure = append(r.Failure, reading(&pb.RangeRequest{Key: begin, RangeEnd: end, MinModRevision: t.below[p] + 1}))
 	}
 	for _, w := range t.writes {
+		op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: text[w.key], Value: w.value}}}
 		if w.value == nil {
-			then = append(then, clientv3.OpDelete(w.key))
-			continue
+			op.Request = &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: text[w.key]}}
 		}
-		then = append(then, clientv3.OpPut(w.key, string(w.value)))
+		r.Success = append(r.Success, op)
 	}
-	return cmps, then, orElse
+	return r
 }
 
-func conflict(keys []string, expect map[string]int64, res *clientv3.TxnResponse) error {
+// revision compares the revision of a key with a number.
+func revision(how pb.Compare_CompareResult, key []byte, rev int64) *pb.Compare {
+	return &pb.Compare{Result: how, Target: pb.Compare_MOD, Key: key, TargetUnion: &pb.Compare_ModRevision{ModRevision: rev}}
+}
+
+func reading(r *pb.RangeRequest) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: r}}
+}
+
+func conflict(keys []string, expect map[string]int64, res *pb.TxnResponse) error {
 	e := &ConflictError{Rev: res.Header.Revision}
 	for i, r := range res.Responses {
 		if i >= len(keys) {

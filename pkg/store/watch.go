@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,8 +45,12 @@ type Watcher struct {
 	cancel  context.CancelCauseFunc
 	cause   func() error // why the watch was ended from this side; nil while it was not
 	timeout time.Duration
-	rev     int64      // seen so far; used by Next only
 	sending sync.Mutex // a stream has one sender at a time
+
+	// What Next alone uses.
+	rev        int64 // seen so far
+	changes    []KV  // the memory of the last batch
+	ask, still *time.Timer
 }
 
 // Watch follows the keys from (included) to end (not included) after a revision. It returns when etcd has confirmed the watch, or
@@ -91,25 +96,25 @@ func (w *Watcher) create(ctx context.Context, from, end string) error {
 // silent for three timeouts. One caller at a time.
 func (w *Watcher) Next() (Batch, error) {
 	b, err := w.Lent()
+	b.Changes = slices.Clone(b.Changes)
 	for i := range b.Changes {
 		b.Changes[i].Value = bytes.Clone(b.Changes[i].Value)
 	}
 	return b, err
 }
 
-// Lent is Next for who is done with the values of a batch when he asks for the next one: then their memory is used again.
+// Lent is Next for who is done with a batch when he asks for the next one: then the memory of its changes and their values is used again. Keys last.
 func (w *Watcher) Lent() (Batch, error) {
 	began := time.Now()
-	ask := time.AfterFunc(w.timeout, w.RequestProgress)
-	defer ask.Stop()
-	silent := time.AfterFunc(silences*w.timeout, func() { w.cancel(errSilent) })
-	defer silent.Stop()
+	w.wind()
+	defer w.ask.Stop()
+	defer w.still.Stop()
 	res, err := w.receive()
 	if err != nil {
 		w.client.tell(w.what, began, err)
 		return Batch{}, err
 	}
-	b := Batch{Changes: make([]KV, 0, len(res.Events))}
+	b := Batch{Changes: slices.Grow(w.changes[:0], len(res.Events))}
 	for _, e := range res.Events {
 		if e.Kv.ModRevision <= w.rev {
 			continue
@@ -121,10 +126,24 @@ func (w *Watcher) Lent() (Batch, error) {
 		b.Changes = append(b.Changes, kv)
 	}
 	b.Rev = w.advance(res)
+	if w.changes = b.Changes; cap(w.changes) > keptEvents {
+		w.changes = nil
+	}
 	if w.client.cfg.Trace != nil {
 		w.client.tell(fmt.Sprintf("%s: %d changes up to %d", w.what, len(b.Changes), b.Rev), began, nil)
 	}
 	return b, nil
+}
+
+// wind has etcd asked how far it is after a timeout, and the watch given up after several.
+func (w *Watcher) wind() {
+	if w.ask == nil {
+		w.ask = time.AfterFunc(w.timeout, w.RequestProgress)
+		w.still = time.AfterFunc(silences*w.timeout, func() { w.cancel(errSilent) })
+		return
+	}
+	w.ask.Reset(w.timeout)
+	w.still.Reset(silences * w.timeout)
 }
 
 // advance notes how far the watch is. The header of a message with events may be ahead of them while the watch catches up.

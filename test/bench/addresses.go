@@ -184,6 +184,7 @@ func (b *addressBench) agents(ctx context.Context, nodes int) error {
 		}
 		clients = append(clients, c)
 		f := feed.New(c, slog.New(slog.DiscardHandler))
+		f.Local(nodeName(n))
 		feeds.Go(func() { _ = f.Run(run) }) // ends with run, and with its error
 		rev, err := c.Revision(ctx)
 		if err != nil {

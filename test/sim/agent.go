@@ -60,6 +60,7 @@ func (n *node) start() *process {
 	p.client = p.wire.client()
 	if n.watches {
 		f := feed.New(p.ears.client(), discard())
+		f.Local(n.name)
 		pauses := rand.New(rand.NewPCG(n.w.rnd.Uint64(), 0))
 		f.DrawPauses(func(below time.Duration) time.Duration { return time.Duration(pauses.Int64N(int64(below))) })
 		p.follows = f
