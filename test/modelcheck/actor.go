@@ -173,7 +173,10 @@ func Tunnels() Op {
 // ReleaseNode takes from a node what it has, as the deletion of its Node does.
 func ReleaseNode(node string) Op {
 	return Op{Name: "release node " + node, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
-		_, err := ipam.ReleaseNode(ctx, p.client, node, noon)
+		gone, err := ipam.DepartAnyway(ctx, p.client, node)
+		if err == nil {
+			_, err = ipam.ReleaseNode(ctx, p.client, gone, noon)
+		}
 		return nil, err
 	}}
 }
