@@ -70,6 +70,11 @@ func (w *World) step() {
 		w.land(w.rnd.IntN(len(w.adrift)))
 		w.settle()
 	}
+	for _, n := range w.nodes {
+		if n.lost && w.rules.leaving[n.name] && w.chance(30) && w.findHost(n) {
+			w.note("%s: it is found while it is taken back", n.name)
+		}
+	}
 	draw := w.rnd.IntN(100)
 	switch {
 	case len(w.waiting) > 0 && (draw < 45 || w.busy >= maxBusy && draw < 80):
