@@ -31,8 +31,9 @@ const (
 //     that does not report to Kubernetes may run what Kubernetes has given up, so nothing of it is judged until it reports again or is deleted.
 //  3. What is not known to be a pod's is never freed, nor is one address of a handle while another of it is in use.
 //  4. A leak must be one at every look for the grace period, and at the end the API server itself is asked. On a node that is gone two looks are enough.
-//  5. Each release is one transaction, which depends on what was judged: endpoint, whose machine has the node's name, and that the datastore
-//     is not locked.
+//  5. Each release is one transaction, which depends on what was judged: endpoint, Node or that there is none, whose machine has the node's name, and that the
+//     datastore is not locked. So one that comes late takes nothing from a node that has registered meanwhile.
+//  6. What a name has left that neither etcd nor Kubernetes has a node for goes as a whole: endpoints with another IPAM's addresses, blocks, tunnel addresses.
 //
 // run owns it.
 type audit struct {
@@ -44,7 +45,7 @@ type audit struct {
 	since   map[string]time.Time    // handles that may be leaked
 	looks   map[string]int          // how often in a row they were found so
 	empty   map[netip.Prefix]vacant // blocks of nodes without an agent of ours that are empty
-	strays  map[string]time.Time    // names of nodes that nobody knows and that have blocks
+	strays  map[string]time.Time    // names of nodes that nobody knows and that have left something
 	failing string                  // why the last look failed, as said
 }
 
@@ -136,7 +137,7 @@ func (a *audit) census(snap feed.Snapshot) census {
 	users := map[netip.Addr]store.Entry[api.WorkloadEndpoint]{}
 	c := census{leaks: map[string][]held{}, nodes: map[string]bool{}}
 	for _, e := range snap.Endpoints() {
-		c.nodes[e.Value.Spec.Node] = true
+		c.nodes[e.Value.Spec.Node] = c.nodes[e.Value.Spec.Node] || a.lives(snap, e.Value, a.kube.Pod)
 		for _, n := range e.Value.Spec.IPNetworks {
 			users[n.Addr()] = e
 		}
@@ -176,7 +177,7 @@ func (a *audit) leaked(snap feed.Snapshot, h *held) bool {
 		return false
 	}
 	p, err := a.kube.Pod(ns, pod)
-	if err != nil || uses(p, in, h.Holding) {
+	if err != nil || uses(snap, p, in, h.Holding) {
 		return false
 	}
 	if on == nil {
@@ -186,16 +187,26 @@ func (a *audit) leaked(snap feed.Snapshot, h *held) bool {
 	return reports(on) && (!h.endpoint.Exists() || !snap.Identity(node).Exists())
 }
 
-// uses reports whether a pod may be using an address that was given out on a node. nil is no pod.
-func uses(p *corev1.Pod, node string, h ipam.Holding) bool {
-	if p == nil || finished(p) || p.Spec.NodeName != node {
+// uses reports whether a pod may be using an address that was given out on a node, which Kubernetes has by a name. nil is no pod. Where there is no Node, its
+// name in Kubernetes may have been another: then a pod on any node counts that does not report other addresses.
+func uses(snap feed.Snapshot, p *corev1.Pod, node string, h ipam.Holding) bool {
+	if p == nil || finished(p) {
 		return false
+	}
+	if p.Spec.NodeName != node {
+		named := snap.Node(h.Attrs[api.AttrNode]).Exists()
+		return !named && p.Spec.NodeName != "" && (p.Status.PodIP == "" || has(p, h.Addr))
 	}
 	given, err := time.Parse("2006-01-02 15:04:05.999999999 -0700 MST", h.Attrs[api.AttrTimestamp])
 	if err != nil || !given.Add(skew).Before(p.CreationTimestamp.Time) {
 		return true
 	}
-	return slices.ContainsFunc(p.Status.PodIPs, func(i corev1.PodIP) bool { return i.IP == h.Addr.String() }) || p.Status.PodIP == h.Addr.String()
+	return has(p, h.Addr)
+}
+
+// has reports whether a pod reports an address.
+func has(p *corev1.Pod, a netip.Addr) bool {
+	return slices.ContainsFunc(p.Status.PodIPs, func(i corev1.PodIP) bool { return i.IP == a.String() }) || p.Status.PodIP == a.String()
 }
 
 // reports reports whether a node's kubelet is in touch with Kubernetes, so that it has ended what Kubernetes has deleted.
@@ -242,7 +253,7 @@ func (a *audit) free(ctx context.Context, snap feed.Snapshot, handle string, lis
 		if err != nil {
 			return err
 		}
-		if uses(p, in, h.Holding) || h.gone != (on == nil) || on != nil && !reports(on) {
+		if uses(snap, p, in, h.Holding) || h.gone != (on == nil) || on != nil && !reports(on) {
 			delete(a.since, handle)
 			return nil
 		}
@@ -282,6 +293,7 @@ func (a *audit) release(ctx context.Context, snap feed.Snapshot, handle string, 
 	plan.AsHolder()
 	txn := plan.Txn()
 	txn.Expect(ipam.ClusterKey(), snap.Cluster().Rev)
+	txn.Expect(nodeKey(node), snap.Node(node).Rev)
 	gone := map[string]bool{}
 	for _, l := range list {
 		s := l.Attrs
@@ -307,27 +319,25 @@ func identityOf(snap feed.Snapshot, node string) store.Entry[api.NodeIdentity] {
 	return e
 }
 
-// freeStrays takes the blocks and tunnel addresses of names that neither etcd nor Kubernetes has a node for and that nobody uses: what a node's deletion
-// left that another program began.
+// lives reports whether an endpoint may be a pod's that runs: one that is not Kubernetes' nobody here can judge. pod is by which Kubernetes is asked.
+func (a *audit) lives(snap feed.Snapshot, e *api.WorkloadEndpoint, pod func(namespace, name string) (*corev1.Pod, error)) bool {
+	in, ok := kubeName(snap, e.Spec.Node)
+	if !ok || e.Spec.Orchestrator != "k8s" || e.Spec.Pod == "" {
+		return true
+	}
+	p, err := pod(e.Metadata.Namespace, e.Spec.Pod)
+	return err != nil || slices.ContainsFunc(e.Spec.IPNetworks, func(n api.Prefix) bool {
+		return uses(snap, p, in, ipam.Holding{Addr: n.Addr(), Attrs: map[string]string{api.AttrNode: e.Spec.Node}})
+	})
+}
+
+// freeStrays takes what is left of names that neither etcd nor Kubernetes has a node for and under which nothing lives: what a node's deletion left that
+// another program began.
 func (a *audit) freeStrays(ctx context.Context, snap feed.Snapshot, c census) error {
 	before := a.strays
 	a.strays = map[string]time.Time{}
-	owners := map[string]bool{}
-	for _, e := range snap.Blocks() {
-		if host, ok := e.Value.Host(); ok {
-			owners[host] = true
-		}
-	}
-	for _, list := range c.leaks {
-		for _, h := range list {
-			delete(owners, h.Attrs[api.AttrNode]) // after its leaks
-		}
-	}
 	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(owners)) {
-		if snap.Node(name).Exists() || c.nodes[name] || snap.Identity(name).Exists() {
-			continue
-		}
+	for _, name := range strays(snap, c) {
 		if on, err := a.kube.Node(name); on != nil || err != nil {
 			continue
 		}
@@ -339,19 +349,60 @@ func (a *audit) freeStrays(ctx context.Context, snap feed.Snapshot, c census) er
 		if a.now().Sub(first) < a.grace {
 			continue
 		}
-		if on, err := a.kube.NodeNow(ctx, name); on != nil || err != nil {
-			errs = append(errs, err)
-			continue
+		if err := a.freeStray(ctx, snap, name); err != nil && !errors.Is(err, errStale) {
+			errs = append(errs, fmt.Errorf("free what node %s left, which does not exist: %w", name, err))
 		}
-		left, err := ipam.ReleaseNode(ctx, a.store, name, a.now)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		delete(a.strays, name)
-		a.log.Warn("freed the blocks of a node that does not exist", "node", name, "blocks", left.Deleted, "still_in_use", left.Disowned)
 	}
 	return errors.Join(errs...)
+}
+
+// strays lists, in order, the names of nodes that have blocks or endpoints, and no Node, and nothing in use. Those with leaks come after these.
+func strays(snap feed.Snapshot, c census) []string {
+	left := map[string]bool{}
+	for _, e := range snap.Blocks() {
+		if host, ok := e.Value.Host(); ok {
+			left[host] = true
+		}
+	}
+	for _, e := range snap.Endpoints() {
+		left[e.Value.Spec.Node] = true
+	}
+	for _, list := range c.leaks {
+		for _, h := range list {
+			delete(left, h.Attrs[api.AttrNode])
+		}
+	}
+	maps.DeleteFunc(left, func(name string, _ bool) bool { return c.nodes[name] || snap.Node(name).Exists() })
+	return slices.Sorted(maps.Keys(left))
+}
+
+// freeStray asks the API server whether nothing lives under a name, and takes what is left there.
+func (a *audit) freeStray(ctx context.Context, snap feed.Snapshot, name string) error {
+	dead := false
+	err := a.takeAll(ctx, name, store.Entry[api.Node]{}, identityOf(snap, name), func() (_ bool, err error) {
+		dead, err = a.dead(ctx, snap, name)
+		return dead, err
+	})
+	if err != nil || !dead {
+		return err
+	}
+	delete(a.strays, name)
+	a.log.Warn("freed what a node left that does not exist: its blocks, and endpoints with another IPAM's addresses", "node", name)
+	return nil
+}
+
+// dead asks the API server whether nothing can live under a name.
+func (a *audit) dead(ctx context.Context, snap feed.Snapshot, name string) (bool, error) {
+	if on, err := a.kube.NodeNow(ctx, name); on != nil || err != nil {
+		return false, err
+	}
+	now := func(namespace, pod string) (*corev1.Pod, error) { return a.kube.PodNow(ctx, namespace, pod) }
+	for _, e := range snap.EndpointsOn(name) {
+		if a.lives(snap, e.Value, now) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // returnBlocks gives back empty blocks of nodes without an agent of ours, which would do so itself: those that have been empty for the grace period, but

@@ -132,7 +132,7 @@ func TestNothingIsWrittenToALockedDatastore(t *testing.T) {
 	gone := profiles + "kns.gone"
 	w.put(gone, `{"kind":"Profile","apiVersion":"projectcalico.org/v3","metadata":{"name":"kns.gone"},"spec":{}}`)
 	s, _ := w.start()
-	w.until("everything was looked at", func() bool { return w.log.count("this process does the work now") == 1 && s.status(partStartup) == "" })
+	w.until("everything was looked at", func() bool { return w.log.count("this process does the work now") > 0 && s.status(partStartup) == "" })
 	w.put(profiles+"kns.another", `{"kind":"Profile","apiVersion":"projectcalico.org/v3","metadata":{"name":"kns.another"},"spec":{}}`)
 	w.until("the change was looked at", func() bool { return w.looks(s, controllerNamespace) >= 3 })
 	if w.get(profiles+"kns."+ns) != "" || w.get(gone) == "" {
@@ -282,12 +282,12 @@ func TestEtcdThatGoesAndComesBackMissesNothing(t *testing.T) {
 func TestTwoInstancesTakeTurns(t *testing.T) {
 	w := newWorld(t)
 	_, stop := w.start()
-	w.until("one does the work", func() bool { return w.log.count("this process does the work now") == 1 })
+	w.until("one does the work", func() bool { return w.log.count("this process does the work now") > 0 })
 	w.start()
 	w.watched(2, "namespaces")
-	w.until("the other waits", func() bool { return w.log.count("another process does the work") == 1 })
+	w.until("the other waits", func() bool { return w.log.count("another process does the work") > 0 })
 	stop()
-	w.until("the other takes over", func() bool { return w.log.count("this process does the work now") == 2 })
+	w.until("the other takes over", func() bool { return w.log.count("this process does the work now") > 1 })
 	ns := w.namespace("-a", nil)
 	w.until("and works", func() bool { return w.get(profiles+"kns."+ns) != "" })
 }

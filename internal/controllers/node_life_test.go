@@ -55,6 +55,7 @@ func TestNodeThatIsDrainedRebootedAndReimagedGivesBackWhatNobodyUses(t *testing.
 		w.address(ns, name, "n1", block)
 	}
 	w.start()
+	w.watched(1, "nodes", "pods")
 
 	// Drained: its DEL was lost. The DaemonSet's pod stays.
 	w.dropPod(ns, "web")
@@ -96,6 +97,7 @@ func TestNodeThatIsMadeAnewAtOnceLosesNoAddressInUse(t *testing.T) {
 	w.pod(ns, "static", in, nil)
 	w.address(ns, "static", "n1", "10.0.0.0/30")
 	w.start()
+	w.watched(1, "nodes", "pods")
 	for range 3 {
 		w.dropNode(in)
 		l.come()

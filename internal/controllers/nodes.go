@@ -91,9 +91,12 @@ func (n *nodes) put(ctx context.Context, key string) (time.Duration, error) {
 		return 0, err
 	}
 	if is == nil {
-		return n.gone(ctx, snap, name, in)
+		return n.gone(ctx, snap, e, in)
 	}
 	n.seen(name, in)
+	if err := n.back(ctx, snap, name); err != nil {
+		return 0, err
+	}
 	if !n.labels {
 		return 0, nil
 	}
@@ -135,29 +138,51 @@ func (n *nodes) label(ctx context.Context, key string, e store.Entry[api.Node], 
 
 // gone deletes a Node whose node Kubernetes has not had for a while, with all that it holds. A node that has pods is not gone: Kubernetes has yet to find
 // out that they are, and until then their addresses are in use.
-func (n *nodes) gone(ctx context.Context, snap feed.Snapshot, name, in string) (again time.Duration, err error) {
+func (n *nodes) gone(ctx context.Context, snap feed.Snapshot, node store.Entry[api.Node], in string) (again time.Duration, err error) {
+	name := node.Value.Metadata.Name
 	if !settled(snap) {
 		return 0, nil
 	}
 	if left := n.missed(in); left > 0 {
 		return left, nil
 	}
-	is, err := n.kube.NodeNow(ctx, in)
-	if err != nil {
+	judge := func(ctx context.Context) (why string, err error) {
+		is, err := n.kube.NodeNow(ctx, in)
+		if err != nil {
+			return "", err
+		}
+		if is != nil {
+			return "", errStale
+		}
+		return n.inUse(ctx, snap, name, in)
+	}
+	why, err := judge(ctx)
+	if err == nil && why == "" {
+		why, err = n.remove(ctx, node, identityOf(snap, name), in, judge)
+	}
+	if err != nil || why == "" {
 		return 0, err
 	}
-	if is != nil {
-		return 0, errStale
+	n.keep(name, in, why)
+	return podsEnd, nil
+}
+
+// back takes back that a node is leaving, which Kubernetes has again: a deletion that was begun, and whose transactions may yet come to etcd, fails from then on.
+func (n *nodes) back(ctx context.Context, snap feed.Snapshot, name string) error {
+	if e := snap.Identity(name); !e.Exists() || !e.Value.Leaving {
+		return nil
 	}
-	why, err := n.inUse(ctx, snap, name, in)
+	wrote, err := store.Mutate(ctx, n.store, api.IdentityKey(name), func(v *api.NodeIdentity, exists bool) (bool, error) {
+		was := v.Leaving
+		v.Leaving = false
+		return exists && was, nil
+	})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if why != "" {
-		n.keep(name, in, why)
-		return podsEnd, nil
-	}
-	return 0, n.remove(ctx, name, in)
+	n.wrote(wrote.Key, wrote.Raw(), wrote.Rev)
+	n.log.Info("Kubernetes has a node again whose Node was about to be deleted: it stays", "node", name)
+	return nil
 }
 
 // missed notes that a node is missing, and says how long it must be so yet.
@@ -212,21 +237,41 @@ func (n *nodes) keep(name, in, why string) {
 }
 
 // remove deletes a Node, and before it what the node's endpoints, tunnels and blocks hold. It may be interrupted anywhere: the Node goes last, and
-// while it is there it is tried again.
-func (n *nodes) remove(ctx context.Context, name, in string) error {
-	c := objects.Client{Store: n.store, UUID: n.uuid, Now: n.now, Notice: func(text string) { n.log.Info("while a Node is deleted", "node", name, "notice", text) }}
-	target := &api.Node{}
-	target.Metadata.Name = name
-	err := c.Delete(ctx, target)
-	var none *objects.NotFoundError
-	if errors.As(err, &none) {
-		return nil
-	}
+// while it is there it is tried again. Whether the node is gone is judged again once that it is leaving has been written: an agent that registers before that is one
+// whose node Kubernetes has, and one that registers after it makes all that follows fail. why says why the Node stays; "" if it does not.
+func (n *nodes) remove(ctx context.Context, node store.Entry[api.Node], identity store.Entry[api.NodeIdentity], in string, judge func(context.Context) (string, error)) (why string, err error) {
+	name := node.Value.Metadata.Name
+	err = n.takeAll(ctx, name, node, identity, func() (bool, error) {
+		why, err = judge(ctx)
+		return why == "", err
+	})
 	if err != nil {
-		return fmt.Errorf("delete the Node %s, whose node Kubernetes does not have: %w", name, err)
+		return "", fmt.Errorf("delete the Node %s, whose node Kubernetes does not have: %w", name, err)
+	}
+	if why != "" {
+		return why, nil
 	}
 	n.seen(name, in)
 	n.meters.wrote("delete")
 	n.log.Info("deleted a Node that Kubernetes does not have any more, and freed what it held", "node", name, "kubernetes_node", in)
-	return nil
+	return "", nil
+}
+
+// takeAll takes back all that a node had which was judged to be gone while Node and record were as given; they may not exist. Each transaction rests on that.
+// still judges once more when it has begun; where it says no, nothing is taken. The error is errStale where the node has come back.
+func (t *tools) takeAll(ctx context.Context, name string, node store.Entry[api.Node], identity store.Entry[api.NodeIdentity], still func() (bool, error)) error {
+	gone, changed, err := ipam.Depart(ctx, t.store, name, node, identity)
+	t.feed.Commit(changed)
+	goes := false
+	if err == nil {
+		goes, err = still()
+	}
+	if err == nil && goes {
+		c := objects.Client{Store: t.store, UUID: t.uuid, Now: t.now, Notice: func(text string) { t.log.Info("while a Node is deleted", "node", name, "notice", text) }}
+		err = c.DeleteNode(ctx, name, gone)
+	}
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, ipam.ErrCameBack) {
+		return fmt.Errorf("%w: %w", errStale, err)
+	}
+	return err
 }

@@ -122,6 +122,7 @@ func TestAddressOfAPodThatIsGoneIsFreedAfterTheGrace(t *testing.T) {
 	dead := w.endpoint(ns, "dies", "n1", "10.0.0.4/30")
 	w.address(ns, "bare", "n1", "10.0.0.8/30")
 	w.start()
+	w.watched(1, "pods")
 	w.until("the one without endpoint is freed", func() bool { return w.freed("10.0.0.8/30") })
 	if w.freed("10.0.0.4/30") {
 		t.Fatal("a pod that Kubernetes has lost its address")
@@ -131,9 +132,7 @@ func TestAddressOfAPodThatIsGoneIsFreedAfterTheGrace(t *testing.T) {
 	if w.freed("10.0.0.0/30") || w.get(alive) == "" {
 		t.Error("a pod that lives lost its address")
 	}
-	if w.log.count("freed the addresses of a pod that is gone") != 2 {
-		t.Error("the log does not tell of both")
-	}
+	w.until("the log tells of both", func() bool { return w.log.count("freed the addresses of a pod that is gone") == 2 })
 }
 
 func TestAddressThatMayBeInUseIsKept(t *testing.T) {
@@ -151,6 +150,7 @@ func TestAddressThatMayBeInUseIsKept(t *testing.T) {
 	w.address(ns, "second", "n1", "10.0.0.16/30") // not among the addresses that the pod reports: of another network
 	w.address(ns, "leak", "n1", "10.0.0.20/30")   // shows that the audit has come round
 	w.start()
+	w.watched(1, "nodes")
 	w.until("the leak is freed", func() bool { return w.freed("10.0.0.20/30") })
 	w.address(ns, "leak", "n1", "10.0.0.24/30")
 	w.until("another leak is freed", func() bool { return w.freed("10.0.0.24/30") })

@@ -309,10 +309,11 @@ func (s *service) assembleNode(c *crew, add func(string, subject, *api.Duration)
 func (c *crew) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	snapshot := func() feed.Snapshot { s, _ := c.tools.feed.Snapshot(); return s }
+	before := snapshot() // what changes after it is either among all the keys with which a queue begins, or followed
 	for _, q := range c.queues {
 		g.Go(func() error { return q.run(ctx, snapshot) })
 	}
-	g.Go(func() error { return c.follow(ctx, snapshot) })
+	g.Go(func() error { return c.follow(ctx, before, snapshot) })
 	if c.audit != nil {
 		g.Go(func() error { return c.audit.run(ctx) })
 	}
@@ -322,23 +323,21 @@ func (c *crew) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// follow tells the queues what changes in etcd.
-func (c *crew) follow(ctx context.Context, snapshot func() feed.Snapshot) error {
-	was := snapshot()
+// follow tells the queues what changes in etcd from a snapshot on.
+func (c *crew) follow(ctx context.Context, was feed.Snapshot, snapshot func() feed.Snapshot) error {
 	for {
+		now := snapshot()
+		delta := now.Since(was)
+		was = now
+		if !delta.Empty() {
+			for _, q := range c.queues {
+				q.follow(now, delta)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.tools.feed.Changed():
-		}
-		now := snapshot()
-		delta := now.Since(was)
-		was = now
-		if delta.Empty() {
-			continue
-		}
-		for _, q := range c.queues {
-			q.follow(now, delta)
 		}
 	}
 }

@@ -264,7 +264,7 @@ func (h *Handler) attempt(ctx context.Context, batch []*job) (members []*job, er
 		if err != nil || len(members) == 0 {
 			return members, err
 		}
-		fenced := h.doubt && plan.Fence(h.cfg.Machine)
+		fenced := (h.doubt || plan.Leaving()) && plan.Fence(h.cfg.Machine)
 		t := plan.Txn()
 		if len(members) == 1 || t.Bytes() <= maxBytes {
 			err = h.commit(ctx, t, members)

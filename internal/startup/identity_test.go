@@ -104,6 +104,31 @@ func TestMachineTakesOverANameWhoseNodeIsGone(t *testing.T) {
 	}
 }
 
+func TestAgentThatStartsOnANodeThatIsLeavingMakesItStay(t *testing.T) {
+	srv := etcdtest.New(t)
+	c := srv.Store()
+	if err := startOn(t, c, machine); err != nil {
+		t.Fatal(err)
+	}
+	node, nodeErr := store.Get[api.Node](t.Context(), c, node1)
+	id, idErr := store.Get[api.NodeIdentity](t.Context(), c, api.IdentityKey("node-1"))
+	gone, _, err := ipam.Depart(t.Context(), c, "node-1", node, id)
+	if err := errors.Join(nodeErr, idErr, err); err != nil {
+		t.Fatal(err)
+	}
+	if err := startOn(t, c, machine); err != nil {
+		t.Fatal(err)
+	}
+	var txn store.Txn
+	gone.Delete(&txn)
+	if _, err := c.Commit(t.Context(), &txn); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("the Node is deleted all the same: %v", err)
+	}
+	if id, err := store.Get[api.NodeIdentity](t.Context(), c, api.IdentityKey("node-1")); err != nil || id.Value.Leaving {
+		t.Errorf("the record is %s, %v", id.Raw(), err)
+	}
+}
+
 func TestHolderKeepsItsNameWhenItsNodeIsMadeAgain(t *testing.T) {
 	srv := etcdtest.New(t)
 	c := srv.Store()

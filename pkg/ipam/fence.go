@@ -17,14 +17,22 @@ func (p *Plan) Fence(machine string) bool {
 	case !f.Cluster.Exists(), !f.Node.Exists(), Holds(f.Identity, p.node, machine) != nil:
 		return false
 	case f.Identity.Exists():
-		rewrite(p, f.Identity)
+		rewrite(p, f.Identity, stays)
 	default:
-		rewrite(p, f.Node)
+		rewrite(p, f.Node, func(*api.Node) {})
 	}
 	return true
 }
 
+// stays takes back that a node is leaving: somebody works under its name.
+func stays(id *api.NodeIdentity) { id.Leaving = false }
+
+// Leaving reports whether what the node has is being taken back. Whoever works under its name all the same must Fence, which makes that fail.
+func (p *Plan) Leaving() bool { return p.facts.Identity.Exists() && p.facts.Identity.Value.Leaving }
+
 // rewrite moves the revision of a value that exists.
-func rewrite[T api.Value](p *Plan, e store.Entry[T]) {
-	p.Then(e.Key, func(t *store.Txn) { store.Put(t, e, e.Value) })
+func rewrite[T api.Value](p *Plan, e store.Entry[T], change func(*T)) {
+	next := *e.Value
+	change(&next)
+	p.Then(e.Key, func(t *store.Txn) { store.Put(t, e, &next) })
 }

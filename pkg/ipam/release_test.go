@@ -180,7 +180,7 @@ func TestNothingIsReleasedFromALockedDatastore(t *testing.T) {
 	p, h = w.plan("node-1", "own")
 	_, released := p.Release(w.ctx(), h)
 	_, poolErr := ipam.ReleasePool(w.ctx(), w.c, prefix("10.0.0.0/28"))
-	_, nodeErr := ipam.ReleaseNode(w.ctx(), w.c, "node-1", time.Now)
+	_, nodeErr := w.releaseNode(w.ctx())
 	_, _, tunnelErr := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now)
 	_, returned := ipam.ReturnBlock(w.ctx(), w.c, w.unused())
 	for what, err := range map[string]error{"a handle": released, "a pool": poolErr, "a node": nodeErr, "tunnels": tunnelErr, "a block": returned} {
@@ -292,12 +292,21 @@ func TestPoolIsTakenFromItsNodes(t *testing.T) {
 	}
 }
 
+// releaseNode takes from node-1 what it has, as an operator does.
+func (w *world) releaseNode(ctx context.Context) (ipam.Remains, error) {
+	gone, err := ipam.DepartAnyway(ctx, w.c, "node-1")
+	if err != nil {
+		return ipam.Remains{}, err
+	}
+	return ipam.ReleaseNode(ctx, w.c, gone, time.Now)
+}
+
 func TestNodeThatIsGoneLeavesOnlyWhatIsInUse(t *testing.T) {
 	w := twoNodes(t)
 	if _, _, err := ipam.EnsureTunnels(w.ctx(), w.c, "node-1", time.Now); err != nil {
 		t.Fatal(err)
 	}
-	got, err := ipam.ReleaseNode(w.ctx(), w.c, "node-1", time.Now)
+	got, err := w.releaseNode(w.ctx())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +327,7 @@ func TestNodeThatIsGoneLeavesOnlyWhatIsInUse(t *testing.T) {
 		t.Errorf("the other node's block belongs to %q", host)
 	}
 	w.delete(nodeKey)
-	if again, err := ipam.ReleaseNode(w.ctx(), w.c, "node-1", time.Now); err != nil || len(again.Deleted)+len(again.Disowned)+len(again.Claims) != 0 {
+	if again, err := w.releaseNode(w.ctx()); err != nil || len(again.Deleted)+len(again.Disowned)+len(again.Claims) != 0 {
 		t.Errorf("a second time, without the Node: %+v, %v", again, err)
 	}
 }
@@ -333,7 +342,7 @@ func TestTeardownGoesOnWhereItWasInterrupted(t *testing.T) {
 			return ipam.ReleasePool(ctx, w.c, prefix("10.0.0.0/28"))
 		}},
 		{"node", func(ctx context.Context, w *world) (ipam.Remains, error) {
-			return ipam.ReleaseNode(ctx, w.c, "node-1", time.Now)
+			return w.releaseNode(ctx)
 		}},
 	} {
 		whole := twoNodes(t)

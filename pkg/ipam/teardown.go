@@ -42,15 +42,19 @@ func ReleasePool(ctx context.Context, c *store.Client, pool netip.Prefix) (Remai
 
 // ReleaseNode takes from a node that is gone what it has in the datastore: its tunnel addresses, in one transaction with their
 // entries on the Node if that is still there, then its blocks, as ReleasePool does, and the marker that old versions keep per host. What
-// its pods hold stays, and is named in Held. The node's agent must not run: it would claim anew. Otherwise as ReleasePool.
-func ReleaseNode(ctx context.Context, c *store.Client, node string, now func() time.Time) (Remains, error) {
+// its pods hold stays, and is named in Held. Where somebody works under the name again, it stops, and the error is ErrCameBack. Otherwise as ReleasePool.
+func ReleaseNode(ctx context.Context, c *store.Client, gone *Departed, now func() time.Time) (Remains, error) {
+	node := gone.name
 	own := api.HostAffinityOf(node)
 	t := teardown{
-		c: c, v6: []bool{false, true},
+		c: c, v6: []bool{false, true}, gone: gone,
 		concerns: func(_ netip.Prefix, owner string) bool { return owner == own },
 		holds:    func(h Holding) bool { return h.Attrs[api.AttrNode] == node },
 	}
-	tunnels := dropTunnels(ctx, c, node, now)
+	tunnels := dropTunnels(ctx, c, gone, now)
+	if errors.Is(tunnels, ErrCameBack) {
+		return t.done, tunnels
+	}
 	blocks := t.run(ctx, api.AffinitiesPrefix(node))
 	marker := t.unmark(ctx, strings.TrimSuffix(api.AffinitiesPrefix(node), "/"))
 	if err := errors.Join(tunnels, blocks, marker); err != nil {
@@ -68,13 +72,17 @@ type teardown struct {
 	v6       []bool                                     // the families that are concerned
 	concerns func(cidr netip.Prefix, owner string) bool // a block, or a claim; owner is "host:node", "" for nobody
 	holds    func(Holding) bool                         // what is worth a mention in Held
+	gone     *Departed                                  // on which all rests; nil: it is no node's
 	done     Remains
 
 	cluster *store.Entry[api.ClusterInformation] // as it was read last; nil: it was not yet
 }
 
-// begin is a transaction that depends on the datastore not being locked. What was read of that before a conflict is read again.
+// begin is a transaction that depends on the datastore not being locked, and on the node's being gone. What was read of that before a conflict is read again.
 func (t *teardown) begin(ctx context.Context, attempt int) (*store.Txn, error) {
+	if err := t.gone.Again(ctx, t.c, attempt); err != nil {
+		return nil, err
+	}
 	if t.cluster == nil || attempt > 0 {
 		e, err := store.Get[api.ClusterInformation](ctx, t.c, ClusterKey())
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -84,6 +92,9 @@ func (t *teardown) begin(ctx context.Context, attempt int) (*store.Txn, error) {
 	}
 	txn := &store.Txn{}
 	txn.Expect(ClusterKey(), t.cluster.Rev)
+	if t.gone != nil {
+		t.gone.Expect(txn)
+	}
 	return txn, Unlocked(*t.cluster)
 }
 
@@ -159,7 +170,7 @@ func stops(errs []error) bool {
 		return false
 	}
 	last := errs[len(errs)-1]
-	for _, e := range []error{ErrNotReady, store.ErrUnavailable, store.ErrUnauthorized, context.Canceled, context.DeadlineExceeded} {
+	for _, e := range []error{ErrNotReady, ErrCameBack, store.ErrUnavailable, store.ErrUnauthorized, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(last, e) {
 			return true
 		}

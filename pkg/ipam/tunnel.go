@@ -171,14 +171,20 @@ func EnsureWish(ctx context.Context, c *store.Client, node string, now func() ti
 }
 
 // dropTunnels takes back all tunnel addresses of a node. The Node need not exist.
-func dropTunnels(ctx context.Context, c *store.Client, node string, now func() time.Time) error {
-	return Retry(ctx, func(int) error {
-		t, err := readTunnels(ctx, c, node, now)
+func dropTunnels(ctx context.Context, c *store.Client, gone *Departed, now func() time.Time) error {
+	return Retry(ctx, func(attempt int) error {
+		if err := gone.Again(ctx, c, attempt); err != nil {
+			return err
+		}
+		t, err := readTunnels(ctx, c, gone.name, now)
 		if err == nil {
 			err = Unlocked(t.plan.facts.Cluster)
 		}
 		if err != nil {
 			return err
+		}
+		if t.plan.facts.Node.Rev != gone.node {
+			return fmt.Errorf("%s %w", nodeKey(gone.name), store.ErrConflict)
 		}
 		t.plan.picture.lost = nil // its blocks are the caller's business
 		for _, k := range tunnelKinds() {
@@ -191,7 +197,9 @@ func dropTunnels(ctx context.Context, c *store.Client, node string, now func() t
 				t.node = k.with(t.node, netip.Addr{})
 			}
 		}
-		_, err = t.commit(ctx, c)
+		t.plan.depend(api.IdentityKey(gone.name), gone.identity)
+		changed, err := t.commit(ctx, c)
+		gone.wrote(changed)
 		return err
 	})
 }

@@ -254,7 +254,9 @@ var operations = []ours{
 		return err
 	}},
 	{name: "release of another node", do: func(w *world, _ string) error {
-		_, err := ipam.ReleaseNode(w.ctx, w.c, node2, w.clock)
+		gone, err := ipam.DepartAnyway(w.ctx, w.c, node2)
+		w.must(err)
+		_, err = ipam.ReleaseNode(w.ctx, w.c, gone, w.clock)
 		return err
 	}},
 }

@@ -170,10 +170,23 @@ func Tunnels() Op {
 	}}
 }
 
-// ReleaseNode takes from a node what it has, as the deletion of its Node does.
+// ReleaseNode takes from a node what it has, as the deletion of its Node does, and ends where somebody works under its name again.
 func ReleaseNode(node string) Op {
 	return Op{Name: "release node " + node, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
-		_, err := ipam.ReleaseNode(ctx, p.client, node, noon)
+		n, nodeErr := store.Get[api.Node](ctx, p.client, (*api.Node)(nil).KindOf().Key("", node))
+		id, idErr := store.Get[api.NodeIdentity](ctx, p.client, api.IdentityKey(node))
+		for _, err := range []error{nodeErr, idErr} {
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return nil, err
+			}
+		}
+		gone, _, err := ipam.Depart(ctx, p.client, node, n, id)
+		if err == nil {
+			_, err = ipam.ReleaseNode(ctx, p.client, gone, noon)
+		}
+		if errors.Is(err, ipam.ErrCameBack) || errors.Is(err, store.ErrConflict) {
+			return nil, nil
+		}
 		return nil, err
 	}}
 }

@@ -74,16 +74,6 @@ func (b *books) anyOn(node string) bool {
 	return false
 }
 
-// bringsOn are the keys of a node's endpoints with another IPAM's addresses.
-func (b *books) bringsOn(node string) (keys []string) {
-	for _, key := range slices.Sorted(maps.Keys(b.endpoints)) {
-		if e := b.endpoints[key]; e.node == node && isBrought(e.addrs) {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
 // addrsOf are the addresses of a container's endpoint, in order.
 func (b *books) addrsOf(container string) []netip.Addr { return b.endpoints[b.byPod[container]].addrs }
 

@@ -67,6 +67,7 @@ func (w *World) joinOf(n *node) {
 		return func() {
 			n.joins = false
 			p.up = err == nil && n.agent == p
+			n.back = n.back && !p.up
 		}
 	})
 }

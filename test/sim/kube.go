@@ -139,6 +139,18 @@ func (w *World) loseHost(n *node) bool {
 	return true
 }
 
+// findHost gives a host power again that was lost, as what it was: its agent may register while the controllers take back what it had, or what they have begun
+// may come to etcd after that.
+func (w *World) findHost(n *node) bool {
+	if !n.lost || !w.rules.nodes[n.name] {
+		return false
+	}
+	n.off, n.lost, n.back = false, false, true
+	w.registers(n, corev1.ConditionTrue)
+	n.boot()
+	return true
+}
+
 // dropNode deletes a node of Kubernetes: of a host that is lost for good, and of one that lives, which is drained before or not, until its kubelet makes it anew.
 func (w *World) dropNode(n *node) bool {
 	if w.kube.now.nodes[n.name] == nil || n.off && !n.lost {

@@ -39,9 +39,10 @@ type manager struct {
 }
 
 const (
-	nodeGrace = time.Minute
-	leakGrace = 2 * time.Minute
-	lookTime  = 59500 * time.Millisecond
+	controllersName = "controllers" // of their wire
+	nodeGrace       = time.Minute
+	leakGrace       = 2 * time.Minute
+	lookTime        = 59500 * time.Millisecond
 )
 
 // newManager begins the controllers. What they know of Kubernetes may be out of date from the first.
@@ -53,7 +54,7 @@ func (w *World) newManager() *manager {
 	}
 	m.untold = append(m.untold, w.kube.log...)
 	m.ctx, m.kill = context.WithCancel(w.life)
-	m.wire, m.ears = &wire{w: w, name: "controllers", life: m.ctx}, &wire{w: w, name: "controllers/feed", life: m.ctx, feeds: true}
+	m.wire, m.ears = &wire{w: w, name: controllersName, life: m.ctx}, &wire{w: w, name: "controllers/feed", life: m.ctx, feeds: true}
 	m.feed = feed.New(m.ears.client(), discard())
 	pauses := rand.New(rand.NewPCG(w.rnd.Uint64(), 0))
 	m.feed.DrawPauses(func(below time.Duration) time.Duration { return time.Duration(pauses.Int64N(int64(below))) })
@@ -323,30 +324,19 @@ func (w *World) bury(n *node) {
 	w.settle()
 	w.auditAll(nil)
 	w.settle()
-	if w.rules.nodes[n.name] {
-		return
-	}
-	for _, key := range w.books.bringsOn(n.name) { // nobody audits those
-		w.foreignProgram(func(ctx context.Context, c *store.Client) error {
-			e, err := store.Get[api.WorkloadEndpoint](ctx, c, key)
-			if err != nil {
-				return err
-			}
-			return remove(ctx, c, key, e.Rev)
-		})
-		w.settle()
-	}
 }
 
-// robbed says what a commit of the controllers takes from a host that lives, or from a pod that Kubernetes has.
+// robbed says what a commit of the controllers takes from a host that lives, or from a pod that Kubernetes has. A host lives once it has registered: from then on it
+// makes what was begun before fail, however late that comes.
 func (w *World) robbed(x *wire, key string) string {
-	if x.name != "controllers" {
+	if x.name != controllersName {
 		return ""
 	}
 	for _, n := range w.nodes {
 		isNode := key == nodeKey(n.name)
 		switch {
-		case !n.off && (isNode || affinityOf(key, n.name)):
+		case n.back: // nobody can know yet
+		case !n.off && w.rules.holders[n.name] == n.machine && (isNode || affinityOf(key, n.name)):
 			return "which is a host's that lives"
 		case isNode && w.kube.now.nodes[n.name] != nil && reports(w.kube.now.nodes[n.name]):
 			return "which Kubernetes has a node for"

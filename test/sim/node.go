@@ -42,6 +42,7 @@ type node struct {
 	pods    []*pod
 	joins   bool      // its registration is under way
 	lost    bool      // it is off, and no operator deletes its Node: the controllers have to
+	back    bool      // it was lost, has power again, and has yet to register
 	missed  time.Time // since when a host that lives has no node of Kubernetes; zero: it has one
 	deletes bool      // so is the deletion of its Node
 }
@@ -261,13 +262,23 @@ func (n *node) join(ctx context.Context, c *store.Client, uuid string) error {
 		return err
 	}
 	record, err := store.One[api.NodeIdentity](recordKey, got[1])
-	if err != nil || is.Exists() && record.Exists() && record.Value.MachineID == n.machine {
+	if err != nil {
 		return err
 	}
 	var t store.Txn
-	node := n.object(uuid)
-	store.Put(&t, is, node)
-	store.Put(&t, record, &api.NodeIdentity{MachineID: n.machine, NodeUID: node.Metadata.UID})
+	t.Expect(nodeKey, is.Rev)
+	t.Expect(recordKey, record.Rev)
+	node := is.Value
+	if !is.Exists() {
+		node = n.object(uuid)
+		store.Put(&t, is, node)
+	}
+	if want := (api.NodeIdentity{MachineID: n.machine, NodeUID: node.Metadata.UID}); !record.Exists() || *record.Value != want {
+		store.Put(&t, record, &want)
+	}
+	if t.Empty() {
+		return nil
+	}
 	_, err = c.Commit(ctx, &t)
 	return err
 }

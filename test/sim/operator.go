@@ -161,7 +161,7 @@ func (w *World) replace(n *node) {
 	w.note("%s: another machine takes its place", n.name)
 	w.made++
 	n.machine, n.off = fmt.Sprintf("machine-%s-%d", n.name, w.made), false
-	n.lost = false
+	n.lost, n.back = false, false
 	w.registers(n, corev1.ConditionTrue)
 	for _, p := range n.pods {
 		p.state, p.gen, p.container, p.former = absent, p.gen+1, "", ""

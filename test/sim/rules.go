@@ -16,6 +16,7 @@ type rules struct {
 	locked  bool
 	pools   map[string]*api.IPPool // by key
 	holders map[string]string      // machines, by node
+	leaving map[string]bool        // nodes that the controllers have begun to take back
 	nodes   map[string]bool
 	claims  map[string]bool // confirmed affinities, by key
 	strict  bool
@@ -24,7 +25,7 @@ type rules struct {
 }
 
 func newRules() *rules {
-	return &rules{pools: map[string]*api.IPPool{}, holders: map[string]string{}, nodes: map[string]bool{}, claims: map[string]bool{}, profiles: map[string]bool{}}
+	return &rules{pools: map[string]*api.IPPool{}, holders: map[string]string{}, leaving: map[string]bool{}, nodes: map[string]bool{}, claims: map[string]bool{}, profiles: map[string]bool{}}
 }
 
 // judge says what is wrong with a commit, given what was so until it: that it changes anything about addresses while the datastore is locked; and of a node's, that
@@ -121,8 +122,9 @@ func (r *rules) enter(changes []store.KV) error {
 			var id *api.NodeIdentity
 			name := strings.TrimPrefix(kv.Key, api.IdentitiesRoot)
 			delete(r.holders, name)
+			delete(r.leaving, name)
 			if id, err = decode[api.NodeIdentity](kv); err == nil && id != nil {
-				r.holders[name] = id.MachineID
+				r.holders[name], r.leaving[name] = id.MachineID, id.Leaving
 			}
 		case strings.HasPrefix(kv.Key, api.HostsRoot):
 			var a *api.Affinity

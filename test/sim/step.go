@@ -46,6 +46,7 @@ func operations() []operation {
 		{"delete a node", 1, (*World).deleteNode},
 		{"go on with a deletion", 20, (*World).resumeDeletion},
 		{"lose a host", 1, (*World).loseHost},
+		{"find a host that was lost", 4, (*World).findHost},
 		{"release an affinity as Calico does", 4, (*World).releaseAffinity},
 		{"delete a Node and nothing else", 10, (*World).deleteBarely},
 		{"delete a node of Kubernetes", 8, (*World).dropNode},
@@ -68,6 +69,11 @@ func (w *World) step() {
 	if len(w.adrift) > 0 && w.chance(8) {
 		w.land(w.rnd.IntN(len(w.adrift)))
 		w.settle()
+	}
+	for _, n := range w.nodes {
+		if n.lost && w.rules.leaving[n.name] && w.chance(30) && w.findHost(n) {
+			w.note("%s: it is found while it is taken back", n.name)
+		}
 	}
 	draw := w.rnd.IntN(100)
 	switch {
@@ -106,7 +112,7 @@ func (w *World) fate(c *call) fate {
 		return silent
 	case draw < 24:
 		return swallowed
-	case draw < 54 && c.writes:
+	case draw < 54 && c.writes, draw < 150 && c.writes && c.from.name == controllersName: // they write seldom
 		return late
 	}
 	return answered

@@ -41,7 +41,11 @@ func (c *Client) Delete(ctx context.Context, target api.Object) error {
 	case "IPPool":
 		return c.deletePool(ctx, old)
 	case "Node":
-		return c.deleteNode(ctx, m.Name)
+		gone, err := ipam.DepartAnyway(ctx, c.Store, m.Name)
+		if err != nil {
+			return err
+		}
+		return c.DeleteNode(ctx, m.Name, gone)
 	case "Tier":
 		if err := c.tierIsEmpty(ctx, m.Name); err != nil {
 			return err
@@ -209,9 +213,10 @@ func (c *Client) notice(format string, args ...any) {
 	}
 }
 
-// deleteNode takes back, in this order, what the node's endpoints hold and the endpoints, and its tunnel addresses and blocks; its
-// settings, the record of whose its name is and the Node go last, so that an interrupted call finds the Node again.
-func (c *Client) deleteNode(ctx context.Context, node string) error {
+// DeleteNode takes back, in this order, what the node's endpoints hold and the endpoints, and its tunnel addresses and blocks; its
+// settings, the record of whose its name is and the Node, if there is one, go last, so that an interrupted call finds the Node again. The error is
+// ipam.ErrCameBack where the node was judged to be gone and somebody works under its name again.
+func (c *Client) DeleteNode(ctx context.Context, node string, gone *ipam.Departed) error {
 	endpoints, err := c.endpointsOn(ctx, node)
 	if err != nil {
 		return err
@@ -223,10 +228,10 @@ func (c *Client) deleteNode(ctx context.Context, node string) error {
 	if c.DryRun {
 		return nil
 	}
-	if err := c.deleteEndpoints(ctx, node, endpoints); err != nil {
+	if err := c.deleteEndpoints(ctx, node, gone, endpoints); err != nil {
 		return fmt.Errorf("delete the endpoints of node %s: %w", node, err)
 	}
-	left, err := ipam.ReleaseNode(ctx, c.Store, node, c.Now)
+	left, err := ipam.ReleaseNode(ctx, c.Store, gone, c.Now)
 	for _, key := range left.Damaged {
 		c.notice("Node(%s): the block at %s cannot be read and was left alone", node, key)
 	}
@@ -239,16 +244,18 @@ func (c *Client) deleteNode(ctx context.Context, node string) error {
 	}
 	last := []store.Range{
 		{Key: (*api.FelixConfiguration)(nil).KindOf().Key("", "node."+node)},
-		{Key: api.IdentityKey(node)},
 		{Key: api.PathsKey(node)},
-		{Key: (*api.Node)(nil).KindOf().Key("", node)},
 	}
-	return ipam.Retry(ctx, func(int) error {
+	return ipam.Retry(ctx, func(attempt int) error {
+		if err := gone.Again(ctx, c.Store, attempt); err != nil {
+			return err
+		}
 		got, _, err := c.Store.Read(ctx, last...)
 		if err != nil {
 			return err
 		}
 		var txn store.Txn
+		gone.Delete(&txn)
 		for _, kvs := range got {
 			for _, kv := range kvs {
 				txn.Delete(kv.Key, kv.Rev)
@@ -278,7 +285,7 @@ func (c *Client) endpointsOn(ctx context.Context, node string) ([]Stored, error)
 }
 
 // deleteEndpoints deletes a node's endpoints, each in one transaction with the addresses of its container.
-func (c *Client) deleteEndpoints(ctx context.Context, node string, endpoints []Stored) error {
+func (c *Client) deleteEndpoints(ctx context.Context, node string, gone *ipam.Departed, endpoints []Stored) error {
 	handles := map[netip.Addr]string{}
 	for _, v6 := range []bool{false, true} {
 		held, err := c.holdings(ctx, v6)
@@ -296,7 +303,7 @@ func (c *Client) deleteEndpoints(ctx context.Context, node string, endpoints []S
 		if !ok {
 			continue
 		}
-		if err := c.deleteEndpoint(ctx, s.Key, node, handlesOf(w, handles)); err != nil {
+		if err := c.deleteEndpoint(ctx, s.Key, node, gone, handlesOf(w, handles)); err != nil {
 			return err
 		}
 	}
@@ -314,8 +321,11 @@ func handlesOf(w *api.WorkloadEndpoint, handles map[netip.Addr]string) []string 
 	return out
 }
 
-func (c *Client) deleteEndpoint(ctx context.Context, key, node string, handles []string) error {
-	return ipam.Retry(ctx, func(int) error {
+func (c *Client) deleteEndpoint(ctx context.Context, key, node string, gone *ipam.Departed, handles []string) error {
+	return ipam.Retry(ctx, func(attempt int) error {
+		if err := gone.Again(ctx, c.Store, attempt); err != nil {
+			return err
+		}
 		cluster, err := store.Get[api.ClusterInformation](ctx, c.Store, ipam.ClusterKey())
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
@@ -347,6 +357,7 @@ func (c *Client) deleteEndpoint(ctx context.Context, key, node string, handles [
 		if txn.Empty() {
 			return nil
 		}
+		gone.Expect(txn)
 		_, err = c.Store.Commit(ctx, txn)
 		return err
 	})
