@@ -39,6 +39,7 @@ type request struct {
 	Announce []peering.Route  `json:",omitempty"`
 	Apply    *peering.Speaker `json:",omitempty"`
 	Close    bool             `json:",omitempty"`
+	Tend     bool             `json:",omitempty"`
 }
 
 // reply is how a speaker stands after a request.
@@ -46,6 +47,7 @@ type reply struct {
 	Err     string
 	Learned []peering.Path
 	Status  []Status
+	Tended  []string
 }
 
 func speak(in io.Reader, out io.Writer, restarting bool) error {
@@ -65,7 +67,7 @@ func speak(in io.Reader, out io.Writer, restarting bool) error {
 func serve(s *Server, r request) (out reply) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	var errs [5]error
+	var errs [6]error
 	if r.Announce != nil {
 		errs[0] = s.Announce(r.Announce)
 	}
@@ -74,6 +76,9 @@ func serve(s *Server, r request) (out reply) {
 	}
 	if r.Close {
 		errs[2] = s.Close(ctx)
+	}
+	if r.Tend {
+		out.Tended, errs[5] = s.Tend(ctx)
 	}
 	out.Learned, errs[3] = s.Learned()
 	out.Status, errs[4] = s.Status()
