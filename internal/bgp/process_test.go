@@ -25,7 +25,11 @@ const asSpeaker = "MUSLIN_TEST_SPEAKER"
 
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(asSpeaker); mode != "" {
-		if err := speak(os.Stdin, os.Stdout, mode == "restarting"); err != nil {
+		opts := Options{Restarting: mode == "restarting"}
+		if mode == "limited" {
+			opts = Options{MaxRoutes: limitOfTest, Rest: time.Second}
+		}
+		if err := speak(os.Stdin, os.Stdout, opts); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -50,8 +54,8 @@ type reply struct {
 	Tended  []string
 }
 
-func speak(in io.Reader, out io.Writer, restarting bool) error {
-	s := New(slog.New(slog.NewTextHandler(os.Stderr, nil)), Options{Restarting: restarting})
+func speak(in io.Reader, out io.Writer, opts Options) error {
+	s := New(slog.New(slog.NewTextHandler(os.Stderr, nil)), opts)
 	from, to := json.NewDecoder(in), json.NewEncoder(out)
 	for {
 		var r request
@@ -187,7 +191,7 @@ func (s *speaker) eventually(f func(reply) error) reply {
 	s.t.Helper()
 	var last reply
 	within(s.t, time.Minute, func() error {
-		last = s.do(request{})
+		last = s.do(request{Tend: true})
 		return f(last)
 	})
 	return last
