@@ -20,7 +20,7 @@ const (
 
 // rest is the time that passes before a peer which has announced too many routes is spoken to again.
 type rest struct {
-	on    bool   // nobody is spoken to
+	on    bool // nobody is spoken to
 	wait  time.Duration
 	until time.Time // wait is over; with on false it was over then
 }

@@ -126,3 +126,27 @@ func TestPeerBeyondItsLimitRestsAndIsTriedAgain(t *testing.T) {
 func rests(r reply) error {
 	return saysOf("10.0.0.4", "Idle", "more than 5 routes of one family (MUSLIN_BGP_MAX_ROUTES); tried again at")(r)
 }
+
+func TestRoutesOfIPv6AreLimitedToo(t *testing.T) {
+	t.Parallel()
+	seg := newSegment(t)
+	ours := startSpeaker(t, seg.host("10.0.0.1/24", "fd00::1/64"), "limited")
+	var routes strings.Builder
+	for i := range limitOfTest + 1 {
+		fmt.Fprintf(&routes, "route 2001:db8:%d::/48 blackhole; ", i)
+	}
+	startBIRD(t, seg.host("10.0.0.4/24", "fd00::4/64"), `
+router id 10.0.0.4;
+protocol device {}
+protocol static { ipv6; `+routes.String()+`}
+protocol bgp ours { local fd00::4 as 65002; multihop; neighbor fd00::1 as 64512; connect delay time 1; connect retry time 2; graceful restart; ipv6 { import all; export all; }; }
+`)
+	m := rack()
+	m.Nodes[0].Spec.BGP.IPv6Address = papi.Prefix{Prefix: netip.MustParsePrefix("fd00::1/64")}
+	m.Peers = []*papi.BGPPeer{peer("flood", papi.BGPPeerSpec{PeerIP: "fd00::4", ASNumber: 65002})}
+	configured(ours, "a", m)
+	got := ours.eventually(saysOf("fd00::4", "Idle", "more than 5 routes of one family"))
+	if err := learns()(got); err != nil {
+		t.Error(err)
+	}
+}
