@@ -78,7 +78,7 @@ func (s *Server) tend(ctx context.Context, p peering.Session, now time.Time) err
 		r.on, r.until = false, now
 		return s.setRest(ctx, p, r)
 	case !r.on && s.notes.suspect(n):
-		return s.count(ctx, p)
+		return s.count(ctx, p, n.heard)
 	}
 	return nil
 }
@@ -87,7 +87,7 @@ func (s *Server) tend(ctx context.Context, p peering.Session, now time.Time) err
 func (s *Server) setRest(ctx context.Context, p peering.Session, r rest) error {
 	was := s.rests[p.Peer]
 	s.rests[p.Peer] = r
-	s.notes.count(p.Peer, 0)
+	s.notes.count(p.Peer, 0, s.notes.of(p.Peer).heard)
 	if _, err := s.run.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: s.peer(p)}); err != nil {
 		s.rests[p.Peer] = was
 		return fmt.Errorf("configure peer %v, which has announced too many routes: %w", p.Peer, err)
@@ -96,7 +96,7 @@ func (s *Server) setRest(ctx context.Context, p peering.Session, r rest) error {
 }
 
 // count counts a peer's routes, and has GoBGP end the session if they are too many. GoBGP looks at once when the limit is new, and does not keep it.
-func (s *Server) count(ctx context.Context, p peering.Session) error {
+func (s *Server) count(ctx context.Context, p peering.Session, heard uint64) error {
 	var all, most uint64
 	err := s.run.ListPeer(ctx, &api.ListPeerRequest{Address: p.Peer.String()}, func(peer *api.Peer) {
 		for _, f := range peer.GetAfiSafis() {
@@ -107,7 +107,7 @@ func (s *Server) count(ctx context.Context, p peering.Session) error {
 	if err != nil {
 		return fmt.Errorf("count the routes of peer %v: %w", p.Peer, err)
 	}
-	s.notes.count(p.Peer, all)
+	s.notes.count(p.Peer, all, heard)
 	if most <= uint64(s.opts.MaxRoutes) {
 		return nil
 	}

@@ -56,11 +56,11 @@ func TestRoutesAreCountedWhenTheyMayBeTooMany(t *testing.T) {
 	if n.hear(peer, 160) || !n.hear(peer, 1) {
 		t.Error("161 routes of 160 are not suspect, or 160 are")
 	}
-	n.count(peer, 100)
+	n.count(peer, 100, 161)
 	if n.hear(peer, 60) || !n.hear(peer, 1) {
 		t.Error("61 beyond 100 are not suspect, or 60 are")
 	}
-	n.count(peer, 159)
+	n.count(peer, 159, 61)
 	if n.hear(peer, 10) || !n.hear(peer, 1) {
 		t.Error("near the limit they are not counted again after a sixteenth of it")
 	}

@@ -209,12 +209,12 @@ func (n *notes) suspect(it note) bool {
 	return most > 0 && it.heard > max(most-min(most, it.counted), most/16)
 }
 
-// count takes note of how many routes a peer's session has now.
-func (n *notes) count(peer netip.Addr, routes uint64) {
+// count takes note of how many routes a peer's session has, the last announced of which are those that were heard of before they were counted.
+func (n *notes) count(peer netip.Addr, routes, heard uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	it := n.by[peer]
-	it.heard, it.counted = 0, routes
+	it.heard, it.counted = it.heard-min(it.heard, heard), routes
 	n.by[peer] = it
 }
 
