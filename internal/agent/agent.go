@@ -279,7 +279,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	if a.cfg.Backend == config.BGP {
 		a.bgp = newSpeaker(a.node, a.cfg.RouterID, a.rtnl, a.monitor.Host, a.log)
-		a.bgp.mark = spokeFile()
+		a.bgp.mark, a.bgp.most = spokeFile(), uint32(a.cfg.BGPMaxRoutes)
 	}
 	if a.cfg.Probes.On {
 		a.probes = newProber(a.node, a.cfg.Probes, a.store, a.rtnl, a.log)

@@ -32,6 +32,8 @@ const (
 	// peersTime is how long an agent that starts waits for its peers before it gives up what they may have said to the one before it, as
 	// long as peers wait for us (bgp.md: restart time).
 	peersTime = 120 * time.Second
+	// restLook is how often it is looked whether a peer that has announced too many routes has rested.
+	restLook = 5 * time.Second
 	// kubeRetry is how often a speaker that waits for Kubernetes' first answers looks whether the wait is over.
 	kubeRetry = 250 * time.Millisecond
 	// speakerTimeout bounds one change of the speaker, and its end.
@@ -59,6 +61,7 @@ type speaker struct {
 	host           func() kernel.Host
 	ways           func(context.Context, []netip.Addr) (map[netip.Addr]kernel.Hop, error)
 	mark           string // file that says that this node has spoken BGP; "": none
+	most           uint32 // routes of one family that a peer may announce; 0: any number
 	log            *slog.Logger
 
 	look chan struct{} // cap 1: the loop has given something new
@@ -97,6 +100,7 @@ type spoken struct {
 	ways    map[netip.Addr]kernel.Hop
 	waysAt  time.Time
 	took    time.Duration // the last look
+	excess  []string      // about peers that have announced too many routes
 }
 
 func newSpeaker(node, routerID string, c *rtnl.Conn, host func() kernel.Host, log *slog.Logger) *speaker {
@@ -124,7 +128,7 @@ func (b *speaker) found(routes map[kernel.RouteKey]kernel.Route, ours kernel.Own
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.learned = l
-	b.server = bgp.New(b.log, bgp.Options{Restarting: earlier})
+	b.server = bgp.New(b.log, bgp.Options{Restarting: earlier, MaxRoutes: b.most})
 }
 
 // isVXLAN tells whether a device is one into which BGP's routes never lead.
@@ -244,6 +248,8 @@ func (b *speaker) patience() <-chan time.Time {
 		return time.After(kubeRetry)
 	case len(b.said.awaited) > 0:
 		return time.After(time.Second)
+	case len(b.said.excess) > 0:
+		return time.After(restLook)
 	case len(b.said.distant) > 0:
 		return time.After(waysAge)
 	}
@@ -399,6 +405,10 @@ func (b *speaker) listen(ctx context.Context, server *bgp.Server, g *given) erro
 	if err := b.settle(server); err != nil {
 		return err
 	}
+	var err error
+	if b.said.excess, err = server.Tend(ctx); err != nil {
+		return err
+	}
 	paths, err := server.Learned()
 	if err != nil {
 		return err
@@ -421,6 +431,7 @@ func (b *speaker) publish(l *plan.Learned) {
 	for _, p := range b.said.result.Problems {
 		problems = append(problems, p.String())
 	}
+	problems = append(problems, b.said.excess...)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if slices.Equal(problems, b.problems) && reflect.DeepEqual(l, b.learned) {

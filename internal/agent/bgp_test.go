@@ -219,6 +219,29 @@ func TestSpeakerHoldsWhatItFoundUntilItsPeersHaveToldEverything(t *testing.T) {
 	})
 }
 
+func TestPeerWithTooManyRoutesIsAProblem(t *testing.T) {
+	t.Parallel()
+	one, two := mesh(t)
+	one.most = 1
+	one.now()
+	one.start(nil)
+	two.now()
+	two.start(nil)
+	one.learns("10.244.2.0/26")
+	two.block("node-2", "10.244.2.64/26")
+	two.now()
+	one.learns()
+	one.becomes(func() error {
+		text, lacking := strings.Join(one.troubles(), "\n"), one.lacking()
+		for _, want := range []string{"127.0.0.2", "more than 1 routes", "MUSLIN_BGP_MAX_ROUTES"} {
+			if !strings.Contains(text, want) || !strings.Contains(lacking, want) {
+				return fmt.Errorf("%q is not said: problems %q, sessions %q", want, text, lacking)
+			}
+		}
+		return nil
+	})
+}
+
 func TestSpeakerGivesUpWhatItFoundIfPeersNeverAnswer(t *testing.T) {
 	t.Parallel()
 	s, _ := mesh(t)

@@ -28,6 +28,10 @@ type Options struct {
 	// Restarting says that an earlier run of this node's speaker has ended a moment ago, and that its routes are in the kernel still. The
 	// sessions of the first Apply then ask their peers to keep what they have (RFC 4724).
 	Restarting bool
+	// MaxRoutes is how many routes of one family a peer may announce, before filters; 0: any number.
+	MaxRoutes uint32
+	// Rest is how long the first of the rests is that Tend gives to a peer which announces more; 0: a minute.
+	Rest time.Duration
 }
 
 // Server speaks for one node. All methods may be called concurrently. A process has one Server at a time: GoBGP keeps what concerns
@@ -48,6 +52,7 @@ type Server struct {
 	version  int                            // of the policies' names
 	routes   map[netip.Prefix]peering.Route // to be announced
 	sessions map[netip.Addr]peering.Session // that GoBGP has, by its own word for them
+	rests    map[netip.Addr]rest            // of sessions that have had too many routes
 }
 
 // run is one life of GoBGP: a change of the AS number or the router id ends it.
@@ -61,8 +66,8 @@ type run struct {
 // New returns a Server that does nothing until Apply. What GoBGP logs goes to log as far as it concerns an operator.
 func New(log *slog.Logger, opts Options) *Server {
 	return &Server{
-		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(), least: new(slog.LevelVar),
-		routes: map[netip.Prefix]peering.Route{}, sessions: map[netip.Addr]peering.Session{},
+		log: log, opts: opts, changed: make(chan struct{}, 1), notes: newNotes(opts.MaxRoutes), least: new(slog.LevelVar),
+		routes: map[netip.Prefix]peering.Route{}, sessions: map[netip.Addr]peering.Session{}, rests: map[netip.Addr]rest{},
 	}
 }
 
@@ -123,7 +128,7 @@ func sameSpeaker(a, b peering.Speaker) bool {
 func (s *Server) start(ctx context.Context, cfg peering.Speaker) error {
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelDebug) // that a peer cannot be dialled is said at this level
-	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler(), least: s.least}), level)), first: true}
+	r := &run{BgpServer: gobgp.NewBgpServer(gobgp.LoggerOption(slog.New(&listener{notes: s.notes, next: s.log.Handler(), least: s.least, touch: s.touch}), level)), first: true}
 	r.serving.Go(r.Serve)
 	global := &api.Global{
 		Asn: uint32(cfg.AS), RouterId: cfg.RouterID.String(), ListenPort: int32(cfg.Port),
@@ -194,7 +199,7 @@ func (s *Server) stop(ctx context.Context, graceful bool) error {
 		return nil
 	}
 	err := s.run.end(ctx, graceful)
-	s.run, s.cfg, s.sessions = nil, peering.Speaker{}, map[netip.Addr]peering.Session{}
+	s.run, s.cfg, s.sessions, s.rests = nil, peering.Speaker{}, map[netip.Addr]peering.Session{}, map[netip.Addr]rest{}
 	s.notes.forget(nil)
 	return err
 }
@@ -224,6 +229,7 @@ func (s *Server) removePeers(ctx context.Context, cfg peering.Speaker) error {
 			continue
 		}
 		delete(s.sessions, addr)
+		delete(s.rests, addr)
 	}
 	s.notes.forget(want)
 	return errors.Join(errs...)

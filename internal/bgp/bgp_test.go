@@ -83,7 +83,7 @@ func TestLogHasWhatIsSevereEnough(t *testing.T) {
 		var out bytes.Buffer
 		least := new(slog.LevelVar)
 		least.Set(leastOf(severity))
-		log := slog.New(&listener{notes: newNotes(), next: slog.NewTextHandler(&out, nil), least: least}).With("Key", "10.0.0.2")
+		log := slog.New(&listener{notes: newNotes(0), next: slog.NewTextHandler(&out, nil), least: least}).With("Key", "10.0.0.2")
 		log.Debug("debug")
 		log.Info("info")
 		log.Warn("warn")

@@ -77,6 +77,15 @@ func startBIRD(t *testing.T, ns *nettest.NS, config string) *bird {
 	return b
 }
 
+// configure gives BIRD another configuration. Sessions whose own part of it is the same go on.
+func (b *bird) configure(config string) {
+	b.t.Helper()
+	if err := os.WriteFile(filepath.Join(filepath.Dir(b.socket), "bird.conf"), []byte(config), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	b.ns.Exec("birdc", "-s", b.socket, "configure")
+}
+
 // show returns what birdc says.
 func (b *bird) show(args ...string) string {
 	b.t.Helper()

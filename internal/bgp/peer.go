@@ -28,7 +28,7 @@ func (s *Server) peer(p peering.Session) *api.Peer {
 	out := &api.Peer{
 		Conf: &api.PeerConf{
 			NeighborAddress: p.Peer.String(), PeerAsn: uint32(p.PeerAS), LocalAsn: uint32(p.LocalAS), AuthPassword: p.Password,
-			AllowOwnAsn: uint32(p.AllowOwnAS), Description: p.Name,
+			AllowOwnAsn: uint32(p.AllowOwnAS), Description: p.Name, AdminDown: s.rests[p.Peer].on,
 		},
 		Transport: &api.Transport{RemotePort: uint32(p.Port), PassiveMode: p.Passive},
 		Timers: &api.Timers{Config: &api.TimersConfig{

@@ -25,7 +25,11 @@ const asSpeaker = "MUSLIN_TEST_SPEAKER"
 
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(asSpeaker); mode != "" {
-		if err := speak(os.Stdin, os.Stdout, mode == "restarting"); err != nil {
+		opts := Options{Restarting: mode == "restarting"}
+		if mode == "limited" {
+			opts = Options{MaxRoutes: limitOfTest, Rest: time.Second}
+		}
+		if err := speak(os.Stdin, os.Stdout, opts); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -39,6 +43,7 @@ type request struct {
 	Announce []peering.Route  `json:",omitempty"`
 	Apply    *peering.Speaker `json:",omitempty"`
 	Close    bool             `json:",omitempty"`
+	Tend     bool             `json:",omitempty"`
 }
 
 // reply is how a speaker stands after a request.
@@ -46,10 +51,11 @@ type reply struct {
 	Err     string
 	Learned []peering.Path
 	Status  []Status
+	Tended  []string
 }
 
-func speak(in io.Reader, out io.Writer, restarting bool) error {
-	s := New(slog.New(slog.NewTextHandler(os.Stderr, nil)), Options{Restarting: restarting})
+func speak(in io.Reader, out io.Writer, opts Options) error {
+	s := New(slog.New(slog.NewTextHandler(os.Stderr, nil)), opts)
 	from, to := json.NewDecoder(in), json.NewEncoder(out)
 	for {
 		var r request
@@ -65,7 +71,7 @@ func speak(in io.Reader, out io.Writer, restarting bool) error {
 func serve(s *Server, r request) (out reply) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	var errs [5]error
+	var errs [6]error
 	if r.Announce != nil {
 		errs[0] = s.Announce(r.Announce)
 	}
@@ -74,6 +80,9 @@ func serve(s *Server, r request) (out reply) {
 	}
 	if r.Close {
 		errs[2] = s.Close(ctx)
+	}
+	if r.Tend {
+		out.Tended, errs[5] = s.Tend(ctx)
 	}
 	out.Learned, errs[3] = s.Learned()
 	out.Status, errs[4] = s.Status()
@@ -182,7 +191,7 @@ func (s *speaker) eventually(f func(reply) error) reply {
 	s.t.Helper()
 	var last reply
 	within(s.t, time.Minute, func() error {
-		last = s.do(request{})
+		last = s.do(request{Tend: true})
 		return f(last)
 	})
 	return last

@@ -84,6 +84,9 @@ func (s *Server) status(session peering.Session, p *api.Peer) Status {
 	if out.State == "Active" && session.Passive {
 		out.State = "Passive"
 	}
+	if r := s.rests[session.Peer]; r.on {
+		out.LastError = s.tooMany() + "; tried again at " + r.until.Format(time.TimeOnly)
+	}
 	if out.Established() {
 		out.LastError = ""
 	}
@@ -129,7 +132,9 @@ func stateName(s api.PeerState_SessionState) string {
 // notes remembers of each peer what GoBGP says once and does not keep: since when, and why not. It has a lock of its own, since it is
 // told while GoBGP holds locks of its.
 type notes struct {
-	mu sync.Mutex
+	most uint32 // routes of a family; 0: any number
+
+	mu sync.Mutex // guards what follows
 	by map[netip.Addr]note
 }
 
@@ -137,9 +142,12 @@ type note struct {
 	since time.Time
 	up    bool
 	text  string
+	// Routes as announced since they were last counted, and how many there were then; see Tend.
+	heard, counted uint64
+	over           bool // GoBGP has ended the session for having too many, and nothing more was done about it yet
 }
 
-func newNotes() *notes { return &notes{by: map[netip.Addr]note{}} }
+func newNotes(most uint32) *notes { return &notes{most: most, by: map[netip.Addr]note{}} }
 
 // of returns what is known of a peer. One of which nothing is known is new: its time begins now.
 func (n *notes) of(peer netip.Addr) note {
@@ -185,6 +193,40 @@ func (n *notes) say(peer netip.Addr, text string) {
 	}
 }
 
+// hear takes note of routes that a peer announces, and tells whether it is time to count all of its: they may be too many.
+func (n *notes) hear(peer netip.Addr, routes int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	it := n.by[peer]
+	it.heard += uint64(routes)
+	n.by[peer] = it
+	return n.suspect(it)
+}
+
+// suspect tells whether there may be too many routes. A count costs as much as there are, so there is none for each of a peer that is near its limit.
+func (n *notes) suspect(it note) bool {
+	most := uint64(n.most)
+	return most > 0 && it.heard > max(most-min(most, it.counted), most/16)
+}
+
+// count takes note of how many routes a peer's session has, the last announced of which are those that were heard of before they were counted.
+func (n *notes) count(peer netip.Addr, routes, heard uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	it := n.by[peer]
+	it.heard, it.counted = it.heard-min(it.heard, heard), routes
+	n.by[peer] = it
+}
+
+// over takes note of whether GoBGP has ended a session for having too many routes.
+func (n *notes) over(peer netip.Addr, is bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	it := n.by[peer]
+	it.over = is
+	n.by[peer] = it
+}
+
 // forget drops the notes of peers that are not wanted any more.
 func (n *notes) forget(want map[netip.Addr]peering.Session) {
 	n.mu.Lock()
@@ -202,6 +244,7 @@ type listener struct {
 	notes *notes
 	next  slog.Handler
 	least *slog.LevelVar // of what goes on to next
+	touch func()         // says that Tend has something to do
 	peer  netip.Addr     // whom the logger is about; zero if none
 }
 
@@ -212,6 +255,9 @@ func (l *listener) Enabled(_ context.Context, level slog.Level) bool {
 
 // Handle implements slog.Handler.
 func (l *listener) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "received update" && l.peer.IsValid() && l.notes.hear(l.peer, announced(r)) {
+		l.touch()
+	}
 	attrs := map[string]string{}
 	r.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value.String(); return true })
 	peer := l.peer
@@ -224,9 +270,12 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 			l.notes.say(peer, "Socket: "+cause(attrs["Error"]))
 		case "sent notification":
 			l.notes.say(peer, "sent notification "+notification(attrs["Code"], attrs["Subcode"]))
+		case "Administrative shutdown(Prefix limit reached)": // no event says so where the peer closes the connection at that very moment
+			l.notes.over(peer, true)
+			l.touch()
 		}
 	}
-	if r.Message == "failed to stop BGP server" || r.Level < l.least.Level() {
+	if r.Message == "failed to stop BGP server" || r.Message == "update prefix limit configuration" || r.Level < l.least.Level() {
 		return nil
 	}
 	r.Level = max(r.Level, slog.LevelInfo) // who asks for BGP's details does not mean everybody's
@@ -236,9 +285,30 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 	return l.next.Handle(ctx, r)
 }
 
+// announced is how many routes an UPDATE announces, of which GoBGP's record tells. No event would tell of those that it rejects.
+func announced(r slog.Record) int {
+	n := 0
+	r.Attrs(func(a slog.Attr) bool {
+		switch v := a.Value.Any().(type) {
+		case []bgp.PathNLRI:
+			if a.Key == "nlri" {
+				n += len(v)
+			}
+		case []bgp.PathAttributeInterface:
+			for _, attr := range v {
+				if reach, ok := attr.(*bgp.PathAttributeMpReachNLRI); ok {
+					n += len(reach.Value)
+				}
+			}
+		}
+		return true
+	})
+	return n
+}
+
 // WithAttrs implements slog.Handler.
 func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
-	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), least: l.least, peer: l.peer}
+	out := &listener{notes: l.notes, next: l.next.WithAttrs(attrs), least: l.least, touch: l.touch, peer: l.peer}
 	for _, a := range attrs {
 		if p, err := netip.ParseAddr(a.Value.String()); a.Key == "Key" && err == nil {
 			out.peer = p
@@ -249,7 +319,7 @@ func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // WithGroup implements slog.Handler.
 func (l *listener) WithGroup(name string) slog.Handler {
-	return &listener{notes: l.notes, next: l.next.WithGroup(name), least: l.least, peer: l.peer}
+	return &listener{notes: l.notes, next: l.next.WithGroup(name), least: l.least, touch: l.touch, peer: l.peer}
 }
 
 // leastOf is the least level of GoBGP's records that a severity asks for. What GoBGP calls Info is of no interest where nothing is wrong.
@@ -272,10 +342,11 @@ func cause(s string) string {
 	return s
 }
 
-// notification names the errors that configuration leads to (RFC 4271 section 6.2, RFC 6608); others are given by number.
+// notification names the errors that configuration leads to (RFC 4271 section 6.2, RFC 6608, RFC 4486); others are given by number.
 func notification(code, subcode string) string {
 	known := map[string]string{
 		"2/2": "bad peer AS", "2/3": "bad BGP identifier", "2/4": "unsupported optional parameter", "2/6": "unacceptable hold time", "4/0": "hold timer expired",
+		"6/1": "maximum number of prefixes reached",
 	}
 	if text, ok := known[code+"/"+subcode]; ok {
 		return text

@@ -86,6 +86,23 @@ func TestModeWordsOfOldManifestsAreUnderstood(t *testing.T) {
 	}
 }
 
+func TestRoutesOfBGPPeersAreANumber(t *testing.T) {
+	for text, want := range map[string]int{"": 100_000, "0": 0, "1": 1, "2147483647": 2_147_483_647, "-1": -1, "2147483648": -1, "many": -1, "10%": -1} {
+		n, err := FromEnv(func(name string) string {
+			if name == "MUSLIN_BGP_MAX_ROUTES" {
+				return text
+			}
+			return ""
+		})
+		switch {
+		case want < 0 && (err == nil || !strings.Contains(err.Error(), "MUSLIN_BGP_MAX_ROUTES="+text+": want a number between 0 and 2147483647")):
+			t.Errorf("%q: %v, want that it is refused", text, err)
+		case want >= 0 && (err != nil || n.BGPMaxRoutes != want):
+			t.Errorf("%q: %d, %v", text, n.BGPMaxRoutes, err)
+		}
+	}
+}
+
 func TestConnectionsOfPodsAreANumberOrAShare(t *testing.T) {
 	for text, want := range map[string]struct {
 		share Share

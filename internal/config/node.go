@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"time"
 
@@ -34,6 +35,7 @@ type Node struct {
 	Install       bool   // programs, certificates and network configuration on the host
 	Probes        Probes
 	PodFlows      Share // connections that a pod may have that it has begun, of all that the kernel tracks
+	BGPMaxRoutes  int   // of one family that a peer may announce; 0: any number
 }
 
 // Share is so many of what there are, or so many in a hundred. The zero value is all.
@@ -117,6 +119,7 @@ func (n *Node) variables() []variable {
 		{"MUSLIN_LINGER", "1m", "for how long the node goes on receiving by an encapsulation that no pool asks for any more", word(new(string), "a duration")},
 		{"MUSLIN_CUT_DENIED_FLOWS", "false", "cut connections of pods that a change of policy denies; they go on otherwise, and only new ones are denied", boolean(&n.CutDenied)},
 		{"MUSLIN_POD_MAX_CONNECTIONS", "75%", "how many connections that it has begun a pod may have open, as a number or in percent of nf_conntrack_max, unless its annotation qos.projectcalico.org/egressMaxConnections says otherwise; 0: any number", share(&n.PodFlows)},
+		{"MUSLIN_BGP_MAX_ROUTES", "100000", "how many routes of one family a BGP peer may announce, those that a BGPFilter rejects among them; the session with one that announces more is ended, and tried again after a minute, then at growing distances; 0: any number", number(&n.BGPMaxRoutes, 0, math.MaxInt32)},
 		{"MUSLIN_WIREGUARD_PLAINTEXT", "false", "with WireGuard on, send in clear what is for nodes that have told no key (they have none yet, or no WireGuard); it is refused otherwise", boolean(&n.Plaintext)},
 		{"MUSLIN_MACHINE_ID_FILE", "", "file with this machine's id; not set: /etc/machine-id and other usual places", word(&n.MachineIDFile, "a path")},
 		{"MUSLIN_INSTALL_CNI", "false", "put the CNI programs, etcd's certificates and, once pods can be served, the network configuration on the host, as `muslin-node install` does", boolean(&n.Install)},
