@@ -22,8 +22,6 @@ type Departed struct {
 	anyway   bool   // whoever works under the name
 }
 
-func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
-
 // Depart begins to take back what a node had that was judged to be gone while Node and record were as given; they may not exist. It marks the record, which
 // whoever works under the name then writes anew. changed is what was written. The error is a store.ErrConflict where something is not any more as it was judged.
 func Depart(ctx context.Context, c *store.Client, name string, node store.Entry[api.Node], identity store.Entry[api.NodeIdentity]) (d *Departed, changed []store.KV, err error) {
