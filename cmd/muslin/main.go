@@ -1,3 +1,6 @@
+// It has one processor whatever its cgroup says from one second to the next.
+//go:debug updatemaxprocs=0
+
 // Command muslin is the CNI network plugin. It speaks CNI 0.1.0 to 1.1.0; on a host that was set up for Calico it also answers to the
 // name calico.
 package main
@@ -10,7 +13,7 @@ import (
 	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/muslin-cni/muslin/internal/cni"
-	_ "github.com/muslin-cni/muslin/internal/oneprocessor"
+	_ "github.com/muslin-cni/muslin/internal/shortlived"
 )
 
 var version = "unknown" // set by the linker

@@ -74,6 +74,7 @@ type Agent struct {
 	bgp        *speaker // nil: this node has no BGP
 	probes     *prober  // nil: this node tests no paths
 	programmed *programmed
+	crowd      *crowd
 	chains     []*xtables.Chains // of both families, or one
 
 	pulse       *health.Pulse
@@ -113,7 +114,7 @@ type Agent struct {
 
 // Run runs the agent with the environment of a process until ctx ends, and logs to its Stderr.
 func Run(ctx context.Context, p Process) error {
-	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), isUp: make(chan struct{}), doubts: make(chan struct{}, 1), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version,
+	a := &Agent{logs: newLogs(p.Stderr), programmed: newProgrammed(), crowd: newCrowd(), isUp: make(chan struct{}), doubts: make(chan struct{}, 1), serving: make(chan struct{}), pulse: newPulse(), began: time.Now(), version: p.Version,
 		mostFlows: sysctl.NewNumber(sysctl.Root, "net/netfilter/nf_conntrack_max")}
 	a.log = a.logs.logger()
 	if err := a.read(lookup(p.Environ)); err != nil {
@@ -287,7 +288,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.tunnels = newTunnels(a.store, a.node, a.feed.Commit, a.log)
 	a.handler = register.New(register.Config{
 		Client: a.store, Source: register.FromFeed(a.feed), Node: a.node, Machine: a.machine, Log: a.log, Committed: a.feed.Commit, Refused: a.feed.Commit, PodFacts: a.openCluster(),
-		Took: a.metrics.Stage,
+		Took: a.metrics.Stage, Gather: a.crowd.gather,
 	})
 	return nil
 }
@@ -350,7 +351,7 @@ func (a *Agent) servePlugins(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reports.NewServer(openReports, a.log).Serve(ctx, reported) })
-	s := &server{handler: a.handler, programmed: a.programmed, told: a.told, took: a.metrics.Stage, log: a.log, self: a.self}
+	s := &server{handler: a.handler, programmed: a.programmed, crowd: a.crowd, told: a.told, took: a.metrics.Stage, log: a.log, self: a.self}
 	if a.cluster != nil {
 		s.ranges = a.cluster.PodRanges
 	}

@@ -25,6 +25,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	a.looks = newLooks()
 	retry := backoff{}
 	for {
+		began := time.Now()
 		if err := a.round(ctx); err != nil {
 			retry.next()
 			a.failed(ctx, err)
@@ -32,6 +33,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			retry.reset()
 			a.succeeded()
 		}
+		a.crowd.gather(ctx, began)
 		if !a.news(ctx, &retry) {
 			return nil
 		}

@@ -60,6 +60,7 @@ type server struct {
 	paths      func() []api.Path                                // to other nodes; nil: none are tested
 	log        *slog.Logger
 	turns      turns
+	crowd      *crowd
 }
 
 // listen opens the socket at path, in the place of one that a killed agent left behind.
@@ -168,10 +169,12 @@ func (s *server) verb(ctx context.Context, c net.Conn, conn *attach.Conn, req at
 	}
 	switch req.Verb {
 	case attach.Add:
+		defer s.crowd.enter()()
 		return s.add(ctx, c, conn, req)
 	case attach.Check:
 		return s.check(ctx, c, conn, req)
 	case attach.Del:
+		defer s.crowd.enter()()
 		return respond(conn, attach.Reply{}, s.del(ctx, req))
 	case attach.GC:
 		stale, err := s.handler.Stale(ctx, req)

@@ -90,7 +90,7 @@ func serveTest(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: r.handler, programmed: r.programmed, took: func(stage string, _ time.Duration) { r.stages <- stage }, log: slog.New(slog.DiscardHandler), self: r.self}
+	s := &server{handler: r.handler, programmed: r.programmed, crowd: newCrowd(), took: func(stage string, _ time.Duration) { r.stages <- stage }, log: slog.New(slog.DiscardHandler), self: r.self}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.serve(ctx, l) }()
@@ -150,7 +150,7 @@ func TestSocketOutlivesTheWantOfRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{handler: &counting{}, log: slog.New(slog.DiscardHandler), self: r.self}
+	s := &server{handler: &counting{}, crowd: newCrowd(), log: slog.New(slog.DiscardHandler), self: r.self}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {

@@ -315,6 +315,11 @@ func (c *Conn) Ask(v any) (Reply, error) {
 	if err := c.Send(v); err != nil {
 		return Reply{}, err
 	}
+	return c.Answer()
+}
+
+// Answer reads the peer's answer to what was sent last, as Ask does.
+func (c *Conn) Answer() (Reply, error) {
 	var reply Reply
 	if err := c.Receive(&reply); err != nil {
 		return Reply{}, err

@@ -46,12 +46,12 @@ func noAgent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-func (d *agentDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
+func (d *agentDoor) register(ctx context.Context, req attach.Request) answer {
 	turn := d.turn
 	if len(req.ReadinessGates) > 0 {
 		turn += attach.ReadinessTimeout
 	}
-	return d.ask(ctx, turn, "register pod with the agent", req)
+	return d.send(ctx, turn, "register pod with the agent", req)
 }
 
 func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
@@ -97,6 +97,11 @@ const agentGrace = 2 * time.Second
 
 // ask sends one message and waits for the answer until the turn or ctx ends.
 func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, msg any) (attach.Reply, error) {
+	return d.send(ctx, turn, stage, msg)()
+}
+
+// send sends one message. The answer is waited for until the turn, which begins now, or ctx ends.
+func (d *agentDoor) send(ctx context.Context, turn time.Duration, stage string, msg any) answer {
 	d.used = true
 	begun := time.Now()
 	until := begun.Add(turn)
@@ -104,17 +109,28 @@ func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, m
 		until = end
 	}
 	if err := d.conn.SetDeadline(until); err != nil {
-		return attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), "")
+		return answered(attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), ""))
 	}
-	reply, err := d.msgs.Ask(msg)
+	sent := d.msgs.Send(msg)
+	return func() (attach.Reply, error) {
+		reply, err := attach.Reply{}, sent
+		if err == nil {
+			reply, err = d.msgs.Answer()
+		}
+		return reply, d.explain(err, stage, begun)
+	}
+}
+
+// explain names the stage of an error, and what to do. begun is when the message was sent.
+func (d *agentDoor) explain(err error, stage string, begun time.Time) error {
+	if err == nil {
+		return nil
+	}
 	if errors.Is(err, attach.ErrTooLong) {
-		return attach.Reply{}, failure(attach.CodeBadConfig, fmt.Errorf("%s: %w", stage, err), "make labels and annotations shorter")
+		return failure(attach.CodeBadConfig, fmt.Errorf("%s: %w", stage, err), "make labels and annotations shorter")
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("no answer within %v", time.Since(begun).Round(time.Second))
 	}
-	if err != nil {
-		return attach.Reply{}, failure(attach.CodeTryAgain, fmt.Errorf("%s: %w", stage, err), "look at the agent's log on this node")
-	}
-	return reply, nil
+	return failure(attach.CodeTryAgain, fmt.Errorf("%s: %w", stage, err), "look at the agent's log on this node")
 }

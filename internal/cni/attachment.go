@@ -127,7 +127,7 @@ func (a *attachment) attach(ctx context.Context) error {
 func (a *attachment) configure() error {
 	if !a.wish.v6 && slices.ContainsFunc(a.addrs, netip.Addr.Is6) {
 		a.wish.v6 = true
-		if err := a.netns.run(func() error { return podSettings(a.wish) }); err != nil {
+		if err := a.netns.visit(func() error { return podSettings(a.wish) }); err != nil {
 			return err
 		}
 	}
@@ -138,7 +138,7 @@ func (a *attachment) configure() error {
 
 // registerAndMakePair does both at once. After an error either may have succeeded.
 func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, error) {
-	links, err := rtnl.OpenVeths() // here and not in the goroutine: it must be this thread's network namespace
+	links, err := rtnl.OpenVeths()
 	if err != nil {
 		return attach.Reply{}, failure(attach.CodeKernel, err, "")
 	}
@@ -146,18 +146,15 @@ func (a *attachment) registerAndMakePair(ctx context.Context) (attach.Reply, err
 		links.Close()
 		return attach.Reply{}, err
 	}
-	made := make(chan error, 1)
-	go func() {
-		var err error
-		a.queue.do(func() { a.pair, err = makePair(links, a.netns, a.wish) })
-		if err == nil {
-			err = fault.At(fault.PluginAddLinked)
-		}
-		made <- err
-	}()
 	a.asked = true
-	reply, err := a.door.register(ctx, a.req)
-	if linkErr := <-made; linkErr != nil && err == nil {
+	registered := a.door.register(ctx, a.req)
+	var linkErr error
+	a.queue.do(func() { a.pair, linkErr = makePair(links, a.netns, a.wish) })
+	if linkErr == nil {
+		linkErr = fault.At(fault.PluginAddLinked)
+	}
+	reply, err := registered()
+	if linkErr != nil && err == nil {
 		err = failure(attach.CodeKernel, linkErr, "look at the interfaces of the host and of the pod's network namespace "+a.req.Netns)
 	}
 	return reply, err

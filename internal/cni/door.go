@@ -15,12 +15,20 @@ import (
 // door is a way to the IPAM handler: the agent's socket, or the module as a program. Both do the same work in etcd. The host's side
 // of the pod is written by the agent behind the first, and by this process behind the second.
 type door interface {
-	register(context.Context, attach.Request) (attach.Reply, error) // allocate, and write the endpoint
-	finish(context.Context, hostside.Workload) error                // return when the host's side is in the kernel
-	release(context.Context, attach.Request) error                  // free the addresses, delete the endpoint
-	query(context.Context, attach.Request) (attach.Reply, error)    // answer a CHECK, GC or Free
-	confirm(context.Context, hostside.Workload) error               // after a CHECK: is the host's side in the kernel
+	register(context.Context, attach.Request) answer             // begin to allocate, and to write the endpoint
+	finish(context.Context, hostside.Workload) error             // return when the host's side is in the kernel
+	release(context.Context, attach.Request) error               // free the addresses, delete the endpoint
+	query(context.Context, attach.Request) (attach.Reply, error) // answer a CHECK, GC or Free
+	confirm(context.Context, hostside.Workload) error            // after a CHECK: is the host's side in the kernel
 	close()
+}
+
+// answer waits for what a door was asked for. It is called once, by whoever asked.
+type answer func() (attach.Reply, error)
+
+// answered is an answer that is there already.
+func answered(r attach.Reply, err error) answer {
+	return func() (attach.Reply, error) { return r, err }
 }
 
 // open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays. The

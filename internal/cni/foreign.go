@@ -151,21 +151,19 @@ func readLease(out []byte) (lease, error) {
 // checkVacant refuses a pod that has the interface already: its addresses are leased, and a second lease that fails would
 // end with taking back the first.
 func checkVacant(ns *netns, ifName string) error {
-	return ns.run(func() error {
-		links, err := openLinks()
-		if err != nil {
-			return err
-		}
-		defer links.Close()
-		_, err = links.LinkByName(ifName)
-		switch {
-		case isGone(err):
-			return nil
-		case err != nil:
-			return fmt.Errorf("look at interface %s in the pod: %w", ifName, err)
-		}
-		return fmt.Errorf("lease an address: the pod's network namespace %s has an interface %s already", ns.file.Name(), ifName)
-	})
+	links, err := openLinksIn(ns)
+	if err != nil {
+		return err
+	}
+	defer links.Close()
+	_, err = links.LinkByName(ifName)
+	switch {
+	case isGone(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at interface %s in the pod: %w", ifName, err)
+	}
+	return fmt.Errorf("lease an address: the pod's network namespace %s has an interface %s already", ns.file.Name(), ifName)
 }
 
 // lease has the foreign IPAM module give the addresses, if there is one.

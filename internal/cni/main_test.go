@@ -20,7 +20,14 @@ const binEnv = "MUSLIN_TEST_BIN"
 // hurried is the name under which this test program is the plugin with short limits.
 const hurried = "muslin-hurried"
 
+// lost is the name under which this test program enters the network namespace of its argument, and cannot find back.
+const lost = "muslin-lost"
+
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == lost {
+		fmt.Println("it went on:", loseWay(os.Args[1]))
+		return
+	}
 	if filepath.Base(os.Args[0]) == hurried {
 		p := Plugin{Stdout: os.Stdout, Limits: Limits{
 			Work: 10 * time.Second, Lock: 300 * time.Millisecond, Turn: time.Second, Undo: 2 * time.Second, Queue: 8 * time.Second,
@@ -50,7 +57,7 @@ func runWithPrograms(m *testing.M) int {
 		return 1
 	}
 	self, err := os.Executable()
-	for name, program := range map[string]string{hurried: self, "calico": "muslin", "calico-ipam": "muslin-ipam"} {
+	for name, program := range map[string]string{hurried: self, lost: self, "calico": "muslin", "calico-ipam": "muslin-ipam"} {
 		if err == nil {
 			err = os.Symlink(program, filepath.Join(dir, name))
 		}

@@ -372,7 +372,7 @@ func TestModuleThatHangsIsLeftBehind(t *testing.T) {
 	d := &moduleDoor{program: dir + "/hangs", netconf: map[string]json.RawMessage{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.register(ctx, attach.Request{}); err == nil || !strings.Contains(err.Error(), "no answer in time") {
+	if _, err := d.register(ctx, attach.Request{})(); err == nil || !strings.Contains(err.Error(), "no answer in time") {
 		t.Errorf("got %v, want it given up", err)
 	}
 }

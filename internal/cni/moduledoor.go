@@ -73,12 +73,21 @@ func noModule(err error) error {
 	return failure(attach.CodeBadEnv, err, "put the program into the folder of the CNI plugins, usually /opt/cni/bin")
 }
 
-func (d *moduleDoor) register(ctx context.Context, req attach.Request) (attach.Reply, error) {
-	out, err := d.run(ctx, "ADD", req)
-	if err != nil {
-		return attach.Reply{}, err
+func (d *moduleDoor) register(ctx context.Context, req attach.Request) answer {
+	var out []byte
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		out, err = d.run(ctx, "ADD", req)
+	}()
+	return func() (attach.Reply, error) {
+		<-done
+		if err != nil {
+			return attach.Reply{}, err
+		}
+		return readModuleResult(out)
 	}
-	return readModuleResult(out)
 }
 
 func (d *moduleDoor) finish(ctx context.Context, w hostside.Workload) error {

@@ -7,11 +7,14 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/muslin-cni/muslin/internal/attach"
 )
 
 // netns is a pod's network namespace, held open so that it cannot become another one under the same path.
-type netns struct{ file *os.File }
+type netns struct{ file, host *os.File }
 
 // errNoNetns says that a path names no network namespace: the pod is gone.
 var errNoNetns = errors.New("not a network namespace")
@@ -53,12 +56,11 @@ func (n *netns) check() error {
 	if err != nil {
 		return err
 	}
-	here, err := currentNetns()
+	n.host, err = currentNetns()
 	if err != nil {
 		return fmt.Errorf("find the network namespace of the host: %w", err)
 	}
-	defer func() { _ = here.Close() }()
-	ours, err := here.Stat()
+	ours, err := n.host.Stat()
 	if err != nil {
 		return err
 	}
@@ -86,18 +88,30 @@ func currentNetns() (*os.File, error) {
 
 func (n *netns) fd() int { return int(n.file.Fd()) }
 
-func (n *netns) close() { _ = n.file.Close() } // it was only held open
+func (n *netns) close() { // they were only held open
+	_ = n.file.Close()
+	if n.host != nil {
+		_ = n.host.Close()
+	}
+}
 
-// run calls f on a thread inside the namespace. The thread never returns to another one: it ends with f.
-func (n *netns) run(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		if err := unix.Setns(n.fd(), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", n.file.Name(), err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+// visit calls f inside the namespace, on the calling thread. What f opens there stays open; f must not wait for other goroutines. (A goroutine with a thread of its own, which is never
+// used again, would do without the way back. It costs the process two threads more, and a process that lives for milliseconds feels them.)
+func (n *netns) visit(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setns(n.fd(), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", n.file.Name(), err)
+	}
+	err := f()
+	if back := unix.Setns(int(n.host.Fd()), unix.CLONE_NEWNET); back != nil {
+		stranded(fmt.Errorf("return from network namespace %s to the host's: %w", n.file.Name(), back))
+	}
+	return err
+}
+
+// stranded ends the process: what this thread would do for the host from now on, it would do in the pod. The runtime's DEL takes back what there is.
+func stranded(err error) {
+	_ = types.NewError(attach.CodeKernel, err.Error(), "the pod is tried again by itself").Print() // if that fails, the runtime has the exit code
+	os.Exit(1)
 }

@@ -54,13 +54,13 @@ func openLinks() (*netlink.Handle, error) {
 
 // openVethsIn opens a pod's network namespace for its veths.
 func openVethsIn(ns *netns) (v *rtnl.Veths, err error) {
-	err = ns.run(func() (err error) { v, err = rtnl.OpenVeths(); return err })
+	err = ns.visit(func() (err error) { v, err = rtnl.OpenVeths(); return err })
 	return v, err
 }
 
 // openLinksIn opens a netlink socket in a pod's network namespace.
 func openLinksIn(ns *netns) (links *netlink.Handle, err error) {
-	err = ns.run(func() (err error) { links, err = openLinks(); return err })
+	err = ns.visit(func() (err error) { links, err = openLinks(); return err })
 	return links, err
 }
 
@@ -182,16 +182,20 @@ func removeOld(host *rtnl.Veths, name string) error {
 
 // enterPod looks at the pod's side, opens a netlink socket beside it and sets what must be set before it is up.
 func (p *pair) enterPod(ns *netns, w pairWish) error {
-	return ns.run(func() (err error) {
+	err := ns.visit(func() (err error) {
 		if p.inside, err = rtnl.OpenPod(); err != nil {
 			return err
 		}
-		p.pod.Name = w.podIf
-		if p.pod.Index, p.mtu, err = p.inside.Device(w.podIf); err != nil {
-			return fmt.Errorf("the pod's side: %w", err)
-		}
 		return podSettings(w)
 	})
+	if err != nil {
+		return err
+	}
+	p.pod.Name = w.podIf
+	if p.pod.Index, p.mtu, err = p.inside.Device(w.podIf); err != nil {
+		return fmt.Errorf("the pod's side: %w", err)
+	}
+	return nil
 }
 
 // remove removes the pair, both sides. It succeeds when the pair is gone already.

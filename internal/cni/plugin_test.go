@@ -531,7 +531,7 @@ func TestAgentThatAsksReadinessGatesHasMoreTime(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	answered := make(chan error, 1)
 	go func() {
-		_, err := d.register(ctx, attach.Request{ReadinessGates: []string{"http://a"}})
+		_, err := d.register(ctx, attach.Request{ReadinessGates: []string{"http://a"}})()
 		answered <- err
 	}()
 	defer cancel()

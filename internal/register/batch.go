@@ -63,6 +63,8 @@ func (h *Handler) once(ctx context.Context, j *job) error {
 		case <-j.done:
 		case <-ctx.Done():
 		case h.turn <- struct{}{}:
+			h.cfg.Gather(ctx, h.began)
+			h.began = h.cfg.Now()
 			runtime.Gosched() // whoever is on his way to the queue comes along: often those whom the transaction before has let go
 			if batch := h.next(); len(batch) > 0 {
 				h.run(batch)

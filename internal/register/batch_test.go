@@ -28,6 +28,7 @@ type queue struct {
 	h    *register.Handler
 	feed *feed.Feed
 
+	gather   func() // before each transaction
 	mu       sync.Mutex
 	requests []string // that the handler's client has made since clear; guarded by mu
 }
@@ -35,7 +36,7 @@ type queue struct {
 // newQueue makes a handler that knows what etcd holds now. If deaf, it learns nothing more but by its own transactions.
 func newQueue(w *world, deaf bool) *queue {
 	w.t.Helper()
-	q := &queue{world: w}
+	q := &queue{world: w, gather: func() {}}
 	cfg := w.etcd.Config()
 	cfg.Trace = func(r store.Request) {
 		q.mu.Lock()
@@ -52,6 +53,7 @@ func newQueue(w *world, deaf bool) *queue {
 	}
 	q.h = register.New(register.Config{
 		Client: client, Source: register.FromFeed(q.feed), Node: "node-1", Committed: q.feed.Commit, Refused: q.feed.Commit,
+		Gather: func(context.Context, time.Time) { q.gather() },
 	})
 	return q
 }
@@ -150,6 +152,27 @@ func TestArrivalsFormTheNextTransaction(t *testing.T) {
 	if n := q.consistent(); n != 1 {
 		t.Errorf("%d addresses, want that of the first container", n)
 	}
+}
+
+// TestWhoComesWhileItGathersComesAlong has the first of the commands gather until all wait.
+func TestWhoComesWhileItGathersComesAlong(t *testing.T) {
+	q := newQueue(steady(t, "10.0.0.0/24", 26), false)
+	late := time.Now().Add(20 * time.Second)
+	q.gather = func() {
+		for q.h.Waiting() < 16 && time.Now().Before(late) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			if err := q.addContainer(i); err != nil {
+				t.Errorf("number %d: %v", i, err)
+			}
+		})
+	}
+	all.Wait()
+	q.expect(1, 0)
 }
 
 func TestTransactionHasThirtyMembersAtMost(t *testing.T) {

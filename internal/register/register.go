@@ -72,6 +72,9 @@ type Config struct {
 	Refused func([]store.KV)
 	// Took is told how long each stage of an ADD took, also of one that failed in it. nil: nobody is told.
 	Took func(stage string, took time.Duration)
+	// Gather is called before a transaction, with the time at which the last one began; who arrives until it returns may come along. It returns soon, and at once when ctx has ended.
+	// nil: it is not waited.
+	Gather func(ctx context.Context, last time.Time)
 	// Pause is called where a command met others' writes so often that it does not go into the next transaction by itself; it returns when the command is to be
 	// tried again. attempt is 0 at the first time. nil: ipam.Pause.
 	Pause func(ctx context.Context, attempt int) error
@@ -93,7 +96,8 @@ type Handler struct {
 	gates gates
 
 	turn    chan struct{} // held, by a value in it, while a transaction is under way
-	written written       // belongs to whoever has the turn
+	began   time.Time     // belongs to whoever has the turn: when the last transaction was begun
+	written written       // likewise
 	doubt   bool          // likewise: the outcome of a commit is unknown, and it may reach etcd yet
 	mu      sync.Mutex
 	waiting []*job // in order of arrival; guarded by mu
@@ -112,6 +116,9 @@ func New(cfg Config) *Handler {
 	}
 	if cfg.Committed == nil {
 		cfg.Committed = func([]store.KV) {}
+	}
+	if cfg.Gather == nil {
+		cfg.Gather = func(context.Context, time.Time) {}
 	}
 	if cfg.Pause == nil {
 		cfg.Pause = ipam.Pause

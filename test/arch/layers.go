@@ -93,7 +93,7 @@ var Layers = []Row{
 	{Level: 1, Path: "pkg/ipam/block", Sentence: "address-block arithmetic on values"},
 
 	{Level: 0, Path: "internal/kernel", Sentence: "comparable values for every kernel object, their marks, and Diff"},
-	{Level: 0, Path: "internal/oneprocessor", Sentence: "gives a program that lives briefly one processor, before anything else is initialized"},
+	{Level: 0, Path: "internal/shortlived", Sentence: "has the runtime of a program that lives briefly do with less, before anything else is initialized"},
 	{Level: 0, Path: "internal/members", Sentence: "reads and writes JSON objects without analysing types, for processes that live briefly"},
 	{Level: 0, Path: "internal/nftable", Sentence: "the content of an nftables table as values, their text, and the difference of two"},
 	{Level: 0, Path: "pkg/api", Sentence: "resources: types, defaults, validation, keys, codecs", Beside: []string{"pkg/selector"}},
@@ -140,7 +140,7 @@ var Pure = []string{
 }
 
 // Early lists the packages whose very purpose is to run before main. No other declares init.
-var Early = []string{"internal/oneprocessor"}
+var Early = []string{"internal/shortlived"}
 
 // Impure lists what a pure package does not import; an entry covers what lies below it, except what Harmless names.
 var Impure = []string{"context", "log", "net", "os", "sync", "syscall"}
