@@ -214,27 +214,58 @@ func etcdIsAway(t *testing.T, l *lab.Lab, calico lab.Router) {
 
 // tenThousand has the BIRD of a router announce as many networks, and then none of them.
 func tenThousand(t *testing.T, l *lab.Lab) {
-	const many = `{ cat /run/bird/bird.conf; echo 'protocol static many { ipv4;'; seq 0 9999 | awk '{ printf "route 100.%d.%d.%d/32 blackhole;\n", 64+$1/65536, $1/256%256, $1%256 }'; echo '}'; } >/run/bird/many.conf`
-	run(t, l, "tor-1", "bash", "-c", many)
-	run(t, l, "tor-1", "birdc", "configure", `"/run/bird/many.conf"`)
-	learned := func() int {
-		return strings.Count(run(t, l, "node-1", "ip", "-o", "route", "show", "proto", "80", "via", torPeer), "\n")
-	}
-	counts := func(want int) {
-		t.Helper()
-		converges(t, func() error {
-			if n := learned(); n != want {
-				return fmt.Errorf("%d routes by the router, want %d", n, want)
-			}
-			return nil
-		})
-	}
-	counts(10001)
+	announceMany(t, l, "tor-1", 10000)
+	learnsBy(t, l, "node-1", torPeer, 10001)
 	if out := run(t, l, "node-1", "ip", "route", "show", "100.64.39.15", "proto", "80"); !strings.Contains(out, torPeer) {
 		t.Errorf("the last of them: %q", out)
 	}
-	run(t, l, "tor-1", "birdc", "configure")
-	counts(1)
+	announceMany(t, l, "tor-1", 0)
+	learnsBy(t, l, "node-1", torPeer, 1)
+}
+
+// announceMany has the BIRD of a router announce so many networks beside its own: 100.64.0.0/32 and those after it.
+func announceMany(t *testing.T, l *lab.Lab, router string, n int) {
+	t.Helper()
+	text := fmt.Sprintf(`{ cat /run/bird/bird.conf; echo 'protocol static many { ipv4;'; `+
+		`seq 0 %d | awk '{ printf "route 100.%%d.%%d.%%d/32 blackhole;\n", 64+$1/65536, $1/256%%256, $1%%256 }'; echo '}'; } >/run/bird/many.conf`, n-1)
+	run(t, l, router, "bash", "-c", text)
+	run(t, l, router, "birdc", "configure", `"/run/bird/many.conf"`)
+}
+
+// learnsBy waits until the kernel of a node has so many routes of ours by a gateway.
+func learnsBy(t *testing.T, l *lab.Lab, node, gateway string, want int) {
+	t.Helper()
+	converges(t, func() error {
+		if n := strings.Count(run(t, l, node, "ip", "-o", "route", "show", "proto", "80", "via", gateway), "\n"); n != want {
+			return fmt.Errorf("%d routes by %s, want %d", n, gateway, want)
+		}
+		return nil
+	})
+}
+
+// TestRouterThatAnnouncesTooMuchLosesItsRoutes has a router announce as much as it may, and then more.
+func TestRouterThatAnnouncesTooMuchLosesItsRoutes(t *testing.T) {
+	l := upBGP(t, func(o *lab.Options) { o.Nodes, o.AgentEnv = 2, []string{"MUSLIN_BGP_MAX_ROUTES=50"} })
+	router := addRouter(t, l, lab.RouterSpec{Name: "tor-1", Kind: lab.BIRD, Announce: []netip.Prefix{netip.MustParsePrefix(outer)}, Peers: []lab.RouterPeer{{Host: "node-1"}}})
+	peer := router.Addr.String()
+	peerWith(t, l, "tor-1", "{node: node-1, peerIP: "+peer+", asNumber: 65000}")
+	establishes(t, l, "node-1", map[string]string{"172.30.1.2": inMesh, peer: specific})
+	before := since(t, l, "node-1", peer)
+
+	announceMany(t, l, "tor-1", 49)
+	learnsBy(t, l, "node-1", peer, 50)
+	announceMany(t, l, "tor-1", 50)
+	learnsBy(t, l, "node-1", peer, 0)
+	if p := sessionsOf(t, l, "node-1")[peer]; p.Established() || !strings.Contains(p.Info, "more than 50 routes of one family (MUSLIN_BGP_MAX_ROUTES)") {
+		t.Errorf("session: %+v", p)
+	}
+	sameSessions(t, l, "node-1", peer, before)
+
+	announceMany(t, l, "tor-1", 0)
+	operator(t, l, "", "delete", "bgppeer", "tor-1")
+	peerWith(t, l, "tor-1", "{node: node-1, peerIP: "+peer+", asNumber: 65000}") // a new peer does not rest for what one before it did
+	learnsBy(t, l, "node-1", peer, 1)
+	allWell(t, l)
 }
 
 // TestNodeThatLeavesBGPIsForgottenByBIRD has a node started with another backend. That its agent has ended says nothing: it might come back, and BIRD keeps
