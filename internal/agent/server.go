@@ -230,7 +230,9 @@ func (s *server) add(ctx context.Context, c net.Conn, conn *attach.Conn, req att
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	from := time.Now()
+	waited := s.crowd.wait()
 	err = s.programmed.wait(wait, deviceOf(linked), reply.Addrs, attach.CodeTryAgain)
+	waited()
 	s.stage(stageKernel, from)
 	if err == nil {
 		err = fault.At(fault.AgentAddProgrammed)
@@ -254,6 +256,7 @@ func (s *server) allocate(ctx context.Context, req attach.Request) (attach.Reply
 		return attach.Reply{}, err
 	}
 	defer done()
+	defer s.crowd.wait()()
 	return s.handler.Add(ctx, req)
 }
 
@@ -263,6 +266,7 @@ func (s *server) del(ctx context.Context, req attach.Request) error {
 		return err
 	}
 	defer done()
+	defer s.crowd.wait()()
 	if err := s.handler.Del(ctx, req); err != nil {
 		return err
 	}

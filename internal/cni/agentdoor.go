@@ -114,6 +114,9 @@ func (d *agentDoor) send(ctx context.Context, turn time.Duration, stage string, 
 	sent := d.msgs.Send(msg)
 	return func() (attach.Reply, error) {
 		reply, err := attach.Reply{}, sent
+		if err == nil && time.Now().After(until) { // what the caller did meanwhile has taken long: what came in time still counts
+			err = d.conn.SetDeadline(time.Now().Add(agentGrace))
+		}
 		if err == nil {
 			reply, err = d.msgs.Answer()
 		}
