@@ -1,8 +1,9 @@
 package cni
 
 import (
-	"crypto/rand"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/kernel"
@@ -21,8 +22,9 @@ const (
 func chooseMAC(annotations map[string]string) (kernel.MAC, error) {
 	asked, ok := annotations[hwAddrAnnotation]
 	if !ok {
+		// The runtime's own generator: to open another one costs a process that lives as briefly as this more than the rest of what it works out.
 		var m kernel.MAC
-		rand.Read(m[:]) // never fails (Go 1.24)
+		copy(m[:], binary.BigEndian.AppendUint64(nil, rand.Uint64()))
 		m[0] = m[0]&^groupBit | localBit
 		return m, nil
 	}

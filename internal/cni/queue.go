@@ -2,7 +2,6 @@ package cni
 
 import (
 	"errors"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,17 +25,17 @@ func (q kernelQueue) do(f func()) {
 
 // enter returns when it is this process's turn, or it has waited long enough, or there can be no line.
 func (q kernelQueue) enter() (leave func()) {
-	file, err := os.OpenFile(q.path, os.O_CREATE|os.O_RDONLY, 0o600)
+	file, err := unix.Open(q.path, unix.O_CREAT|unix.O_RDONLY|unix.O_CLOEXEC, 0o600) // os.OpenFile offers each file to the poller
 	if err != nil {
 		return func() {} // what is wrong with the folder has been said where the attach lock is in it
 	}
-	closed := func() { _ = file.Close() }
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+	closed := func() { _ = unix.Close(file) }
+	if err := unix.Flock(file, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 		return closed
 	}
 	done := make(chan struct{})
 	go func() { // the kernel gives a flock no deadline; it ends with the turn, or with the process
-		for errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_EX), unix.EINTR) {
+		for errors.Is(unix.Flock(file, unix.LOCK_EX), unix.EINTR) {
 		}
 		close(done)
 	}()
