@@ -1,5 +1,6 @@
 // The programs of Kubernetes that test/k8s runs, at one version, and the runner of its own tests. (A module of its own keeps their some three
-// hundred dependencies out of ours. Kubernetes replaces its parts by folders that its module does not have; here they are released modules.)
+// hundred dependencies out of ours. Kubernetes replaces its parts by folders that its module does not have; here they are released modules. Its tests need two more,
+// gomega and sample-apiserver, of which go mod tidy knows nothing: `go get k8s.io/kubernetes/test/e2e/apimachinery` in this folder puts them back.)
 module github.com/muslin-cni/muslin/test/k8s/kubernetes
 
 go 1.26.0
@@ -100,6 +101,7 @@ require (
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/mxk/go-flowrate v0.0.0-20140419014527-cca7078d478f // indirect
 	github.com/onsi/ginkgo/v2 v2.21.0 // indirect
+	github.com/onsi/gomega v1.35.1 // indirect
 	github.com/opencontainers/cgroups v0.0.1 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
@@ -190,6 +192,7 @@ require (
 	k8s.io/metrics v0.34.4 // indirect
 	k8s.io/mount-utils v0.0.0 // indirect
 	k8s.io/pod-security-admission v0.0.0 // indirect
+	k8s.io/sample-apiserver v0.0.0 // indirect
 	k8s.io/utils v0.0.0-20250604170112-4c0f3b243397 // indirect
 	sigs.k8s.io/apiserver-network-proxy/konnectivity-client v0.31.2 // indirect
 	sigs.k8s.io/json v0.0.0-20241014173422-cfa47c3a1cc8 // indirect
