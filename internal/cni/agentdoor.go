@@ -109,7 +109,9 @@ func (d *agentDoor) send(ctx context.Context, turn time.Duration, stage string, 
 		until = end
 	}
 	if err := d.conn.SetDeadline(until); err != nil {
-		return answered(attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), ""))
+		return func() (attach.Reply, error) {
+			return attach.Reply{}, failure(attach.CodeIO, fmt.Errorf("%s: %w", stage, err), "")
+		}
 	}
 	sent := d.msgs.Send(msg)
 	return func() (attach.Reply, error) {

@@ -26,11 +26,6 @@ type door interface {
 // answer waits for what a door was asked for. It is called once, by whoever asked.
 type answer func() (attach.Reply, error)
 
-// answered is an answer that is there already.
-func answered(r attach.Reply, err error) answer {
-	return func() (attach.Reply, error) { return r, err }
-}
-
 // open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays. The
 // module holds lock too, nil for none: should it outlive this process, no later command overtakes it.
 func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs, lock *attachlock.Lock) (door, error) {

@@ -13,7 +13,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attach"
 )
 
-// netns is a pod's network namespace, held open so that it cannot become another one under the same path.
+// netns is a pod's network namespace, held open so that it cannot become another one under the same path; and the host's, to return to.
 type netns struct{ file, host *os.File }
 
 // errNoNetns says that a path names no network namespace: the pod is gone.
@@ -29,7 +29,11 @@ func openNetns(path string) (*netns, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	ns := &netns{file: f}
+	host, err := currentNetns()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open network namespace %q: find the network namespace of the host: %w", path, err), f.Close())
+	}
+	ns := &netns{file: f, host: host}
 	if err := ns.check(); err != nil {
 		ns.close()
 		return nil, fmt.Errorf("open network namespace %q: %w", path, err)
@@ -55,10 +59,6 @@ func (n *netns) check() error {
 	theirs, err := n.file.Stat()
 	if err != nil {
 		return err
-	}
-	n.host, err = currentNetns()
-	if err != nil {
-		return fmt.Errorf("find the network namespace of the host: %w", err)
 	}
 	ours, err := n.host.Stat()
 	if err != nil {
@@ -90,9 +90,7 @@ func (n *netns) fd() int { return int(n.file.Fd()) }
 
 func (n *netns) close() { // they were only held open
 	_ = n.file.Close()
-	if n.host != nil {
-		_ = n.host.Close()
-	}
+	_ = n.host.Close()
 }
 
 // visit calls f inside the namespace, on the calling thread. What f opens there stays open; f must not wait for other goroutines. (A goroutine with a thread of its own, which is never
