@@ -75,9 +75,7 @@ func TestVMMixedClusterWithBIRDInIPIPPools(t *testing.T) {
 // announceMore has the BIRD of a router announce one more network.
 func announceMore(t *testing.T, l *lab.Lab, router string, p netip.Prefix) {
 	t.Helper()
-	text := fmt.Sprintf("{ cat /run/bird/bird.conf; echo 'protocol static more { ipv4; route %v blackhole; }'; } >/run/bird/more.conf", p)
-	run(t, l, router, "sh", "-c", text)
-	run(t, l, router, "birdc", "configure", `"/run/bird/more.conf"`)
+	addToBIRD(t, l, router, fmt.Sprintf("echo 'protocol static more { ipv4; route %v blackhole; }'", p))
 }
 
 // ledByTunnel waits until a node's kernel leads to the destination by the gateway: through tunl0, as if it were on its link, or straight.

@@ -226,10 +226,15 @@ func tenThousand(t *testing.T, l *lab.Lab) {
 // announceMany has the BIRD of a router announce so many networks beside its own: 100.64.0.0/32 and those after it.
 func announceMany(t *testing.T, l *lab.Lab, router string, n int) {
 	t.Helper()
-	text := fmt.Sprintf(`{ cat /run/bird/bird.conf; echo 'protocol static many { ipv4;'; `+
-		`seq 0 %d | awk '{ printf "route 100.%%d.%%d.%%d/32 blackhole;\n", 64+$1/65536, $1/256%%256, $1%%256 }'; echo '}'; } >/run/bird/many.conf`, n-1)
-	run(t, l, router, "bash", "-c", text)
-	run(t, l, router, "birdc", "configure", `"/run/bird/many.conf"`)
+	addToBIRD(t, l, router, fmt.Sprintf(`echo 'protocol static many { ipv4;'; `+
+		`seq 0 %d | awk '{ printf "route 100.%%d.%%d.%%d/32 blackhole;\n", 64+$1/65536, $1/256%%256, $1%%256 }'; echo '}'`, n-1))
+}
+
+// addToBIRD has the BIRD of a router go by its own configuration and, behind it, what a shell prints.
+func addToBIRD(t *testing.T, l *lab.Lab, router, prints string) {
+	t.Helper()
+	run(t, l, router, "sh", "-c", "{ cat /run/bird/bird.conf; "+prints+"; } >/run/bird/more.conf")
+	run(t, l, router, "birdc", "configure", `"/run/bird/more.conf"`)
 }
 
 // learnsBy waits until the kernel of a node has so many routes of ours by a gateway.
