@@ -293,7 +293,7 @@ func (a *audit) release(ctx context.Context, snap feed.Snapshot, handle string, 
 	plan.AsHolder()
 	txn := plan.Txn()
 	txn.Expect(ipam.ClusterKey(), snap.Cluster().Rev)
-	txn.Expect(nodeKey(node), snap.Node(node).Rev)
+	txn.Expect(api.NodeKey(node), snap.Node(node).Rev)
 	gone := map[string]bool{}
 	for _, l := range list {
 		s := l.Attrs

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/muslin-cni/muslin/internal/feed"
+	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/store"
 )
 
@@ -62,5 +63,5 @@ func (c Cleaners) Came(node string) { c.nodes.came(node) }
 // Node looks once whether Kubernetes still has the node that a Node stands for, and takes all back that it had if not. again is when to look
 // anew although nothing failed, 0 for when something changes. It may be called concurrently for several Nodes.
 func (c Cleaners) Node(ctx context.Context, name string) (again time.Duration, err error) {
-	return c.nodes.put(ctx, nodeKey(name))
+	return c.nodes.put(ctx, api.NodeKey(name))
 }

@@ -80,7 +80,7 @@ func TestWhatOthersDoIsPutRightAndWhatIsTheirsIsLeft(t *testing.T) {
 		profiles + "mine":                             `{"kind":"Profile","apiVersion":"projectcalico.org/v3","metadata":{"name":"mine"},"spec":{}}`,
 		profiles + "ksax." + ns:                       `{"kind":"Profile","apiVersion":"projectcalico.org/v3","metadata":{"name":"x"},"spec":{}}`,
 		resources + "networkpolicies/" + ns + "/mine": `{"kind":"NetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"mine","namespace":"` + ns + `"},"spec":{}}`,
-		nodeKey("metal"):                              `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"metal"},"spec":{}}`,
+		api.NodeKey("metal"):                          `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"metal"},"spec":{}}`,
 	}
 	for key, v := range theirs {
 		w.put(key, v)
@@ -184,8 +184,8 @@ func TestNodesGetTheLabelsOfKubernetesAndKeepTheirOwn(t *testing.T) {
 	w.node("n1", in, `,"labels":{"own":"1","zone":"z"},"annotations":{"mine":"2"}`)
 	w.start()
 	w.watched(1, "nodes")
-	w.until("the labels are there", func() bool { return strings.Contains(w.get(nodeKey("n1")), `"zone":"a"`) })
-	got := must[store.Entry[api.Node]](w)(store.Get[api.Node](w.Context(), w.c, nodeKey("n1")))
+	w.until("the labels are there", func() bool { return strings.Contains(w.get(api.NodeKey("n1")), `"zone":"a"`) })
+	got := must[store.Entry[api.Node]](w)(store.Get[api.Node](w.Context(), w.c, api.NodeKey("n1")))
 	if l := got.Value.Metadata.Labels; l["own"] != "1" || l["gone"] != "soon" || !strings.Contains(string(got.Raw()), `"future":1`) {
 		t.Errorf("the Node became %s", got.Raw())
 	}
@@ -198,7 +198,7 @@ func TestNodesGetTheLabelsOfKubernetesAndKeepTheirOwn(t *testing.T) {
 		return err
 	}, in, `{"gone":null,"zone":"b"}`)
 	w.until("a label goes with Kubernetes'", func() bool {
-		e := must[store.Entry[api.Node]](w)(store.Get[api.Node](w.Context(), w.c, nodeKey("n1")))
+		e := must[store.Entry[api.Node]](w)(store.Get[api.Node](w.Context(), w.c, api.NodeKey("n1")))
 		l := e.Value.Metadata.Labels
 		_, there := l["gone"]
 		return !there && l["zone"] == "b" && l["own"] == "1" && e.Value.Metadata.Annotations["mine"] == "2"

@@ -112,7 +112,7 @@ func (a *apart) audits(n int) {
 func (a *apart) registers() {
 	a.Helper()
 	const record = `{"machineID":"m","nodeUID":"u"}`
-	if a.get(nodeKey("n1")) == "" {
+	if a.get(api.NodeKey("n1")) == "" {
 		a.node("n1", a.tag+"-gone", "")
 	}
 	if a.get(api.IdentityKey("n1")) != record {
@@ -175,7 +175,7 @@ func TestDeletionThatComesLateTakesNothingFromANodeThatIsBack(t *testing.T) {
 				a.way.before = late
 				err := a.lookTwice()
 				if a.way.held == nil {
-					if err != nil || late < 3 || a.get(nodeKey("n1")) != "" {
+					if err != nil || late < 3 || a.get(api.NodeKey("n1")) != "" {
 						t.Errorf("after %d transactions: %v", late, err)
 					}
 					return // that was all of them
@@ -188,7 +188,7 @@ func TestDeletionThatComesLateTakesNothingFromANodeThatIsBack(t *testing.T) {
 				if a.letGo() && strings.Contains(fmt.Sprint(a.way.held.Success), "request_delete_range") {
 					t.Errorf("transaction %d was carried out when the host was back: %v", late, a.way.held.Success)
 				}
-				if a.get(nodeKey("n1")) == "" {
+				if a.get(api.NodeKey("n1")) == "" {
 					t.Errorf("transaction %d, at revision %d, has deleted the Node of a host that lives", late, rev)
 				}
 			}

@@ -73,7 +73,7 @@ func (h *hosts) concerned(snap feed.Snapshot, key string) (keys []string) {
 	if _, ok := under(key, hostKey("")); ok {
 		return []string{key}
 	}
-	name, ok := under(key, nodeKey(""))
+	name, ok := under(key, api.NodeKey(""))
 	if !ok {
 		return nil
 	}

@@ -78,7 +78,7 @@ func TestNodeThatIsDrainedRebootedAndReimagedGivesBackWhatNobodyUses(t *testing.
 	// Re-imaged: Kubernetes' node goes with its pods, and the Node with all that it held. Another machine comes under the name.
 	w.dropPod(ns, "daemon")
 	w.dropNode(in)
-	w.until("the Node is gone", func() bool { return w.get(nodeKey("n1")) == "" })
+	w.until("the Node is gone", func() bool { return w.get(api.NodeKey("n1")) == "" })
 	w.until("its addresses came back", func() bool { return w.freed("10.0.0.4/30") && w.freed("10.0.0.12/30") })
 	l.come()
 	w.node("n1", in, "")

@@ -34,8 +34,6 @@ type nodes struct {
 	kept    map[string]string    // Nodes that are not deleted, and why, as said
 }
 
-func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
-
 // all implements subject.
 func (n *nodes) all(snap feed.Snapshot) (keys []string) {
 	for key := range snap.Nodes() {
@@ -46,7 +44,7 @@ func (n *nodes) all(snap feed.Snapshot) (keys []string) {
 
 // concerned implements subject.
 func (n *nodes) concerned(_ feed.Snapshot, key string) []string {
-	if _, ok := under(key, nodeKey("")); ok {
+	if _, ok := under(key, api.NodeKey("")); ok {
 		return []string{key}
 	}
 	return nil
@@ -76,7 +74,7 @@ func (n *nodes) watch(q *queue) error {
 
 // put implements subject.
 func (n *nodes) put(ctx context.Context, key string) (time.Duration, error) {
-	name, _ := under(key, nodeKey(""))
+	name, _ := under(key, api.NodeKey(""))
 	snap, _ := n.feed.Snapshot()
 	e := snap.Node(name)
 	if locked(snap) || !e.Exists() {

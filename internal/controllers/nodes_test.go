@@ -45,7 +45,7 @@ func TestNodeGoesWithItsNodeOfKubernetesAndAllThatItHeld(t *testing.T) {
 	w.endpoint("ns", "c", "m2", "10.0.1.0/30")
 	w.start()
 	w.until("nothing is left of it", func() bool { return len(w.left("n1")) == 0 })
-	if w.get(nodeKey("m2")) == "" || w.freed("10.0.1.0/30") {
+	if w.get(api.NodeKey("m2")) == "" || w.freed("10.0.1.0/30") {
 		t.Error("another node lost something")
 	}
 	w.sound()
@@ -58,7 +58,7 @@ func TestNodeDeletionGoesOnWhereItWasKilled(t *testing.T) {
 		watch := w.etcd.Etcd().Watch(w.Context(), "/calico/ipam/", clientv3.WithPrefix(), clientv3.WithRev(from))
 		_, stop := w.start("ENABLED_CONTROLLERS", "node")
 		deadline := time.Now().Add(20 * time.Second)
-		for n := int64(0); n < stopAt && w.get(nodeKey("n1")) != ""; {
+		for n := int64(0); n < stopAt && w.get(api.NodeKey("n1")) != ""; {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d of %d writes after 20 seconds", n, stopAt)
 			}
@@ -85,7 +85,7 @@ func TestNodeStaysWhileSomethingMayUseItsAddresses(t *testing.T) {
 			prepare(w)
 			w.start()
 			w.until("the log says why it stays", func() bool { return w.log.count("the Node stays") == 1 })
-			if w.get(nodeKey("n1")) == "" || w.freed("10.0.0.0/30") {
+			if w.get(api.NodeKey("n1")) == "" || w.freed("10.0.0.0/30") {
 				t.Error("the Node, or an address, is gone")
 			}
 		})
@@ -94,13 +94,13 @@ func TestNodeStaysWhileSomethingMayUseItsAddresses(t *testing.T) {
 
 func TestNodeWithoutANodeOfKubernetesIsNobodysToDelete(t *testing.T) {
 	w := newWorld(t)
-	w.put(nodeKey("metal"), `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"metal"},"spec":{"orchRefs":[{"nodeName":"x","orchestrator":"openstack"}]}}`)
+	w.put(api.NodeKey("metal"), `{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"metal"},"spec":{"orchRefs":[{"nodeName":"x","orchestrator":"openstack"}]}}`)
 	w.endpoint("ns", "a", "metal", "10.0.0.0/30")
 	w.grace(250 * time.Millisecond)
 	w.node("n1", w.tag+"-gone", "")
 	w.start()
-	w.until("the other one is gone", func() bool { return w.get(nodeKey("n1")) == "" })
-	if w.get(nodeKey("metal")) == "" || w.freed("10.0.0.0/30") {
+	w.until("the other one is gone", func() bool { return w.get(api.NodeKey("n1")) == "" })
+	if w.get(api.NodeKey("metal")) == "" || w.freed("10.0.0.0/30") {
 		t.Error("the Node, or its address, is gone")
 	}
 }
@@ -222,7 +222,7 @@ func TestGarbageStopsNothingElse(t *testing.T) {
 	w.put(api.HandleKey("net.c-bad"), `{`)
 	w.address(ns, "bad", "n1", "10.0.0.4/30")
 	w.put(api.HandleKey("net.c-bad"), `{`)
-	w.put(nodeKey("bad"), `{`)
+	w.put(api.NodeKey("bad"), `{`)
 	w.put(resources+"workloadendpoints/ns/bad", `[]`)
 	w.put(resources+"hostendpoints/n1-auto-hep", `7`)
 	w.address(ns, "leak", "n1", "10.0.0.0/30")

@@ -209,7 +209,7 @@ func (w *world) dropNode(name string) {
 // node writes a Node that stands for a node of Kubernetes.
 func (w *world) node(name, in, more string) {
 	w.Helper()
-	w.put(nodeKey(name), fmt.Sprintf(`{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":%q,"uid":"u"%s},"spec":{"bgp":{"ipv4Address":"172.30.0.1/24"},"orchRefs":[{"nodeName":%q,"orchestrator":"k8s"}],"future":1},"status":{}}`, name, more, in))
+	w.put(api.NodeKey(name), fmt.Sprintf(`{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":%q,"uid":"u"%s},"spec":{"bgp":{"ipv4Address":"172.30.0.1/24"},"orchRefs":[{"nodeName":%q,"orchestrator":"k8s"}],"future":1},"status":{}}`, name, more, in))
 }
 
 // pod makes a pod that runs on a node.

@@ -51,7 +51,7 @@ func (l *list) audit(v View) {
 
 // keysOf tells which keys concern a node: its Node, its blocks and claims, its endpoints, handles in its blocks, and pools.
 func (d Data) keysOf(node string) func(key string) bool {
-	known := map[string]bool{(*api.Node)(nil).KindOf().Key("", node): true}
+	known := map[string]bool{api.NodeKey(node): true}
 	inOurs := map[string]bool{}
 	for _, e := range d.IPAM.Blocks {
 		if host, ok := e.Value.Host(); ok && host == node {

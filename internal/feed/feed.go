@@ -247,14 +247,6 @@ func (f *Feed) Snapshot() (Snapshot, bool) {
 	return Snapshot{Rev: f.state.rev, s: f.state}, f.synced
 }
 
-// Of is the snapshot of a feed that has listed these keys, all that etcd held at a revision, and seen nothing since.
-func Of(rev int64, kvs []store.KV) Snapshot {
-	route := prefixes()
-	w := edit(newState(""), route)
-	w.listed(rev, kvs)
-	return Snapshot{Rev: rev, s: w.next}
-}
-
 // Changed receives a value after the snapshot's contents changed, one for any number of changes. It is for one reader.
 func (f *Feed) Changed() <-chan struct{} { return f.changed }
 

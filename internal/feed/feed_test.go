@@ -125,7 +125,7 @@ func (r *rig) wantFresh(s Snapshot) {
 	}
 }
 
-func nodeKey(i int) string { return (*api.Node)(nil).KindOf().Key("", nodeName(i)) }
+func nodeKey(i int) string { return api.NodeKey(nodeName(i)) }
 
 func nodeName(i int) string { return fmt.Sprintf("n%04d", i) }
 

@@ -40,7 +40,7 @@ func (s Snapshot) Nodes() iter.Seq2[string, store.Entry[api.Node]] {
 
 // Node is one node; the entry does not exist if there is none of that name.
 func (s Snapshot) Node(name string) store.Entry[api.Node] {
-	return one[api.Node](s, Nodes, (*api.Node)(nil).KindOf().Key("", name))
+	return one[api.Node](s, Nodes, api.NodeKey(name))
 }
 
 // Endpoints yields the WorkloadEndpoints of all nodes.

@@ -57,7 +57,7 @@ func TestCommandOnANodeThatIsLeavingMakesItStay(t *testing.T) {
 			put(w, api.IdentityKey("node-1"), &api.NodeIdentity{MachineID: "m", NodeUID: "u"})
 			h := register.New(register.Config{Client: w.c, Node: "node-1", Machine: "m"})
 			w.add(h, request("before"))
-			node, nodeErr := store.Get[api.Node](w.ctx(), w.c, (*api.Node)(nil).KindOf().Key("", "node-1"))
+			node, nodeErr := store.Get[api.Node](w.ctx(), w.c, api.NodeKey("node-1"))
 			id, idErr := store.Get[api.NodeIdentity](w.ctx(), w.c, api.IdentityKey("node-1"))
 			gone, _, err := ipam.Depart(w.ctx(), w.c, "node-1", node, id)
 			if err := errors.Join(nodeErr, idErr, err); err != nil {

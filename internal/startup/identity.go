@@ -20,7 +20,7 @@ type named struct {
 }
 
 func readNamed(ctx context.Context, c *store.Client, node string) (n named, err error) {
-	nodeKey, recordKey := (*api.Node)(nil).KindOf().Key("", node), api.IdentityKey(node)
+	nodeKey, recordKey := api.NodeKey(node), api.IdentityKey(node)
 	got, _, err := c.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: recordKey})
 	if err != nil {
 		return n, err

@@ -17,6 +17,9 @@ const (
 	IPAMConfigKey = IPAMRoot + "config"
 )
 
+// NodeKey is the etcd key of a Node.
+func NodeKey(name string) string { return (*Node)(nil).KindOf().Key("", name) }
+
 // BlockKey is the etcd key of a block.
 func BlockKey(cidr netip.Prefix) string {
 	return BlocksRoot + family(cidr.Addr()) + "/block/" + dashed(cidr)

@@ -35,7 +35,7 @@ func Depart(ctx context.Context, c *store.Client, name string, node store.Entry[
 	mark := *identity.Value
 	mark.Leaving = true
 	var t store.Txn
-	t.Expect(nodeKey(name), node.Rev)
+	t.Expect(api.NodeKey(name), node.Rev)
 	store.Put(&t, identity, &mark)
 	if changed, err = c.Commit(ctx, &t); err != nil {
 		return nil, nil, fmt.Errorf("begin to take back what node %s had: %w", name, err)
@@ -52,7 +52,7 @@ func DepartAnyway(ctx context.Context, c *store.Client, name string) (*Departed,
 
 // Expect makes a transaction rest on the node's being gone.
 func (d *Departed) Expect(t *store.Txn) {
-	t.Expect(nodeKey(d.name), d.node)
+	t.Expect(api.NodeKey(d.name), d.node)
 	t.Expect(api.IdentityKey(d.name), d.identity)
 }
 
@@ -60,7 +60,7 @@ func (d *Departed) Expect(t *store.Txn) {
 func (d *Departed) Delete(t *store.Txn) {
 	d.Expect(t)
 	if d.node != 0 {
-		t.Delete(nodeKey(d.name), d.node)
+		t.Delete(api.NodeKey(d.name), d.node)
 	}
 	if d.identity != 0 {
 		t.Delete(api.IdentityKey(d.name), d.identity)
@@ -69,7 +69,7 @@ func (d *Departed) Delete(t *store.Txn) {
 
 // Renew looks whether the node is still gone, after a transaction that rests on it was refused. The error is ErrCameBack where it is not.
 func (d *Departed) Renew(ctx context.Context, c *store.Client) error {
-	got, _, err := c.Read(ctx, store.Range{Key: nodeKey(d.name)}, store.Range{Key: api.IdentityKey(d.name)})
+	got, _, err := c.Read(ctx, store.Range{Key: api.NodeKey(d.name)}, store.Range{Key: api.IdentityKey(d.name)})
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (d *Departed) Again(ctx context.Context, c *store.Client, attempt int) erro
 // wrote takes in what a transaction that rests on the node's being gone has made of its Node.
 func (d *Departed) wrote(changed []store.KV) {
 	for _, kv := range changed {
-		if kv.Key == nodeKey(d.name) {
+		if kv.Key == api.NodeKey(d.name) {
 			d.node = kv.Rev
 		}
 	}

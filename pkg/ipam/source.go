@@ -74,11 +74,9 @@ type Etcd struct{ Client *store.Client }
 // ClusterKey is the key of the ClusterInformation.
 func ClusterKey() string { return (*api.ClusterInformation)(nil).KindOf().Key("", "default") }
 
-func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
-
 // Facts implements Source.
 func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
-	got, _, err := s.Client.Read(ctx, store.Range{Key: nodeKey(node)}, store.Range{Key: ClusterKey()}, store.Range{Key: api.IPAMConfigKey},
+	got, _, err := s.Client.Read(ctx, store.Range{Key: api.NodeKey(node)}, store.Range{Key: ClusterKey()}, store.Range{Key: api.IPAMConfigKey},
 		below[api.IPPool](), store.Range{Key: api.AffinitiesPrefix(node), Prefix: true}, below[api.IPReservation](), store.Range{Key: api.IdentityKey(node)})
 	if err != nil {
 		return Facts{}, err
@@ -88,7 +86,7 @@ func (s Etcd) Facts(ctx context.Context, node string) (Facts, error) {
 		return Facts{}, err
 	}
 	var errs [3]error
-	f.Node, errs[0] = one[api.Node](nodeKey(node), got[0])
+	f.Node, errs[0] = one[api.Node](api.NodeKey(node), got[0])
 	f.Config, errs[1] = one[api.IPAMConfig](api.IPAMConfigKey, got[2])
 	f.Identity, errs[2] = one[api.NodeIdentity](api.IdentityKey(node), got[6])
 	f.Err = errors.Join(errs[:]...)

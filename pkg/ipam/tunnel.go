@@ -184,7 +184,7 @@ func dropTunnels(ctx context.Context, c *store.Client, gone *Departed, now func(
 			return err
 		}
 		if t.plan.facts.Node.Rev != gone.node {
-			return fmt.Errorf("%s %w", nodeKey(gone.name), store.ErrConflict)
+			return fmt.Errorf("%s %w", api.NodeKey(gone.name), store.ErrConflict)
 		}
 		t.plan.picture.lost = nil // its blocks are the caller's business
 		for _, k := range tunnelKinds() {

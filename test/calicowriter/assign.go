@@ -55,7 +55,7 @@ func (r *run) autoAssign(q request) (netip.Addr, error) {
 
 // pools lists the enabled IPv4 pools that select the node.
 func (r *run) pools(use api.Use) ([]*api.IPPool, error) {
-	node, err := get[api.Node](r, (*api.Node)(nil).KindOf().Key("", r.Node))
+	node, err := get[api.Node](r, api.NodeKey(r.Node))
 	if err != nil {
 		return nil, err
 	}

@@ -149,7 +149,7 @@ func (r *run) deleteEndpoint(c Container) error {
 // Tunnel gives the node a VXLAN tunnel address: what its handle holds is released first, then one is taken, then the Node says so.
 func (w Writer) Tunnel() *Sequence {
 	return w.sequence("tunnel address of "+w.Node, func(r *run) error {
-		node, err := get[api.Node](r, (*api.Node)(nil).KindOf().Key("", r.Node))
+		node, err := get[api.Node](r, api.NodeKey(r.Node))
 		if err != nil {
 			return err
 		}

@@ -37,5 +37,5 @@ func TestSequencesWriteWhatWasRecorded(t *testing.T) {
 	check("DEL again", w.writer(node1).Del(calicos(subject)))
 	check("second ADD", w.writer(node1).Add(calicos(old)), "PUT "+api.HandleKey(handleOf(old)), "PUT "+blockKey, "PUT "+endpointKey(node1, old))
 	w.run(w.writer(node1).Del(calicos(old)))
-	check("delete node", w.writer(node1).DeleteNode(), "PUT "+affinity, "DELETE "+blockKey, "DELETE "+affinity, "DELETE "+nodeKey(node1))
+	check("delete node", w.writer(node1).DeleteNode(), "PUT "+affinity, "DELETE "+blockKey, "DELETE "+affinity, "DELETE "+api.NodeKey(node1))
 }

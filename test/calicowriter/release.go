@@ -70,7 +70,7 @@ func (r *run) giveBackUnselected(cidr netip.Prefix) error {
 	if !ok {
 		return nil
 	}
-	node, err := get[api.Node](r, (*api.Node)(nil).KindOf().Key("", host))
+	node, err := get[api.Node](r, api.NodeKey(host))
 	if err != nil {
 		return ignore(err, errMissing)
 	}
@@ -154,7 +154,7 @@ func (r *run) releaseAddr(l Allocation) error {
 // DeleteNode removes a node with all that is its own: the addresses of its endpoints and tunnels, the endpoints, its blocks, itself.
 func (w Writer) DeleteNode() *Sequence {
 	return w.sequence("delete node "+w.Node, func(r *run) error {
-		node, err := get[api.Node](r, (*api.Node)(nil).KindOf().Key("", r.Node))
+		node, err := get[api.Node](r, api.NodeKey(r.Node))
 		if err != nil {
 			return err
 		}

@@ -123,7 +123,7 @@ func (r *rig) empty(t tb) *world {
 	cfg := api.DefaultIPAMConfig()
 	return r.play(t, scene{now: time.Now(), told: map[string][]netip.Addr{}, puts: []clientv3.Op{
 		clientv3.OpPut(ipam.ClusterKey(), encode(w, info)), clientv3.OpPut(api.IPAMConfigKey, encode(w, &cfg)),
-		clientv3.OpPut(nodeKey(node1), encode(w, node(node1))), clientv3.OpPut(nodeKey(node2), encode(w, node(node2))),
+		clientv3.OpPut(api.NodeKey(node1), encode(w, node(node1))), clientv3.OpPut(api.NodeKey(node2), encode(w, node(node2))),
 		clientv3.OpPut(poolKey, encode(w, poolOf(api.Always))),
 	}})
 }
@@ -155,8 +155,6 @@ func encode[T api.Value](w *world, v *T) string {
 
 var poolKey = (*api.IPPool)(nil).KindOf().Key("", "pool")
 
-func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
-
 func node(name string) *api.Node {
 	n := &api.Node{}
 	n.Metadata.Name = name
@@ -182,8 +180,8 @@ func (w *world) restore(vxlan api.EncapMode) {
 	w.t.Helper()
 	var t []clientv3.Op
 	for _, n := range []string{node1, node2} {
-		absent := clientv3.Compare(clientv3.Version(nodeKey(n)), "=", 0)
-		t = append(t, clientv3.OpTxn([]clientv3.Cmp{absent}, []clientv3.Op{clientv3.OpPut(nodeKey(n), encode(w, node(n)))}, nil))
+		absent := clientv3.Compare(clientv3.Version(api.NodeKey(n)), "=", 0)
+		t = append(t, clientv3.OpTxn([]clientv3.Cmp{absent}, []clientv3.Op{clientv3.OpPut(api.NodeKey(n), encode(w, node(n)))}, nil))
 	}
 	_, err := w.etcd.Txn(w.ctx).Then(append(t, clientv3.OpPut(poolKey, encode(w, poolOf(vxlan))))...).Commit()
 	w.must(err)

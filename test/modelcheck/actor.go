@@ -82,7 +82,7 @@ func (p *process) source() register.Source {
 	if s == nil {
 		return nil
 	}
-	return register.Picture(feed.Of(s.Rev(), keysOf(*s)))
+	return register.Picture(feed.Listed(s.Rev(), keysOf(*s)))
 }
 
 func keysOf(s memetcd.State) (out []store.KV) {
@@ -173,7 +173,7 @@ func Tunnels() Op {
 // ReleaseNode takes from a node what it has, as the deletion of its Node does, and ends where somebody works under its name again.
 func ReleaseNode(node string) Op {
 	return Op{Name: "release node " + node, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
-		n, nodeErr := store.Get[api.Node](ctx, p.client, (*api.Node)(nil).KindOf().Key("", node))
+		n, nodeErr := store.Get[api.Node](ctx, p.client, api.NodeKey(node))
 		id, idErr := store.Get[api.NodeIdentity](ctx, p.client, api.IdentityKey(node))
 		for _, err := range []error{nodeErr, idErr} {
 			if err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -70,7 +70,7 @@ func Adopt(node string) Op {
 // DeleteNode deletes a Node and nothing else.
 func DeleteNode(node string) Op {
 	return Op{Name: "delete node " + node, run: func(ctx context.Context, p *process) ([]netip.Addr, error) {
-		key := (*api.Node)(nil).KindOf().Key("", node)
+		key := api.NodeKey(node)
 		return nil, ipam.Retry(ctx, func(int) error {
 			got, _, err := p.client.Read(ctx, store.Range{Key: key})
 			if err != nil || len(got[0]) == 0 {

@@ -80,7 +80,7 @@ func (l law) judge(txn *pb.TxnRequest) error {
 func (l law) endpoint(key string) error {
 	id := valueIn[api.NodeIdentity](l.before, api.IdentityKey(l.node))
 	switch {
-	case valueIn[api.Node](l.before, (*api.Node)(nil).KindOf().Key("", l.node)) == nil:
+	case valueIn[api.Node](l.before, api.NodeKey(l.node)) == nil:
 		return fmt.Errorf("%s is written, and there is no node %s", key, l.node)
 	case id != nil && id.MachineID != machineOf(l.node):
 		return fmt.Errorf("%s is written, and the name %s is machine %s's", key, l.node, id.MachineID)

@@ -192,7 +192,7 @@ func (w *World) deleteBarely(n *node) bool {
 	if n.off && !n.lost || !w.rules.nodes[n.name] || !n.lost && w.chance(800) {
 		return false
 	}
-	keys := []store.Range{{Key: nodeKey(n.name)}}
+	keys := []store.Range{{Key: api.NodeKey(n.name)}}
 	if n.lost && w.chance(500) {
 		keys = append(keys, store.Range{Key: api.IdentityKey(n.name)})
 	}
@@ -333,7 +333,7 @@ func (w *World) robbed(x *wire, key string) string {
 		return ""
 	}
 	for _, n := range w.nodes {
-		isNode := key == nodeKey(n.name)
+		isNode := key == api.NodeKey(n.name)
 		switch {
 		case n.back: // nobody can know yet
 		case !n.off && w.rules.holders[n.name] == n.machine && (isNode || affinityOf(key, n.name)):

@@ -252,7 +252,7 @@ func (d door) free(ctx context.Context, o register.Orphan) ([]netip.Prefix, erro
 
 // join registers the node: Node and record of whose name it is, in one transaction, as internal/startup does.
 func (n *node) join(ctx context.Context, c *store.Client, uuid string) error {
-	nodeKey, recordKey := nodeKey(n.name), api.IdentityKey(n.name)
+	nodeKey, recordKey := api.NodeKey(n.name), api.IdentityKey(n.name)
 	got, _, err := c.Read(ctx, store.Range{Key: nodeKey}, store.Range{Key: recordKey})
 	if err != nil {
 		return err
@@ -294,8 +294,6 @@ func (n *node) object(uuid string) *api.Node {
 func affinityOf(key, node string) bool {
 	return strings.HasPrefix(key, api.HostsRoot+node+"/")
 }
-
-func nodeKey(name string) string { return (*api.Node)(nil).KindOf().Key("", name) }
 
 // live lists the pods in a state, in order.
 func (n *node) live(s state) []*pod {

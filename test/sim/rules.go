@@ -138,8 +138,8 @@ func (r *rules) enter(changes []store.KV) error {
 			}
 		case strings.HasPrefix(kv.Key, profilesRoot()):
 			r.profiles[kv.Key] = kv.Value != nil
-		case strings.HasPrefix(kv.Key, nodeKey("")):
-			r.nodes[strings.TrimPrefix(kv.Key, nodeKey(""))] = kv.Value != nil
+		case strings.HasPrefix(kv.Key, api.NodeKey("")):
+			r.nodes[strings.TrimPrefix(kv.Key, api.NodeKey(""))] = kv.Value != nil
 		}
 		if err != nil {
 			return err

@@ -203,7 +203,7 @@ func without(prefix string, always bool) func() Spoil {
 
 // Of these, the model and the simulation find both that they are missed; of blocks, the lock and the identity the tests above do.
 func TestCompareOfNodeAffinityOrEndpointIsMissed(t *testing.T) {
-	t.Run("node", func(t *testing.T) { finds(t, run(903, 6, 4000), without(nodeKey(""), false), "and node") })
+	t.Run("node", func(t *testing.T) { finds(t, run(903, 6, 4000), without(api.NodeKey(""), false), "and node") })
 	t.Run("affinity", func(t *testing.T) {
 		finds(t, run(901, 6, 4000), without(api.HostsRoot, false), "no confirmed affinity")
 	})
