@@ -3,7 +3,9 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -100,6 +102,7 @@ func heldAgainstJSON[T any](t *testing.T, raw []byte, write func(*T, []byte) ([]
 func sameBlock() []cmp.Option {
 	return []cmp.Option{
 		cmpopts.EquateComparable(netip.Prefix{}),
+		cmpopts.IgnoreUnexported(Block{}),
 		cmp.Comparer(func(a, b time.Time) bool { return a.Format(time.RFC3339Nano) == b.Format(time.RFC3339Nano) }),
 	}
 }
@@ -119,17 +122,10 @@ func TestUsualBlocksTakeTheShortWay(t *testing.T) {
 }
 
 func TestVersionsOfABlockShareTheirOwners(t *testing.T) {
-	before := fullBlock()
+	before := readAgain(t, fullBlock(), nil)
 	after := fullBlock()
 	after.Attributes = append(after.Attributes[:5:5], after.Attributes[6:]...) // one has left
-	raw, err := Encode(after, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, whole, err := DecodeLike(raw, before)
-	if err != nil || !whole {
-		t.Fatalf("whole: %t, error %v", whole, err)
-	}
+	got := readAgain(t, after, before)
 	if diff := cmp.Diff(after, got, sameBlock()...); diff != "" {
 		t.Errorf("not what was written (-want +got):\n%s", diff)
 	}
@@ -138,9 +134,59 @@ func TestVersionsOfABlockShareTheirOwners(t *testing.T) {
 	}
 }
 
+// readAgain is the block after it was written, read by one who has read like.
+func readAgain(t *testing.T, b, like *Block) *Block {
+	t.Helper()
+	raw, err := Encode(b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, whole, err := DecodeLike(raw, like)
+	if err != nil || !whole {
+		t.Fatalf("whole: %t, error %v", whole, err)
+	}
+	return got
+}
+
+// TestVersionsOfABlockAreReadAlike reads versions in which owners come, go, change and change places, each after each.
+func TestVersionsOfABlockAreReadAlike(t *testing.T) {
+	change := func(f func(b *Block)) *Block {
+		b := fullBlock()
+		f(b)
+		return b
+	}
+	versions := []*Block{
+		fullBlock(),
+		change(func(b *Block) { b.Attributes = nil }),
+		change(func(b *Block) { b.Attributes = []Attributes{} }),
+		change(func(b *Block) { b.Attributes = b.Attributes[60:] }),
+		change(func(b *Block) { b.Attributes = append(b.Attributes[:1:1], b.Attributes[30:]...) }),
+		change(func(b *Block) { slices.Reverse(b.Attributes) }),
+		change(func(b *Block) {
+			b.Attributes[7].Secondary = maps.Clone(b.Attributes[7].Secondary)
+			b.Attributes[7].Secondary[AttrPod] += "x"
+		}),
+		change(func(b *Block) { b.Attributes[7].HandleID = nil }),
+		change(func(b *Block) { b.Attributes[7].Alternate = map[string]string{AttrNode: "node-2"} }),
+		change(func(b *Block) { b.Attributes[7] = b.Attributes[8] }),
+	}
+	for i, want := range versions {
+		for j, like := range versions {
+			before := readAgain(t, like, readAgain(t, versions[0], nil))
+			before.Attributes = nil // what becomes of a block is nothing to whoever reads the next one
+			if diff := cmp.Diff(want, readAgain(t, want, before), sameBlock()...); diff != "" {
+				t.Errorf("version %d after %d (-want +got):\n%s", i, j, diff)
+			}
+		}
+	}
+}
+
 func BenchmarkBlock(b *testing.B) {
-	full := fullBlock()
-	raw, err := Encode(full, nil)
+	raw, err := Encode(fullBlock(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	full, err := Decode[Block](raw)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,14 +1,17 @@
 package api
 
-import "strconv"
+import (
+	"hash/maphash"
+	"strconv"
+)
 
-// readUsual fills the block from raw, if that has the usual form. The owners that like names too are taken from there, so that the
-// versions of a block share what they have in common. like is such a block itself, or nil: its texts need no second look.
+// readUsual fills the block from raw, if that has the usual form. The owners that were read for like too are taken from there, so that the
+// versions of a block share what they have in common, and their texts need no second look. like is such a block itself, or nil.
 func (b *Block) readUsual(raw []byte, like *Block) bool {
 	if like == nil {
 		like = &Block{}
 	}
-	r := blockReader{usualReader: usualReader{raw: raw}, like: like.Attributes}
+	r := blockReader{usualReader: usualReader{raw: raw}, before: like.read.rest()}
 	var out Block
 	r.want(`{"cidr":`)
 	out.CIDR = r.prefix()
@@ -25,7 +28,9 @@ func (b *Block) readUsual(raw []byte, like *Block) bool {
 	r.want(`,"unallocated":`)
 	out.Unallocated = r.numbers()
 	r.want(`,"attributes":`)
-	out.Attributes = r.owners(owners)
+	r.owners(owners)
+	now := r.now // alone, without what it was read from
+	out.Attributes, out.read = now.owners, &now
 	r.want(`,"sequenceNumber":`)
 	out.SequenceNumber = r.number()
 	r.want(`,"sequenceNumberForAllocation":`)
@@ -45,11 +50,34 @@ func (b *Block) readUsual(raw []byte, like *Block) bool {
 	return true
 }
 
-// blockReader reads a block, and shares owners with another one.
+// blockReader reads a block, and shares owners with the one that was read before.
 type blockReader struct {
 	usualReader
-	like []Attributes      // owners that may come, in the order in which they would
-	last map[string]string // what was said of the owner before
+	before reading           // what of it may come yet
+	now    reading           // what came
+	last   map[string]string // what was said of the owner before
+}
+
+// reading is the owners of a block as they were read, with their texts' fingerprints: of texts that are the same nothing is read twice. It is not
+// changed afterwards, whatever becomes of the block.
+type reading struct {
+	seed   maphash.Seed
+	owners []Attributes
+	texts  []fingerprint // of the owners
+}
+
+// fingerprint stands for a text. Two texts share one only by a chance of one in 2^64, which nobody can better who does not know the seed.
+type fingerprint struct {
+	size int
+	sum  uint64
+}
+
+// rest is the whole reading, for the reader of the next version to take from; r may be nil.
+func (r *reading) rest() reading {
+	if r == nil {
+		return reading{seed: maphash.MakeSeed()}
+	}
+	return *r
 }
 
 // same is the text as a string: the one that is given, if it says that.
@@ -81,13 +109,44 @@ func (r *blockReader) indexes() (out []*int, held, indexed int) {
 	return out, len(numbers), min(indexed, size)
 }
 
-func (r *blockReader) owners(size int) []Attributes {
+func (r *blockReader) owners(size int) {
+	r.now.seed = r.before.seed
 	if r.take(`null`) {
-		return nil
+		return
 	}
-	out := make([]Attributes, 0, size)
-	r.elements(`[`, `]`, func() { out = append(out, r.owner()) })
-	return out
+	r.now.owners, r.now.texts = make([]Attributes, 0, size), make([]fingerprint, 0, size)
+	r.elements(`[`, `]`, func() {
+		from := r.at
+		owner, text, again := r.again()
+		if !again {
+			owner = r.owner()
+			text = fingerprint{size: r.at - from, sum: maphash.Bytes(r.before.seed, r.raw[from:r.at])}
+		}
+		r.last = owner.Secondary
+		r.now.owners, r.now.texts = append(r.now.owners, owner), append(r.now.texts, text)
+	})
+}
+
+// again passes over an owner that was read before, if that is next. Those that stood before it do not come any more. To read most of a block is to find
+// that.
+func (r *blockReader) again() (owner Attributes, text fingerprint, ok bool) {
+	var next fingerprint // of what comes, as far as the last one that it was held against
+	for i, text := range r.before.texts {
+		if r.at+text.size > len(r.raw) {
+			continue
+		}
+		if next.size != text.size {
+			next = fingerprint{size: text.size, sum: maphash.Bytes(r.before.seed, r.raw[r.at:r.at+text.size])}
+		}
+		if next != text {
+			continue
+		}
+		owner = r.before.owners[i]
+		r.before.owners, r.before.texts = r.before.owners[i+1:], r.before.texts[i+1:]
+		r.at += text.size
+		return owner, text, true
+	}
+	return Attributes{}, fingerprint{}, false
 }
 
 // ownerAttr is the key of an attribute, and what stands before its value.
@@ -103,81 +162,24 @@ func ownerAttrs() [5]ownerAttr {
 
 // owner reads an object whose fields may each be missing.
 func (r *blockReader) owner() (a Attributes) {
-	if known, ok := r.known(); ok {
-		r.last = known.Secondary
-		return known
-	}
-	var like Attributes
 	f := givenFields{r: &r.usualReader}
 	r.want(`{`)
 	if f.has(`"handle_id":`) {
-		id := r.text()
-		like = r.expected(id)
-		a.HandleID = same(id, like.HandleID)
+		id := string(r.text())
+		a.HandleID = &id
 	}
 	if f.has(`"secondary":`) {
-		a.Secondary = r.words(like.Secondary)
-		r.last = a.Secondary
+		a.Secondary = r.words()
 	}
 	if f.has(`"alternateOwnerAttrs":`) {
-		a.Alternate = r.words(like.Alternate)
+		a.Alternate = r.words()
 	}
 	r.want(`}`)
 	return a
 }
 
-// known is the first of the owners that may come, if the next thing says the very same. To read most of a block is to find that.
-func (r *blockReader) known() (a Attributes, ok bool) {
-	if len(r.like) == 0 {
-		return a, false
-	}
-	a = r.like[0]
-	before := r.at
-	if a.HandleID == nil || a.Alternate != nil || !r.take(`{"handle_id":"`) || !r.take(*a.HandleID) || !r.take(`","secondary":{`) || !r.repeats(a.Secondary) || !r.take(`}}`) {
-		r.at = before
-		return a, false
-	}
-	r.like = r.like[1:]
-	return a, true
-}
-
-// repeats passes over the members of an object of the usual attributes, if they are next.
-func (r *blockReader) repeats(m map[string]string) bool {
-	left := len(m)
-	for _, attr := range ownerAttrs() {
-		if left == 0 {
-			break
-		}
-		v, ok := m[attr.key]
-		if !ok {
-			continue
-		}
-		if left < len(m) && !r.take(`,`) || !r.take(attr.head) || !r.take(v) || !r.take(`"`) {
-			return false
-		}
-		left--
-	}
-	return left == 0
-}
-
-// expected is the owner of that name, if one may come. Those before it are not expected any more.
-func (r *blockReader) expected(id []byte) Attributes {
-	for i, a := range r.like {
-		if a.HandleID != nil && *a.HandleID == string(id) {
-			r.like = r.like[i+1:]
-			return a
-		}
-	}
-	return Attributes{}
-}
-
-// words is an object of strings: the one that is given, if it says the same.
-func (r *blockReader) words(like map[string]string) map[string]string {
-	before := *r
-	if like != nil && r.says(like) {
-		return like
-	}
-	*r = before
+// words is an object of strings. What the owner before says too is taken from there.
+func (r *blockReader) words() map[string]string {
 	out := map[string]string{}
 	r.pairs(func(key []byte) {
 		k := attrName(key)

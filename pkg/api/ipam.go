@@ -21,6 +21,8 @@ type Block struct {
 	SequenceNumberForAllocation map[string]uint64 `json:"sequenceNumberForAllocation"`
 	Deleted                     bool              `json:"deleted"`
 	HostAffinity                *string           `json:"hostAffinity,omitempty"` // legacy
+
+	read *reading // as DecodeLike has read it; nil: it has not
 }
 
 // Attributes says who owns the ordinals that point to it.

@@ -19,7 +19,7 @@ import (
 
 var then = time.Date(2026, 11, 20, 16, 22, 11, 752366561, time.UTC)
 
-var sameBlock = cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.EquateEmpty()}
+var sameBlock = cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(api.Block{})}
 
 func newBlock(t testing.TB, cidr string) *api.Block {
 	t.Helper()
