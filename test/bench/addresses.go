@@ -53,7 +53,7 @@ type addressBench struct {
 
 // runAddresses measures one node and ten, on an etcd of its own without fsync, as the lab's.
 func runAddresses(ctx context.Context, at bench) (out []row, err error) {
-	err = withAddresses(ctx, at, func(b *addressBench) error {
+	err = withAddresses(ctx, at, unlimited, func(b *addressBench) error {
 		for _, r := range []struct {
 			name           string
 			nodes, callers int
@@ -73,17 +73,22 @@ func runAddresses(ctx context.Context, at bench) (out []row, err error) {
 	return out, err
 }
 
-// runFleet measures how many addresses ten nodes give out in a second, with as many callers as the floor has transactions in flight, and what that
-// costs etcd, which is a process of its own here: the nodes' ten agents take the processors away from it, and would not where each has its machine. What
-// the agents take, all ten together, is told beside it, and what the floor's one client does.
+// fleetTrial is so many allocations, that the floor has as many transactions in flight as the nodes have callers.
+func (b *addressBench) fleetTrial() trial {
+	return b.attachTrial(fmt.Sprintf("%d nodes on one etcd, %d in parallel", manyNodes, fleetCallers), addresses, fleetCallers)
+}
+
+// runFleet measures how many addresses ten nodes give out in a second, and what that costs etcd, where ten agents, etcd and the floor's client have
+// the same processors, all that there are. What the agents take, all ten together, is told beside it, and how far ten clients come that do nothing but
+// follow etcd and write as the agents do: these processors allow no more.
 func runFleet(ctx context.Context, at bench) (out []row, err error) {
-	err = withAddresses(ctx, at, func(b *addressBench) error {
-		t := b.attachTrial(fmt.Sprintf("%d nodes on one etcd, %d in parallel", manyNodes, fleetCallers), addresses, fleetCallers)
+	err = withAddresses(ctx, at, unlimited, func(b *addressBench) error {
+		t := b.fleetTrial()
 		do, undo, err := b.compare(ctx, t, manyNodes)
 		if err != nil {
 			return err
 		}
-		out = []row{do.rate("≥ 1"), undo.rate("")}
+		out = []row{do.rate(""), undo.rate("")}
 		for _, who := range []struct {
 			name string
 			pid  int
@@ -97,15 +102,37 @@ func runFleet(ctx context.Context, at bench) (out []row, err error) {
 			}
 			out = append(out, do.row(""), undo.row(""))
 		}
+		bare := b.attachTrial(fmt.Sprintf("%d bare clients in place of the agents", manyNodes), addresses, fleetCallers)
+		if do, undo, err = b.compareBare(ctx, bare); err != nil {
+			return err
+		}
+		out = append(out, do.rate(""), undo.rate(""))
 		return nil
 	})
 	return out, err
 }
 
-// withAddresses measures on an etcd of its own.
-func withAddresses(ctx context.Context, at bench, measure func(*addressBench) error) (err error) {
+// etcdShare is the part of a processor that etcd has where it is what bounds a fleet: so little that the rest of this machine is more than ten agents need,
+// as ten machines are.
+const etcdShare = 0.4
+
+// runBound is runFleet's rate where neither side runs short of processors before etcd does.
+func runBound(ctx context.Context, at bench) (out []row, err error) {
+	err = withAddresses(ctx, at, etcdShare, func(b *addressBench) error {
+		do, undo, err := b.compare(ctx, b.fleetTrial(), manyNodes)
+		if err != nil {
+			return err
+		}
+		out = []row{do.rate("≥ 1"), undo.rate("")}
+		return nil
+	})
+	return out, err
+}
+
+// withAddresses measures on an etcd of its own, which has so much of a processor.
+func withAddresses(ctx context.Context, at bench, share float64, measure func(*addressBench) error) (err error) {
 	b := &addressBench{bench: at}
-	if b.server, err = startEtcd(ctx); err != nil {
+	if b.server, err = startEtcd(ctx, share); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.server.stop()) }()
@@ -129,6 +156,16 @@ func (b *addressBench) compare(ctx context.Context, t trial, nodes int) (do, und
 		return do, undo, err
 	}
 	return alternate(t, b.floor(nodes), b.subject(ctx))
+}
+
+// compareBare measures with bare clients in place of agents.
+func (b *addressBench) compareBare(ctx context.Context, t trial) (do, undo comparison, err error) {
+	fleet, err := b.bareFleet(ctx, manyNodes)
+	defer func() { err = errors.Join(err, fleet.stop()) }()
+	if err != nil {
+		return do, undo, err
+	}
+	return alternate(t, b.floor(manyNodes), fleet.pair())
 }
 
 func (b *addressBench) connect() (err error) {

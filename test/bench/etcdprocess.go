@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
+	"time"
 
 	"github.com/muslin-cni/muslin/internal/embedetcd"
 )
+
+// endTimeout is how long etcd may take to end.
+const endTimeout = 10 * time.Second
 
 // etcdProcess is an etcd without fsync, as the lab's, in a process of its own, so that what it takes of the processors can be told.
 type etcdProcess struct {
@@ -21,8 +24,8 @@ type etcdProcess struct {
 	stop     func() error
 }
 
-// startEtcd starts this very program as etcd, on a new folder.
-func startEtcd(ctx context.Context) (*etcdProcess, error) {
+// startEtcd starts this very program as etcd, on a new folder, with so much of a processor. It ends with this process.
+func startEtcd(ctx context.Context, share float64) (*etcdProcess, error) {
 	dir, err := os.MkdirTemp("", "muslin-bench-etcd-")
 	if err != nil {
 		return nil, err
@@ -31,13 +34,13 @@ func startEtcd(ctx context.Context) (*etcdProcess, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self, "-inner", dir, "-what", "etcd")
+	cmd := exec.CommandContext(ctx, self, "-inner", dir, "-what", fmt.Sprintf("etcd %g", share))
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
+	cmd.Cancel, cmd.WaitDelay = in.Close, endTimeout // whoever is killed leaves its control group behind
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -45,7 +48,7 @@ func startEtcd(ctx context.Context) (*etcdProcess, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	stop := func() error { return errors.Join(in.Close(), cmd.Wait(), os.RemoveAll(dir)) }
+	stop := func() error { return errors.Join(in.Close(), cmd.Wait()) }
 	endpoint, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start etcd: %w", err), stop())
@@ -53,8 +56,14 @@ func startEtcd(ctx context.Context) (*etcdProcess, error) {
 	return &etcdProcess{endpoint: strings.TrimSpace(endpoint), pid: cmd.Process.Pid, stop: stop}, nil
 }
 
-// runEtcd is that process: it says where it listens, and ends with its standard input.
-func runEtcd(ctx context.Context, dir string) error {
+// runEtcd is that process: it says where it listens, and ends with its standard input, also where who started it was killed. Its folder goes with it.
+func runEtcd(ctx context.Context, dir string, share float64) (err error) {
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	lift, err := limitProcessors(share)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lift()) }()
 	server, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, UnsafeNoFsync: true})
 	if err != nil {
 		return err

@@ -55,7 +55,8 @@ func parts() []part {
 		{"cpu", "the processor's time for ADD and DEL", onNode("cpu")},
 		{"process", "the start of the plugin's process, and the sizes of the programs", onNode("process")},
 		{"addresses", "handing out addresses; needs no root", runAddresses},
-		{"fleet", "addresses of ten nodes on one etcd; needs no root", runFleet},
+		{"bound", "addresses of ten nodes on one etcd that is slower than they are", runBound},
+		{"fleet", "addresses of ten nodes that share the processors with their etcd; needs no root", runFleet},
 		{"start", "an agent's start, until it is ready", runStart},
 		{"memory", "the agent's memory", runMemory},
 		{"routes", "how changes of the datastore become routes", runRoutesPart},
@@ -153,8 +154,9 @@ func runInside(ctx context.Context, b bench, what string) error {
 	if _, err := fmt.Sscanf(what, "speak %d", &peers); err == nil {
 		return runSpeaker(ctx, peers)
 	}
-	if what == "etcd" {
-		return runEtcd(ctx, b.bin)
+	var share float64
+	if _, err := fmt.Sscanf(what, "etcd %g", &share); err == nil {
+		return runEtcd(ctx, b.bin, share)
 	}
 	rows, err := measureInside(ctx, b, what)
 	if err != nil {
