@@ -122,15 +122,17 @@ func TestUsualBlocksTakeTheShortWay(t *testing.T) {
 }
 
 func TestVersionsOfABlockShareTheirOwners(t *testing.T) {
-	before := readAgain(t, fullBlock(), nil)
-	after := fullBlock()
-	after.Attributes = append(after.Attributes[:5:5], after.Attributes[6:]...) // one has left
-	got := readAgain(t, after, before)
-	if diff := cmp.Diff(after, got, sameBlock()...); diff != "" {
-		t.Errorf("not what was written (-want +got):\n%s", diff)
-	}
-	if got.Attributes[0].HandleID != before.Attributes[0].HandleID || got.Attributes[62].HandleID != before.Attributes[63].HandleID {
-		t.Error("the owners before and behind the one that left are not those of the version before")
+	for _, gone := range []int{1, goneAtOnce} {
+		before := readAgain(t, fullBlock(), nil)
+		after := fullBlock()
+		after.Attributes = append(after.Attributes[:5:5], after.Attributes[5+gone:]...)
+		got := readAgain(t, after, before)
+		if diff := cmp.Diff(after, got, sameBlock()...); diff != "" {
+			t.Errorf("not what was written (-want +got):\n%s", diff)
+		}
+		if got.Attributes[0].HandleID != before.Attributes[0].HandleID || got.Attributes[63-gone].HandleID != before.Attributes[63].HandleID {
+			t.Errorf("%d have left: the owners before and behind them are not those of the version before", gone)
+		}
 	}
 }
 

@@ -127,11 +127,14 @@ func (r *blockReader) owners(size int) {
 	})
 }
 
+// goneAtOnce is how many owners may have left a block between two versions without those behind them being read anew. A transaction of the agent frees fewer.
+const goneAtOnce = 32
+
 // again passes over an owner that was read before, if that is next. Those that stood before it do not come any more. To read most of a block is to find
 // that.
 func (r *blockReader) again() (owner Attributes, text fingerprint, ok bool) {
 	var next fingerprint // of what comes, as far as the last one that it was held against
-	for i, text := range r.before.texts {
+	for i, text := range r.before.texts[:min(goneAtOnce+1, len(r.before.texts))] {
 		if r.at+text.size > len(r.raw) {
 			continue
 		}
