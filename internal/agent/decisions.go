@@ -8,8 +8,12 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/feed"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/nft"
+	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/plan"
+	"github.com/muslin-cni/muslin/internal/policy"
 	"github.com/muslin-cni/muslin/internal/register"
+	"github.com/muslin-cni/muslin/internal/ruleset"
 	"github.com/muslin-cni/muslin/pkg/ipam"
 )
 
@@ -42,6 +46,44 @@ func (x Lingering) Kept() []string { return kinds(x.l.left()) }
 
 // Stop ends the timer that would wake the next round.
 func (x Lingering) Stop() { x.l.wake(0) }
+
+// Guarding keeps the policy of a node in force, see guard, for whoever runs rounds without an Agent: it enforces policy before it writes what Admit lets pass.
+// It is for one goroutine.
+type Guarding struct{ g *guard }
+
+// NewGuarding knows nothing yet of what the kernel's rules are.
+func NewGuarding(node string, rules nft.Rules, log *slog.Logger) Guarding {
+	g := newGuard(node, log)
+	g.open = func() (policyKeeper, error) { return nft.NewKeeper(rules, ruleset.Table), nil }
+	return Guarding{g}
+}
+
+// Enforce makes the kernel hold the policy of a snapshot; facts is a number that differs whenever host does.
+func (x Guarding) Enforce(ctx context.Context, snap feed.Snapshot, s ruleset.Settings, host kernel.Host, facts uint64) error {
+	_, err := x.g.enforce(ctx, snap, s, host, facts)
+	return err
+}
+
+// Admit leaves out of a state what has to wait for policy.
+func (x Guarding) Admit(s kernel.State) kernel.State { return x.g.admit(s) }
+
+// Believe says that the feed has caught up with etcd since the agent started.
+func (x Guarding) Believe() { x.g.believe() }
+
+// Check has the next Enforce look whether others have changed the rules.
+func (x Guarding) Check() { x.g.check(true) }
+
+// PolicyTable is what the kernel is to hold by a snapshot, computed at once and from nothing: what a Guarding comes to, whatever came before.
+func PolicyTable(node string, snap feed.Snapshot, s ruleset.Settings, host kernel.Host) *nftable.Table {
+	var all policy.Delta
+	for key, o := range snap.Objects(feed.ForPolicy) {
+		all.Objects = append(all.Objects, policy.Change{Key: key, Object: o})
+	}
+	return ruleset.Of(s, addressed(host, s.Prefixes), policy.Compute(node, all))
+}
+
+// Pooled are the ranges of all pools, as ruleset.Settings want them.
+func Pooled(snap feed.Snapshot) []netip.Prefix { return pooled(snap) }
 
 // Audit finds what pods of a node left in etcd, see audit. Look does so once.
 type Audit struct{ a *audit }

@@ -12,6 +12,8 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/memkernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
+	"github.com/muslin-cni/muslin/internal/nft"
+	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/sysctl"
@@ -24,6 +26,8 @@ type subject struct {
 	add    func(name string) // a device that is up
 	remove func(name string)
 	host   func() kernel.Host
+	rules  nft.Rules
+	empty  func(set string) // of the table rulesTable, behind the back of whoever keeps it
 }
 
 // each runs a test of the suite on the kernel in memory and on a real one.
@@ -42,8 +46,9 @@ func inMemory() subject {
 	k.AddAddr("eth0", netip.MustParsePrefix("172.30.0.1/24"))
 	return subject{
 		Tables: k.Tables(), remove: k.RemoveDevice,
-		add:  func(name string) { k.AddDevice(name, 1500, "veth") },
-		host: func() kernel.Host { h, _ := k.Host(); return h },
+		add:   func(name string) { k.AddDevice(name, 1500, "veth") },
+		host:  func() kernel.Host { h, _ := k.Host(); return h },
+		rules: k.Rules(), empty: func(set string) { k.MeddleRules(rulesTable, set) },
 	}
 }
 
@@ -68,6 +73,9 @@ func actual(t *testing.T, ns *nettest.NS) subject {
 	t.Cleanup(sets.Close)
 	chains, err := xtables.OpenChains(t.Context(), xtables.NFT)
 	must(err)
+	rules, err := nft.Open()
+	must(err)
+	t.Cleanup(func() { _ = rules.Close() })
 	settings, err := sysctl.Open(sysctl.Root)
 	must(err)
 	t.Cleanup(func() { _ = settings.Close() })
@@ -80,6 +88,12 @@ func actual(t *testing.T, ns *nettest.NS) subject {
 			m, err := rtnl.NewMonitor(t.Context(), conn, slog.New(slog.DiscardHandler))
 			must(err)
 			return m.Host()
+		},
+		rules: rules, empty: func(set string) { // past whoever keeps the table, which belongs to the connection
+			have, _, err := rules.List(t.Context(), rulesTable)
+			must(err)
+			d := nftable.Delta{Elems: []nftable.ElemDelta{{Set: have.Sets[set], Del: have.Sets[set].Sorted()}}}
+			must(rules.Commit(t.Context(), rulesTable, d, 0))
 		},
 	}
 }

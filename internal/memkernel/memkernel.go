@@ -7,7 +7,7 @@
 //  2. It is deterministic: it has no clock, starts no goroutine, and nothing in it depends on the order of a map.
 //  3. It can be made to fail: one object at a time (Refuse), and others may write what they like past the tables (Meddle).
 //
-// It knows the devices of VXLAN and IP-in-IP, and what is there when a host starts. It has no second routing table and no packets.
+// It knows the devices of VXLAN and IP-in-IP, tables of nftables by what is read back of them, and what is there when a host starts. It has no second routing table and no packets.
 package memkernel
 
 import (
@@ -19,6 +19,7 @@ import (
 	"sync"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 )
 
@@ -41,6 +42,9 @@ type Kernel struct {
 	routes  map[kernel.RouteKey]kernel.Route
 	chains  map[kernel.ChainKey]kernel.Chain
 	chains6 map[kernel.ChainKey]kernel.Chain
+
+	rules      map[string]nftable.Listing // of nftables, by table
+	generation uint32                     // of these
 }
 
 // New is the kernel of a host that has just started: nothing in it but the loopback device.
@@ -50,6 +54,7 @@ func New() *Kernel {
 		sysctls: map[string]string{}, links: map[string]kernel.Link{}, addrs: map[kernel.AddrKey]struct{}{}, neighs: map[kernel.NeighKey]kernel.MAC{},
 		fdb: map[kernel.FDBKey]netip.Addr{}, sets: map[kernel.SetKey]kernel.Set{}, routes: map[kernel.RouteKey]kernel.Route{},
 		chains: map[kernel.ChainKey]kernel.Chain{}, chains6: map[kernel.ChainKey]kernel.Chain{},
+		rules: map[string]nftable.Listing{}, generation: 1,
 	}
 	k.AddDevice("lo", 65536, "")
 	return k

@@ -23,7 +23,7 @@ const syncAttempts = 5
 //
 // Methods may be called by any goroutine; one is executed at a time.
 type Keeper struct {
-	c     *Conn
+	c     Rules
 	table string
 
 	mu        sync.Mutex
@@ -31,8 +31,17 @@ type Keeper struct {
 	gen       uint32 // of our last commit or look, if nobody else committed meanwhile; 0 if that is not known
 }
 
+// Rules is what a Keeper asks of the kernel: a Conn, or a simulated one.
+type Rules interface {
+	Generation(ctx context.Context) (uint32, error)
+	List(ctx context.Context, table string) (nftable.Listing, uint32, error)
+	Commit(ctx context.Context, table string, d nftable.Delta, gen uint32) error
+	Owns() bool
+	Adopt(ctx context.Context, table string) error
+}
+
 // NewKeeper returns a keeper of a table. It touches nothing yet.
-func NewKeeper(c *Conn, table string) *Keeper { return &Keeper{c: c, table: table} }
+func NewKeeper(c Rules, table string) *Keeper { return &Keeper{c: c, table: table} }
 
 // Done says what a call did.
 type Done struct {

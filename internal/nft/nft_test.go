@@ -311,7 +311,8 @@ func TestOwnedTableIsSafeFromOthersAndOutlivesItsOwner(t *testing.T) {
 	if have := list(t, c); !have.Exists {
 		t.Fatal("flush ruleset has deleted an owned table")
 	}
-	second := NewKeeper(openIn(t, ns), table)
+	next := openIn(t, ns)
+	second := NewKeeper(next, table)
 	if _, err := second.Sync(t.Context(), want, false); !errors.Is(err, unix.EPERM) {
 		t.Fatalf("a second owner got %v", err)
 	}
@@ -326,7 +327,7 @@ func TestOwnedTableIsSafeFromOthersAndOutlivesItsOwner(t *testing.T) {
 		t.Fatalf("the next owner has changed what was right: %+v", done.Changed)
 	}
 	ns.Exec("nft", "flush", "ruleset")
-	if have := list(t, second.c); !have.Exists {
+	if have := list(t, next); !have.Exists {
 		t.Fatal("the adopted table is not owned")
 	}
 }

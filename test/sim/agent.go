@@ -30,8 +30,9 @@ type process struct {
 	view    *view // nil: it has a real feed
 	handler *register.Handler
 	kernel  *reconcile.Reconciler
-	planner *plan.Planner // nil: each plan is computed anew, which takes less memory
-	memo    *memo         // the last plan, while it is kept
+	planner *plan.Planner   // nil: each plan is computed anew, which takes less memory
+	memo    *memo           // the last plan, while it is kept
+	guard   *agent.Guarding // nil: policy is not looked at here
 	linger  agent.Lingering
 	audit   agent.Audit
 	ctx     context.Context // ends with the process
@@ -92,6 +93,10 @@ func (n *node) start() *process {
 	if len(w.nodes) <= keepPlans {
 		p.planner = &plan.Planner{}
 	}
+	if n.guarded() {
+		g := agent.NewGuarding(n.name, n.rules(), discard())
+		p.guard = &g
+	}
 	return p
 }
 
@@ -126,6 +131,9 @@ func (p *process) round(ctx context.Context) (acted bool, err error) {
 	if !listed {
 		return true, errors.Join(listErr, p.program(ctx, snap, p.kernel.Apply))
 	}
+	if p.guard != nil {
+		p.guard.Check()
+	}
 	repairErr := p.program(ctx, snap, p.kernel.Repair)
 	if err := p.catchUp(ctx); err != nil {
 		p.kernel.MarkDirty()
@@ -135,15 +143,26 @@ func (p *process) round(ctx context.Context) (acted bool, err error) {
 		p.kernel.MarkDirty()
 		return true, errors.Join(listErr, repairErr)
 	}
+	if p.guard != nil {
+		p.guard.Believe()
+	}
 	return true, errors.Join(listErr, p.program(ctx, snap, p.kernel.Apply))
 }
 
 // program writes what the kernel should hold by a snapshot.
 func (p *process) program(ctx context.Context, snap feed.Snapshot, write func(context.Context, kernel.State) (reconcile.Result, error)) error {
 	result := p.plan(snap)
+	want, guardErr := result.State, error(nil)
+	if p.guard != nil {
+		host, facts := p.n.kernel.Host()
+		guardErr = p.guard.Enforce(ctx, snap, p.n.policySettings(snap, result.Tunnels), host, facts)
+		if !p.n.w.cfg.Spoil.Hasty {
+			want = p.guard.Admit(want)
+		}
+	}
 	p.linger.Saw(result.Modes)
-	_, err := write(ctx, result.State)
-	return err
+	_, err := write(ctx, want)
+	return errors.Join(guardErr, err)
 }
 
 // memo is a plan and what it was computed from.

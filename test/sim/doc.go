@@ -3,7 +3,7 @@
 // The goals, and how each is met:
 //
 //  1. What runs is the real thing: addresses are given and taken by internal/register on pkg/ipam, over pkg/store; snapshots are internal/feed's; the kernel is
-//     what internal/plan computes and internal/reconcile writes; what is frozen, what lingers and what the audit frees, internal/agent decides; a pool
+//     what internal/plan computes and internal/reconcile writes; what is frozen, what lingers, what waits for policy and what the audit frees, internal/agent decides; a pool
 //     is changed and a node deleted as muslinctl does it; what a host had that Kubernetes has lost, internal/controllers takes back.
 //  2. What is simulated is held to the suite of what it stands for: etcd is internal/memetcd, of which each request and each message of a watch is
 //     carried out only when it is drawn (wire.go); a host is an internal/memkernel; time is testing/synctest's.
@@ -27,6 +27,9 @@
 // and begin with what is out of date. Another program deletes Nodes and takes blocks from nodes, as Calico does, and some pods have another IPAM's addresses: of
 // what our transactions compare, some is for these alone.
 //
-// What is not here: the order of an agent's round is written again in agent.go, since the real loop waits for sockets, and so are a controller's queues; policy, and
-// with it that no pod is up before the policy that selects it is in the kernel, WireGuard, BGP and what mirrors Kubernetes' objects are left out, and so is CNI's GC, which the runtime must not call beside other commands. Where there are more than 300 nodes, so are IPv6 and tunnels.
+// Policy is in force where a node has the real Feed (policy.go): the agent's guard, with internal/policy and internal/ruleset, writes by the real nft.Keeper what the kernel keeps. After each
+// round no pod may have a route whose packets do not meet its policies; at rest the table is held against one that is computed from nothing, by the compiler's oracle.
+//
+// What is not here: the order of an agent's round is written again in agent.go, since the real loop waits for sockets, and so are a controller's queues; that an ADD waits for the route,
+// WireGuard, BGP and what mirrors Kubernetes' objects are left out, and so is CNI's GC, which the runtime must not call beside other commands. Where there are more than 300 nodes, so are IPv6, tunnels and policy.
 package sim

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/memkernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 )
 
@@ -164,10 +165,16 @@ func (w *World) meddle(n *node) bool {
 
 var errRefused = errors.New("refused by the simulation")
 
-// breakKernel makes a host's kernel refuse every so many of the objects that it is asked to hold.
+// breakKernel makes a host's kernel refuse every so many of the objects that it is asked to hold, or all rules of policy and nothing else.
 func (w *World) breakKernel(n *node) bool {
-	every, count := 1+w.rnd.IntN(5), 0
-	n.kernel.Refuse(func(reconcile.Name, string) error {
+	every, count, rules := 1+w.rnd.IntN(5), 0, w.chance(300)
+	n.kernel.Refuse(func(table reconcile.Name, _ string) error {
+		if rules && table == memkernel.PolicyRules {
+			return errRefused
+		}
+		if rules {
+			return nil
+		}
 		if count++; count%every == 0 {
 			return errRefused
 		}

@@ -151,9 +151,10 @@ func (w *World) findHost(n *node) bool {
 	return true
 }
 
-// dropNode deletes a node of Kubernetes: of a host that is lost for good, and of one that lives, which is drained before or not, until its kubelet makes it anew.
+// dropNode deletes a node of Kubernetes: of a host that is lost for good, and of one that lives, which is drained before or not, until its kubelet makes it anew. It is
+// not deleted twice before the controllers have heard once that it was there: to them it would be gone all the while, and the API server, which they ask, says the same.
 func (w *World) dropNode(n *node) bool {
-	if w.kube.now.nodes[n.name] == nil || n.off && !n.lost {
+	if w.kube.now.nodes[n.name] == nil || n.off && !n.lost || !n.off && w.manager.unaware(n.name) {
 		return false
 	}
 	if !n.off && w.chance(500) {

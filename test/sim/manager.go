@@ -82,6 +82,11 @@ func (m *manager) tell(n int) {
 	m.untold = m.untold[n:]
 }
 
+// unaware tells whether the cache has yet to hear that a node of Kubernetes has come.
+func (m *manager) unaware(name string) bool {
+	return slices.ContainsFunc(m.untold, func(h happening) bool { return h.node != nil && h.name == name })
+}
+
 // stop ends the process.
 func (m *manager) stop() {
 	w := m.w

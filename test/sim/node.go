@@ -37,6 +37,8 @@ type node struct {
 	deaf    bool     // or say nothing
 	off     bool     // it has no power until its Node is deleted
 	meddled bool     // others have changed something that no event tells of
+	bared   int      // how often they have taken away what leads pods' packets to their policies
+	clad    int      // how often that was made good, if not more often
 	life    context.Context
 	halt    context.CancelFunc // ends all processes of the host
 	pods    []*pod
@@ -81,7 +83,7 @@ func (p *pod) request(container string) attach.Request {
 	six := p.n.addr6.IsValid() && p.slot%3 != 1
 	r := attach.Request{
 		Network: network, ContainerID: container, IfName: "eth0", HostIf: p.iface(), MAC: "02:00:00:00:00:01", Pod: attach.Pod{Namespace: "default", Name: p.name()},
-		AssignIPv4: !six || p.slot%3 == 0, AssignIPv6: six,
+		AssignIPv4: !six || p.slot%3 == 0, AssignIPv6: six, Labels: p.labels(),
 	}
 	if p.slot%5 == 4 {
 		r.ForeignIPAM, r.Addrs = "host-local", []netip.Addr{p.n.w.brings(container)}

@@ -266,7 +266,7 @@ func (w *World) convergeOn(n *node) (want kernel.State, err error) {
 			return want, errors.New("it has no snapshot that it may act on, though nothing is wrong any more")
 		}
 		want = p.plan(snap).State
-		if err = errors.Join(p.failed, differs(n.kernel.State(), want)); err == nil {
+		if err = errors.Join(p.failed, differs(n.kernel.State(), want), p.unpoliced(snap)); err == nil {
 			return want, nil
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/nft"
+	"github.com/muslin-cni/muslin/internal/nftable"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -87,7 +89,7 @@ func TestSeed(t *testing.T) {
 
 func TestNothingBreaksWhateverGoesWrong(t *testing.T) {
 	seen := map[string]int{}
-	for _, c := range []Config{run(101, 6, 3000), run(102, 40, 2500), run(103, 120, 1000)} {
+	for _, c := range []Config{run(101, 6, 3000), run(108, 40, 2500), run(103, 120, 1000)} {
 		out := play(t, c)
 		holds(t, c, out)
 		for name, n := range out.Seen {
@@ -161,7 +163,7 @@ func TestTransactionWithoutItsCompareIsFound(t *testing.T) {
 
 // TestCommitThatComesLateIsFound has DELs that find nothing leave alone what ADDs compare, so that one which comes behind them is carried out.
 func TestCommitThatComesLateIsFound(t *testing.T) {
-	finds(t, run(1009, 6, 4000), func() Spoil {
+	finds(t, run(1001, 6, 4000), func() Spoil {
 		return Spoil{Txn: func(r *pb.TxnRequest) {
 			plans := slices.ContainsFunc(r.Compare, func(c *pb.Compare) bool { return string(c.Key) == ipam.ClusterKey() })
 			r.Success = slices.DeleteFunc(r.Success, func(op *pb.RequestOp) bool {
@@ -181,7 +183,7 @@ func TestLockThatIsNotComparedIsFound(t *testing.T) {
 
 // TestControllersThatTrustTheirCacheAreFound has transactions not compare whose a node's name is, either: with that, what a cache gets wrong fails in etcd.
 func TestControllersThatTrustTheirCacheAreFound(t *testing.T) {
-	finds(t, run(1144, 6, 4000), func() Spoil {
+	finds(t, run(1112, 6, 4000), func() Spoil {
 		s := without(api.MuslinRoot, true)()
 		s.Stale = true
 		return s
@@ -203,11 +205,11 @@ func without(prefix string, always bool) func() Spoil {
 
 // Of these, the model and the simulation find both that they are missed; of blocks, the lock and the identity the tests above do.
 func TestCompareOfNodeAffinityOrEndpointIsMissed(t *testing.T) {
-	t.Run("node", func(t *testing.T) { finds(t, run(903, 6, 4000), without(api.NodeKey(""), false), "and node") })
+	t.Run("node", func(t *testing.T) { finds(t, run(902, 6, 4000), without(api.NodeKey(""), false), "and node") })
 	t.Run("affinity", func(t *testing.T) {
-		finds(t, run(901, 6, 4000), without(api.HostsRoot, false), "no confirmed affinity")
+		finds(t, run(905, 6, 4000), without(api.HostsRoot, false), "no confirmed affinity")
 	})
-	t.Run("endpoint", func(t *testing.T) { finds(t, run(920, 6, 4000), without(endpointsRoot(), true), "lives with") })
+	t.Run("endpoint", func(t *testing.T) { finds(t, run(905, 6, 4000), without(endpointsRoot(), true), "lives with") })
 }
 
 // forgetful loses a route now and then, and says that it was written.
@@ -259,4 +261,27 @@ func (g greedy) Apply(ctx context.Context, changes []kernel.Change[kernel.RouteK
 		}
 	}
 	return g.Table.Apply(ctx, changes)
+}
+
+// careless leaves elements of sets out of every tenth commit, and says that they were written.
+type careless struct {
+	nft.Rules
+	count *int
+}
+
+func (c careless) Commit(ctx context.Context, table string, d nftable.Delta, gen uint32) error {
+	if *c.count++; *c.count%10 == 0 {
+		d.Elems = nil
+	}
+	return c.Rules.Commit(ctx, table, d, gen)
+}
+
+func TestPolicyThatIsNotWrittenIsFound(t *testing.T) {
+	finds(t, run(112, 6, 4000), func() Spoil {
+		return Spoil{Rules: func(right nft.Rules) nft.Rules { return careless{right, new(int)} }}
+	}, "the table of policy differs", "does not lead to its policy")
+}
+
+func TestRouteBeforePolicyIsFound(t *testing.T) {
+	finds(t, run(113, 6, 4000), func() Spoil { return Spoil{Hasty: true} }, "does not lead to its policy")
 }

@@ -31,6 +31,8 @@ func operations() []operation {
 		{"cut a node off", 6, (*World).cutOff},
 		{"connect a node", 60, (*World).connect},
 		{"change a route", 15, (*World).meddle},
+		{"change a policy", 12, (*World).changePolicy},
+		{"change a host's rules", 3, (*World).changeRules},
 		{"break a kernel", 5, (*World).breakKernel},
 		{"mend a kernel", 40, (*World).mendKernel},
 		{"let time pass", 25, (*World).letPass},
@@ -46,7 +48,7 @@ func operations() []operation {
 		{"delete a node", 1, (*World).deleteNode},
 		{"go on with a deletion", 20, (*World).resumeDeletion},
 		{"lose a host", 1, (*World).loseHost},
-		{"find a host that was lost", 4, (*World).findHost},
+		{"find a host that was lost", 8, (*World).findHost},
 		{"release an affinity as Calico does", 4, (*World).releaseAffinity},
 		{"delete a Node and nothing else", 10, (*World).deleteBarely},
 		{"delete a node of Kubernetes", 8, (*World).dropNode},
@@ -183,10 +185,15 @@ func (w *World) beginRound(p *process) {
 		p.kernel.MarkDirty()
 		p.dirty = false
 	}
-	before := p.n.kernel.Writes()
+	before, bared := p.n.kernel.Writes(), p.n.bared
 	w.spawn(p.ctx, p.n, func(ctx context.Context) func() {
 		acted, err := p.round(ctx)
-		return func() { w.rounded(p, before, acted, err) }
+		return func() {
+			if acted && err == nil {
+				p.n.clad = bared
+			}
+			w.rounded(p, before, acted, err)
+		}
 	})
 }
 
@@ -201,6 +208,11 @@ func (w *World) rounded(p *process, before int, acted bool, err error) {
 		w.broke("%s writes to its kernel %d times, without a snapshot that it may act on", n.name, wrote)
 	}
 	routes := n.kernel.Routes()
+	if acted && n.clad == n.bared && p.guard != nil {
+		if err := n.policed(routes); err != nil {
+			w.broke("%s: %w", n.name, err)
+		}
+	}
 	for _, pod := range n.live(running) {
 		has := pod.hasRoutes(routes)
 		if pod.routed && !has {

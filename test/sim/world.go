@@ -20,6 +20,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/memetcd"
+	"github.com/muslin-cni/muslin/internal/nft"
 	"github.com/muslin-cni/muslin/internal/reconcile"
 	"github.com/muslin-cni/muslin/pkg/api"
 	"github.com/muslin-cni/muslin/pkg/ipam"
@@ -44,6 +45,8 @@ type Spoil struct {
 	Txn    func(*pb.TxnRequest) // sees each transaction before etcd does
 	Stale  bool                 // the API server answers the controllers from their cache
 	Routes func(reconcile.Table[kernel.RouteKey, kernel.Route]) reconcile.Table[kernel.RouteKey, kernel.Route]
+	Rules  func(nft.Rules) nft.Rules
+	Hasty  bool // routes do not wait for policy
 }
 
 // Outcome is what came of a run.
