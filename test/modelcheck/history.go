@@ -154,6 +154,20 @@ type member struct {
 	client  *store.Client
 	has     []held
 	made    int
+	away    int // how often etcd was out of reach, in a row
+}
+
+// patience is how often in a row etcd may be out of reach: a machine that is busy with other things keeps it waiting.
+const patience = 20
+
+// waits reports whether a command failed since etcd was out of reach, so that nothing was done, and is to be begun again.
+func (m *member) waits(err error) bool {
+	if !errors.Is(err, store.ErrUnavailable) {
+		m.away = 0
+		return false
+	}
+	m.away++
+	return m.away <= patience
 }
 
 // held is a container that is connected, or may be.
@@ -213,6 +227,8 @@ func (m *member) add(ctx context.Context) error {
 		reply, err := m.handler.Add(ctx, attachRequest(h.container))
 		var refusal *ipam.Refusal
 		switch {
+		case m.waits(err):
+			continue
 		case err == nil:
 			h.addr = reply.Addrs[0]
 			m.note(Use{Addr: h.addr, Container: h.container}, h.called, m.now())
@@ -253,6 +269,9 @@ func (m *member) del(ctx context.Context, i int) error {
 	called := m.now()
 	for {
 		err := m.handler.Del(ctx, attachRequest(h.container))
+		if m.waits(err) {
+			continue
+		}
 		if err == nil {
 			break
 		}

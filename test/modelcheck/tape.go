@@ -95,6 +95,9 @@ func (a reply) completed(r request) reply {
 	var h maphash.Hash
 	h.SetSeed(seed())
 	fmt.Fprint(&h, a.lost, a.txn.GetSucceeded(), a.seen)
+	if r.get.GetLimit() > 0 && !r.pinned() {
+		fmt.Fprint(&h, a.get.GetHeader().GetRevision()) // what is read next may be pinned to it
+	}
 	a.raw = h.Sum64()
 	return a
 }
