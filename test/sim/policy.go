@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -75,7 +76,7 @@ func put[T api.Value](w *World, key string, o *T, keep bool) {
 		var t store.Txn
 		is, err := store.Get[T](ctx, c, key)
 		switch {
-		case err != nil:
+		case err != nil && !errors.Is(err, store.ErrNotFound):
 			return nil // he gives up
 		case keep:
 			t.Expect(key, is.Rev)
@@ -147,7 +148,7 @@ func (w *World) changeRules(n *node) bool {
 // dispatches are the maps from pods' interfaces to their policies.
 func dispatches() []string { return []string{"wl-from", "wl-to"} }
 
-// policed says what is wrong with a host that has just had a round without an error: a pod has a route, and its packets would not meet its policies.
+// policed says what is wrong with a host that has just had a round, whether or not that has failed: a pod has a route, and its packets would not meet its policies.
 func (n *node) policed(routes map[kernel.RouteKey]kernel.Route) error {
 	table, _, err := n.kernel.Rules().List(context.Background(), ruleset.Table)
 	if err != nil {

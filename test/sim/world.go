@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -51,16 +52,17 @@ type Spoil struct {
 
 // Outcome is what came of a run.
 type Outcome struct {
-	Hash    uint64 // of all that has happened, in its order
-	Ops     int    // that were begun
-	Steps   int    // all that was drawn
-	Commits int
-	Lost    int            // transactions that were refused, since somebody was quicker
-	Late    int            // that came when nobody waited for them any more
-	Seen    map[string]int // how often each kind of operation was begun
-	Err     error          // what did not hold; nil: all did
-	Trace   []string       // what happened last
-	Time    time.Duration  // that passed in the world
+	Hash     uint64 // of all that has happened, in its order
+	Ops      int    // that were begun
+	Steps    int    // all that was drawn
+	Commits  int
+	Lost     int            // transactions that were refused, since somebody was quicker
+	Late     int            // that came when nobody waited for them any more
+	Policies int            // that were written
+	Seen     map[string]int // how often each kind of operation was begun
+	Err      error          // what did not hold; nil: all did
+	Trace    []string       // what happened last
+	Time     time.Duration  // that passed in the world
 }
 
 // World is a cluster. One goroutine owns it; what others may touch is guarded by mu.
@@ -402,6 +404,11 @@ func (w *World) committed(x *wire, rev int64, changes []store.KV) {
 	for _, container := range containersOf(changes) {
 		if w.over[container] {
 			w.broke("revision %d, of %s: container %s is given something, whose DEL has succeeded", rev, x.name, container)
+		}
+	}
+	for _, kv := range changes {
+		if kv.Value != nil && strings.HasPrefix(kv.Key, (*api.GlobalNetworkPolicy)(nil).KindOf().Prefix()) {
+			w.out.Policies++
 		}
 	}
 	touched := w.books.containers(changes)
