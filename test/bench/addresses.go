@@ -11,7 +11,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/feed"
@@ -136,7 +135,7 @@ func withAddresses(ctx context.Context, at bench, share float64, measure func(*a
 		return err
 	}
 	defer func() { err = errors.Join(err, b.server.stop()) }()
-	if err := b.connect(); err != nil {
+	if b.etcd, err = b.server.client(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.etcd.Close()) }()
@@ -166,11 +165,6 @@ func (b *addressBench) compareBare(ctx context.Context, t trial) (do, undo compa
 		return do, undo, err
 	}
 	return alternate(t, b.floor(manyNodes), fleet.pair())
-}
-
-func (b *addressBench) connect() (err error) {
-	b.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{b.server.endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
-	return err
 }
 
 func nodeName(n int) string { return fmt.Sprintf("node-%d", n+1) }

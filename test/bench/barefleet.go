@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/muslin-cni/muslin/pkg/store"
 )
@@ -46,7 +44,7 @@ func (b *addressBench) bareFleet(ctx context.Context, clients int) (*bareFleet, 
 	for n := range clients {
 		c := &bareClient{bench: b, block: fmt.Sprintf("/bare/block/%d", n), come: make(chan bareCall, fleetCallers)}
 		var err error
-		if c.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{b.server.endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()}); err != nil {
+		if c.etcd, err = b.server.client(); err != nil {
 			return f, err
 		}
 		f.clients = append(f.clients, c)

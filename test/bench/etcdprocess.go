@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
 	"github.com/muslin-cni/muslin/internal/embedetcd"
 )
 
@@ -54,6 +57,11 @@ func startEtcd(ctx context.Context, share float64) (*etcdProcess, error) {
 		return nil, errors.Join(fmt.Errorf("start etcd: %w", err), stop())
 	}
 	return &etcdProcess{endpoint: strings.TrimSpace(endpoint), pid: cmd.Process.Pid, stop: stop}, nil
+}
+
+// client is one of etcd's own.
+func (p *etcdProcess) client() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{p.endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 }
 
 // runEtcd is that process: it says where it listens, and ends with its standard input, also where who started it was killed. Its folder goes with it.
