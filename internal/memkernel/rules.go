@@ -56,12 +56,17 @@ func (r Rules) Commit(_ context.Context, table string, d nftable.Delta, gen uint
 	if err := r.k.may(PolicyRules, table); err != nil {
 		return err
 	}
-	b := rulesBatch{now: copied(r.k.rules[table])}
+	return r.k.changeRules(table, d)
+}
+
+// changeRules makes a delta take effect on a table, or leaves all as it was.
+func (k *Kernel) changeRules(table string, d nftable.Delta) error {
+	b := rulesBatch{now: copied(k.rules[table])}
 	if b.commit(d); b.err != nil {
 		return b.err
 	}
-	r.k.rules[table] = b.now
-	r.k.generation++
+	k.rules[table] = b.now
+	k.generation++
 	return nil
 }
 
@@ -69,16 +74,9 @@ func (r Rules) Commit(_ context.Context, table string, d nftable.Delta, gen uint
 func (k *Kernel) MeddleRules(table, set string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	was, ok := k.rules[table].Sets[set]
-	if !ok {
-		return
+	if s, ok := k.rules[table].Sets[set]; ok {
+		_ = k.changeRules(table, nftable.Delta{Elems: []nftable.ElemDelta{{Set: s, Del: s.Sorted()}}}) // what is there can be taken out
 	}
-	now := copied(k.rules[table])
-	empty := *was
-	empty.Elems = map[nftable.Elem]struct{}{}
-	now.Sets[set] = &empty
-	k.rules[table] = now
-	k.generation++
 }
 
 // copied is a listing whose maps may be changed, but for the elements of its sets.

@@ -120,11 +120,15 @@ func (r *blockReader) owners(size int) {
 		owner, text, again := r.again()
 		if !again {
 			owner = r.owner()
-			text = fingerprint{size: r.at - from, sum: maphash.Bytes(r.before.seed, r.raw[from:r.at])}
+			text = r.fingerprint(from, r.at)
 		}
 		r.last = owner.Secondary
 		r.now.owners, r.now.texts = append(r.now.owners, owner), append(r.now.texts, text)
 	})
+}
+
+func (r *blockReader) fingerprint(from, to int) fingerprint {
+	return fingerprint{size: to - from, sum: maphash.Bytes(r.before.seed, r.raw[from:to])}
 }
 
 // goneAtOnce is how many owners may have left a block between two versions without those behind them being read anew. A transaction of the agent frees fewer.
@@ -139,7 +143,7 @@ func (r *blockReader) again() (owner Attributes, text fingerprint, ok bool) {
 			continue
 		}
 		if next.size != text.size {
-			next = fingerprint{size: text.size, sum: maphash.Bytes(r.before.seed, r.raw[r.at:r.at+text.size])}
+			next = r.fingerprint(r.at, r.at+text.size)
 		}
 		if next != text {
 			continue
@@ -153,13 +157,13 @@ func (r *blockReader) again() (owner Attributes, text fingerprint, ok bool) {
 }
 
 // ownerAttr is the key of an attribute, and what stands before its value.
-type ownerAttr struct{ key, head string }
+type ownerAttr struct{ key, name string }
 
 // ownerAttrs are nearly all that owners have, in order.
 func ownerAttrs() [5]ownerAttr {
 	return [...]ownerAttr{
-		{AttrNamespace, `"` + AttrNamespace + `":"`}, {AttrNode, `"` + AttrNode + `":"`}, {AttrPod, `"` + AttrPod + `":"`},
-		{AttrTimestamp, `"` + AttrTimestamp + `":"`}, {AttrType, `"` + AttrType + `":"`},
+		{AttrNamespace, `"` + AttrNamespace + `":`}, {AttrNode, `"` + AttrNode + `":`}, {AttrPod, `"` + AttrPod + `":`},
+		{AttrTimestamp, `"` + AttrTimestamp + `":`}, {AttrType, `"` + AttrType + `":`},
 	}
 }
 

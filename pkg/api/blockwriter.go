@@ -3,7 +3,6 @@ package api
 import (
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // appendUsual adds the block to the text, as encoding/json would write it; ok is false if it has to.
@@ -80,7 +79,7 @@ func (w *usualWriter) attributes(m map[string]string) {
 			continue
 		}
 		members++
-		f.next(strings.TrimSuffix(attr.head, `"`))
+		f.next(attr.name)
 		w.text(v)
 	}
 	w.raw(`}`)

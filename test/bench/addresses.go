@@ -159,7 +159,7 @@ func (b *addressBench) compare(ctx context.Context, t trial, nodes int) (do, und
 
 // compareBare measures with bare clients in place of agents.
 func (b *addressBench) compareBare(ctx context.Context, t trial) (do, undo comparison, err error) {
-	fleet, err := b.bareFleet(ctx, manyNodes)
+	fleet, err := b.bareFleet(ctx)
 	defer func() { err = errors.Join(err, fleet.stop()) }()
 	if err != nil {
 		return do, undo, err

@@ -38,10 +38,10 @@ type bareCall struct {
 }
 
 // bareFleet connects. The caller stops what is returned, with an error too.
-func (b *addressBench) bareFleet(ctx context.Context, clients int) (*bareFleet, error) {
+func (b *addressBench) bareFleet(ctx context.Context) (*bareFleet, error) {
 	ctx, end := context.WithCancel(ctx)
 	f := &bareFleet{end: end}
-	for n := range clients {
+	for n := range manyNodes {
 		c := &bareClient{bench: b, block: fmt.Sprintf("/bare/block/%d", n), come: make(chan bareCall, fleetCallers)}
 		var err error
 		if c.etcd, err = b.server.client(); err != nil {
@@ -140,7 +140,7 @@ func (c *bareClient) commit(ctx context.Context, calls []bareCall) {
 func (f *bareFleet) pair() pair {
 	do := func(i int, ops ...clientv3.Op) error {
 		call := bareCall{i: i, ops: ops, done: make(chan error, 1)}
-		f.clients[i%len(f.clients)].come <- call
+		f.clients[i%manyNodes].come <- call
 		return <-call.done
 	}
 	return pair{

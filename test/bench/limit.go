@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -53,7 +54,7 @@ func processorGroups(share float64) (root string, settings []groupSetting, err e
 	quota := int64(share * float64(period))
 	const mount = "/sys/fs/cgroup"
 	text, err := os.ReadFile(mount + "/cgroup.subtree_control")
-	if err == nil && strings.Contains(" "+strings.TrimSpace(string(text))+" ", " cpu ") {
+	if err == nil && slices.Contains(strings.Fields(string(text)), "cpu") {
 		return mount, []groupSetting{{"cpu.max", fmt.Sprintf("%d %d", quota, period)}}, nil
 	}
 	if _, err := os.Stat(mount + "/cpu/cgroup.procs"); err == nil {

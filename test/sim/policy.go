@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -73,21 +72,15 @@ func put[T api.Value](w *World, key string, o *T, keep bool) {
 	w.spawn(w.life, w.admin, func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, commandTime)
 		defer cancel()
-		var t store.Txn
-		is, err := store.Get[T](ctx, c, key)
-		switch {
-		case err != nil && !errors.Is(err, store.ErrNotFound):
-			return nil // he gives up
-		case keep:
-			t.Expect(key, is.Rev)
-			store.Put(&t, is, o)
-		case is.Exists():
-			t.Delete(key, is.Rev)
+		if keep {
+			_, _ = store.Mutate(ctx, c, key, func(v *T, _ bool) (bool, error) {
+				*v = *o
+				return true, nil
+			})
+		} else if is, err := store.Get[T](ctx, c, key); err == nil {
+			_ = remove(ctx, c, key, is.Rev)
 		}
-		if !t.Empty() {
-			_, _ = c.Commit(ctx, &t) // another operator may have been quicker
-		}
-		return nil
+		return nil // an operator who fails tries again, when it is drawn
 	})
 	w.still()
 }
@@ -180,8 +173,8 @@ func leads(m *nftable.Set, dev string) bool {
 	return false
 }
 
-// unpoliced says in what a host's table of policy is not what the datastore asks for.
-func (p *process) unpoliced(snap feed.Snapshot) error {
+// unpoliced says in what a host's table of policy is not what the datastore asks for, given the tunnels that it asks for.
+func (p *process) unpoliced(snap feed.Snapshot, t plan.Tunnels) error {
 	if p.guard == nil {
 		return nil
 	}
@@ -190,7 +183,7 @@ func (p *process) unpoliced(snap feed.Snapshot) error {
 		return err
 	}
 	host, _ := p.n.kernel.Host()
-	if d := nftable.Diff(have, agent.PolicyTable(p.n.name, snap, p.n.policySettings(snap, p.plan(snap).Tunnels), host)); !d.Empty() {
+	if d := nftable.Diff(have, agent.PolicyTable(p.n.name, snap, p.n.policySettings(snap, t), host)); !d.Empty() {
 		return fmt.Errorf("the table of policy differs: %+v", d)
 	}
 	return nil

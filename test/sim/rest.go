@@ -265,8 +265,9 @@ func (w *World) convergeOn(n *node) (want kernel.State, err error) {
 		if !ok {
 			return want, errors.New("it has no snapshot that it may act on, though nothing is wrong any more")
 		}
-		want = p.plan(snap).State
-		if err = errors.Join(p.failed, differs(n.kernel.State(), want), p.unpoliced(snap)); err == nil {
+		result := p.plan(snap)
+		want = result.State
+		if err = errors.Join(p.failed, differs(n.kernel.State(), want), p.unpoliced(snap, result.Tunnels)); err == nil {
 			return want, nil
 		}
 	}

@@ -150,11 +150,16 @@ const goes = 60
 // finds fails the test unless a spoilt world is found out, from the seed on that is given, by what is said, and by the same words when its seed is run again.
 func finds(t *testing.T, c Config, spoil func() Spoil, what ...string) {
 	t.Helper()
+	found := func(out Outcome) bool {
+		return out.Err != nil && slices.ContainsFunc(what, func(s string) bool { return strings.Contains(out.Err.Error(), s) })
+	}
 	for range goes {
 		c.Spoil = spoil()
-		out := play(t, c)
-		if out.Err != nil && slices.ContainsFunc(what, func(s string) bool { return strings.Contains(out.Err.Error(), s) }) {
-			out = twice(t, c, spoil)
+		if found(play(t, c)) {
+			out := twice(t, c, spoil)
+			if !found(out) {
+				t.Errorf("%v: found at first, by %q, and then otherwise: %v", c, what, out.Err)
+			}
 			t.Logf("%v, after %d operations: %v\n%s", c, out.Ops, out.Err, strings.Join(out.Trace[max(0, len(out.Trace)-8):], "\n"))
 			return
 		}
