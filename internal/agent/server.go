@@ -302,7 +302,7 @@ func (s *server) check(ctx context.Context, c net.Conn, conn *attach.Conn, req a
 // linked sends the first reply and waits for the plugin's second line.
 func (s *server) linked(c net.Conn, conn *attach.Conn, req attach.Request, reply attach.Reply) (linked attach.Linked, err error) {
 	_ = c.SetDeadline(time.Now().Add(turnTimeout))
-	if err := conn.Send(reply); err != nil {
+	if err := conn.Send(&reply); err != nil {
 		return linked, err
 	}
 	if err := fault.At(fault.AgentReplied); err != nil {
@@ -357,7 +357,7 @@ func respond(conn *attach.Conn, reply attach.Reply, err error) error {
 	if err != nil {
 		return refuse(conn, err)
 	}
-	return conn.Send(reply)
+	return conn.Send(&reply)
 }
 
 // refuse tells the plugin why, and returns the reason.
@@ -366,5 +366,5 @@ func refuse(conn *attach.Conn, err error) error {
 	if !errors.As(err, &e) {
 		e = &attach.Error{Code: attach.CodeInternal, Msg: err.Error()}
 	}
-	return errors.Join(err, conn.Send(attach.Reply{Error: e}))
+	return errors.Join(err, conn.Send(&attach.Reply{Error: e}))
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/kernel"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // counting hands out addresses in order and remembers what was asked.
@@ -117,7 +118,7 @@ func (r *rig) dial(t *testing.T) *attach.Conn {
 }
 
 // exchange sends one line and returns the answer.
-func exchange(t *testing.T, c *attach.Conn, line any) attach.Reply {
+func exchange(t *testing.T, c *attach.Conn, line members.Object) attach.Reply {
 	t.Helper()
 	if err := c.Send(line); err != nil {
 		t.Fatal(err)
@@ -156,7 +157,7 @@ func TestSocketOutlivesTheWantOfRoom(t *testing.T) {
 	go func() {
 		done <- s.serve(ctx, &cramped{l, []error{unix.EMFILE, os.NewSyscallError("accept4", unix.ENFILE), unix.ECONNABORTED}})
 	}()
-	exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Status})
+	exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Status})
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("serve: %v", err)
@@ -173,12 +174,12 @@ func TestSocketOutlivesTheWantOfRoom(t *testing.T) {
 func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 	r := serveTest(t)
 	c := r.dial(t)
-	reply := exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, HostIf: "cali1", MAC: "0a:00:00:00:00:01"})
+	reply := exchange(t, c, &attach.Request{Version: attach.Version, Verb: attach.Add, HostIf: "cali1", MAC: "0a:00:00:00:00:01"})
 	want := attach.Reply{Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, MAC: "0a:00:00:00:00:01"}
 	if d := cmp.Diff(want, reply, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Fatalf("first reply: %s", d)
 	}
-	if err := c.Send(attach.Linked{HostIf: "cali1", Index: 12}); err != nil {
+	if err := c.Send(&attach.Linked{HostIf: "cali1", Index: 12}); err != nil {
 		t.Fatal(err)
 	}
 	second := make(chan attach.Reply)
@@ -212,12 +213,12 @@ func TestAddReturnsOnlyOnceTheRouteIsInTheKernel(t *testing.T) {
 func TestFailureReachesThePluginWithItsCode(t *testing.T) {
 	r := serveTest(t)
 	r.handler.fail = &attach.Error{Code: attach.CodeNoAddress, Msg: "no address", Details: "add a pool"}
-	reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Add})
+	reply := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Add})
 	if reply.Error == nil || reply.Error.Code != attach.CodeNoAddress || reply.Error.Details != "add a pool" {
 		t.Errorf("reply: %+v", reply)
 	}
 	r.handler.fail = errors.New("boom")
-	reply = exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"})
+	reply = exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"})
 	if reply.Error == nil || reply.Error.Code != attach.CodeInternal || reply.Error.Msg != "boom" {
 		t.Errorf("reply: %+v", reply)
 	}
@@ -236,16 +237,16 @@ func TestDelNeverOvertakesTheAddOfAPluginThatWasKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := attach.NewConn(add).Send(attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c1"}); err != nil {
+	if err := attach.NewConn(add).Send(&attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c1"}); err != nil {
 		t.Fatal(err)
 	}
 	<-r.handler.adding
 	_ = add.Close()
 	del := r.dial(t)
-	if err := del.Send(attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c1"}); err != nil {
+	if err := del.Send(&attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c1"}); err != nil {
 		t.Fatal(err)
 	}
-	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c2"}); reply.Error != nil {
+	if reply := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c2"}); reply.Error != nil {
 		t.Errorf("DEL of another container: %v", reply.Error)
 	}
 	if r.handler.del("c1") {
@@ -266,8 +267,8 @@ func TestCheckNamesTheRoutesThatAreMissing(t *testing.T) {
 	}, kernel.Ownership{}, nil)
 	ask := func(addrs ...netip.Addr) attach.Reply {
 		c := r.dial(t)
-		exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Check, Addrs: addrs})
-		return exchange(t, c, attach.Linked{HostIf: "cali1", Index: 12})
+		exchange(t, c, &attach.Request{Version: attach.Version, Verb: attach.Check, Addrs: addrs})
+		return exchange(t, c, &attach.Linked{HostIf: "cali1", Index: 12})
 	}
 	if reply := ask(a); reply.Error != nil {
 		t.Errorf("routes that are there: %v", reply.Error)
@@ -279,29 +280,37 @@ func TestCheckNamesTheRoutesThatAreMissing(t *testing.T) {
 
 func TestGCListsAndFreesInTwoCommands(t *testing.T) {
 	r := serveTest(t)
-	listed := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.GC})
+	listed := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.GC})
 	if len(listed.Stale) != 1 || listed.Error != nil {
 		t.Fatalf("GC: %+v", listed)
 	}
 	if r.handler.del("old") {
 		t.Error("GC alone has freed something")
 	}
-	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Free, Stale: listed.Stale}); reply.Error != nil || !r.handler.del("old") {
+	if reply := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Free, Stale: listed.Stale}); reply.Error != nil || !r.handler.del("old") {
 		t.Errorf("Free: %+v", reply)
 	}
+}
+
+// nonsense is an object, and no request.
+type nonsense struct{}
+
+func (nonsense) Members() []members.Member {
+	version := "first"
+	return []members.Member{{Name: "version", Value: &version}}
 }
 
 func TestNonsenseIsRefusedAndServingGoesOn(t *testing.T) {
 	r := serveTest(t)
 	for _, req := range []attach.Request{{Version: 99, Verb: attach.Add}, {Version: attach.Version, Verb: "dance"}} {
-		if reply := exchange(t, r.dial(t), req); reply.Error == nil || reply.Error.Code != attach.CodeBadConfig {
+		if reply := exchange(t, r.dial(t), &req); reply.Error == nil || reply.Error.Code != attach.CodeBadConfig {
 			t.Errorf("%+v: reply %+v", req, reply)
 		}
 	}
-	if err := r.dial(t).Send("not a request"); err != nil {
+	if err := r.dial(t).Send(nonsense{}); err != nil {
 		t.Fatal(err)
 	}
-	if reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"}); reply.Error != nil {
+	if reply := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Del, ContainerID: "c"}); reply.Error != nil {
 		t.Errorf("reply: %+v", reply)
 	}
 }
@@ -332,11 +341,11 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 func TestPluginMayBoundTheWaitForTheKernel(t *testing.T) {
 	r := serveTest(t)
 	c := r.dial(t)
-	if reply := exchange(t, c, attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c"}); reply.Error != nil {
+	if reply := exchange(t, c, &attach.Request{Version: attach.Version, Verb: attach.Add, ContainerID: "c"}); reply.Error != nil {
 		t.Fatal(reply.Error)
 	}
 	began := time.Now()
-	reply := exchange(t, c, attach.Linked{HostIf: "cali1", Index: 7, Wait: 1}) // which nobody programs
+	reply := exchange(t, c, &attach.Linked{HostIf: "cali1", Index: 7, Wait: 1}) // which nobody programs
 	if reply.Error == nil || reply.Error.Code != attach.CodeTryAgain || time.Since(began) > programTimeout/2 {
 		t.Errorf("after %v: %+v, want code 11 after a second", time.Since(began), reply.Error)
 	}
@@ -346,7 +355,7 @@ func TestAgentSaysItsProblemsAsLongAsTheyAreThere(t *testing.T) {
 	r := serveTest(t)
 	r.agent.version, r.agent.node, r.agent.log = "v1", "node-1", slog.New(slog.DiscardHandler)
 	ask := func() attach.Agent {
-		reply := exchange(t, r.dial(t), attach.Request{Version: attach.Version, Verb: attach.Report})
+		reply := exchange(t, r.dial(t), &attach.Request{Version: attach.Version, Verb: attach.Report})
 		if reply.Error != nil || reply.Agent == nil {
 			t.Fatalf("answer %+v", reply)
 		}

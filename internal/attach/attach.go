@@ -65,6 +65,11 @@ type Pod struct {
 	UID       string `json:"uid,omitempty"`
 }
 
+// Members lists the pod's members.
+func (p *Pod) Members() []members.Member {
+	return []members.Member{{Name: "namespace", Value: &p.Namespace}, {Name: "name", Value: &p.Name}, {Name: "uid", Value: &p.UID}}
+}
+
 // Request is the plugin's opening line. It is also what the plugin hands to the executable module, inside its netconf.
 type Request struct {
 	Version     int    `json:"version"`
@@ -151,6 +156,11 @@ type Linked struct {
 	Wait   int    `json:"wait,omitempty"` // seconds that the agent may take; 0: as it sees fit
 }
 
+// Members lists the line's members.
+func (l *Linked) Members() []members.Member {
+	return []members.Member{{Name: "hostIf", Value: &l.HostIf, Empty: true}, {Name: "index", Value: &l.Index, Empty: true}, {Name: "wait", Value: &l.Wait}}
+}
+
 // Reply is the agent's answer to either line. Error nil means success.
 type Reply struct {
 	Error *Error       `json:"error,omitempty"`
@@ -172,12 +182,6 @@ func (r *Reply) Members() []members.Member {
 		{Name: "peers", Value: &r.Peers}, {Name: "agent", Value: &r.Agent}, {Name: "ranges", Value: &r.Ranges}, {Name: "paths", Value: &r.Paths},
 	}
 }
-
-// MarshalJSON writes the reply as its tags say.
-func (r Reply) MarshalJSON() ([]byte, error) { return members.Encode(r.Members()) }
-
-// UnmarshalJSON reads the reply as its tags say.
-func (r *Reply) UnmarshalJSON(data []byte) error { return members.Decode(data, r.Members()) }
 
 // Agent is what an agent says of itself.
 type Agent struct {
@@ -253,7 +257,7 @@ const (
 )
 
 // ErrTooLong says that a message is longer than either end reads.
-var ErrTooLong = fmt.Errorf("longer than %d bytes", maxLine)
+var ErrTooLong = errors.New("longer than 1048576 bytes")
 
 // maxLine bounds what either end reads: labels and annotations of one pod fit well.
 const maxLine = 1 << 20
@@ -268,8 +272,8 @@ type Conn struct {
 func NewConn(rw io.ReadWriter) *Conn { return &Conn{r: bufio.NewReader(rw), w: rw} }
 
 // Send writes one message. One that the peer would not read is ErrTooLong, and nothing is sent.
-func (c *Conn) Send(v any) error {
-	b, err := json.Marshal(v)
+func (c *Conn) Send(v members.Object) error {
+	b, err := members.Encode(v.Members())
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
 	}
@@ -283,7 +287,7 @@ func (c *Conn) Send(v any) error {
 }
 
 // Receive reads one message into v. It returns io.EOF when the peer closed between messages.
-func (c *Conn) Receive(v any) error {
+func (c *Conn) Receive(v members.Object) error {
 	var line []byte
 	for {
 		part, err := c.r.ReadSlice('\n')
@@ -304,14 +308,14 @@ func (c *Conn) Receive(v any) error {
 			return fmt.Errorf("receive message: %w", ErrTooLong)
 		}
 	}
-	if err := json.Unmarshal(line, v); err != nil {
+	if err := members.Decode(line, v.Members()); err != nil {
 		return fmt.Errorf("decode message: %w", err)
 	}
 	return nil
 }
 
 // Ask sends one message and returns the peer's answer. An answer that is a failure is returned as the *Error it holds.
-func (c *Conn) Ask(v any) (Reply, error) {
+func (c *Conn) Ask(v members.Object) (Reply, error) {
 	if err := c.Send(v); err != nil {
 		return Reply{}, err
 	}

@@ -3,6 +3,7 @@ package attach
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -24,7 +25,7 @@ type wire struct {
 func (w *wire) Write(b []byte) (int, error) { return w.told.Write(b) }
 
 func TestMembersAreThoseOfTheTags(t *testing.T) {
-	for _, o := range []members.Object{&Request{}, &Reply{}} {
+	for _, o := range []members.Object{&Request{}, &Reply{}, &Pod{}, &Linked{}} {
 		if want, got := members.Tagged(o), o.Members(); !slices.Equal(got, want) {
 			t.Errorf("%T: %v, want as by its tags %v", o, got, want)
 		}
@@ -33,7 +34,7 @@ func TestMembersAreThoseOfTheTags(t *testing.T) {
 
 func TestAskReturnsTheAnswer(t *testing.T) {
 	w := &wire{Reader: strings.NewReader(`{"addrs":["10.0.0.1","fd00::1"],"mac":"02:00:00:00:00:01"}` + "\n")}
-	got, err := NewConn(w).Ask(Linked{HostIf: "cali1", Index: 7})
+	got, err := NewConn(w).Ask(&Linked{HostIf: "cali1", Index: 7})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,7 @@ func TestAskReturnsTheAnswer(t *testing.T) {
 
 func TestAskReturnsARefusalAsError(t *testing.T) {
 	w := &wire{Reader: strings.NewReader(`{"error":{"code":101,"msg":"pools are full","details":"add a pool"}}` + "\n")}
-	_, err := NewConn(w).Ask(Request{})
+	_, err := NewConn(w).Ask(&Request{})
 	var told *Error
 	if !errors.As(err, &told) || told.Code != CodeNoAddress || err.Error() != "pools are full: add a pool" {
 		t.Errorf("got %v", err)
@@ -61,7 +62,7 @@ func TestReceiveRefusesWhatIsNoMessage(t *testing.T) {
 		{"half a line", `{"mac":`, "receive message"},
 		{"no JSON", "hello\n", "decode message"},
 		{"wrong type", `{"addrs":7}` + "\n", "decode message"},
-		{"endless line", strings.Repeat("x", 2*maxLine), "longer than"},
+		{"endless line", strings.Repeat("x", 2*maxLine), fmt.Sprintf("longer than %d bytes", maxLine)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r Reply
@@ -98,7 +99,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		var buf bytes.Buffer
 		var again Request
-		if err := NewConn(&buf).Send(req); err != nil {
+		if err := NewConn(&buf).Send(&req); err != nil {
 			t.Fatalf("send what was received: %v", err)
 		}
 		if err := NewConn(&buf).Receive(&again); err != nil {

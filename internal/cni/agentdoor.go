@@ -13,6 +13,7 @@ import (
 
 	"github.com/muslin-cni/muslin/internal/attach"
 	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // agentDoor is the agent's socket. One connection serves one command.
@@ -51,7 +52,7 @@ func (d *agentDoor) register(ctx context.Context, req attach.Request) answer {
 	if len(req.ReadinessGates) > 0 {
 		turn += attach.ReadinessTimeout
 	}
-	return d.send(ctx, turn, "register pod with the agent", req)
+	return d.send(ctx, turn, "register pod with the agent", &req)
 }
 
 func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
@@ -59,7 +60,7 @@ func (d *agentDoor) finish(ctx context.Context, w hostside.Workload) error {
 	if d.wait > 0 {
 		turn = d.wait + agentGrace
 	}
-	linked := attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index, Wait: int(d.wait / time.Second)}
+	linked := &attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index, Wait: int(d.wait / time.Second)}
 	_, err := d.ask(ctx, turn, "wait for the agent to program the pod's routes and policy", linked)
 	return err
 }
@@ -74,7 +75,7 @@ func (d *agentDoor) query(ctx context.Context, req attach.Request) (attach.Reply
 }
 
 func (d *agentDoor) confirm(ctx context.Context, w hostside.Workload) error {
-	_, err := d.ask(ctx, d.turn, "ask the agent for the pod's routes and policy", attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
+	_, err := d.ask(ctx, d.turn, "ask the agent for the pod's routes and policy", &attach.Linked{HostIf: w.Dev.Name, Index: w.Dev.Index})
 	return err
 }
 
@@ -87,7 +88,7 @@ func (d *agentDoor) anew(ctx context.Context, stage string, req attach.Request) 
 			return attach.Reply{}, failure(attach.CodeTryAgain, err, "start the agent on this node, or call again")
 		}
 	}
-	return d.ask(ctx, d.turn, stage, req)
+	return d.ask(ctx, d.turn, stage, &req)
 }
 
 func (d *agentDoor) close() { d.conn.Close() }
@@ -96,12 +97,12 @@ func (d *agentDoor) close() { d.conn.Close() }
 const agentGrace = 2 * time.Second
 
 // ask sends one message and waits for the answer until the turn or ctx ends.
-func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, msg any) (attach.Reply, error) {
+func (d *agentDoor) ask(ctx context.Context, turn time.Duration, stage string, msg members.Object) (attach.Reply, error) {
 	return d.send(ctx, turn, stage, msg)()
 }
 
 // send sends one message. The answer is waited for until the turn, which begins now, or ctx ends.
-func (d *agentDoor) send(ctx context.Context, turn time.Duration, stage string, msg any) answer {
+func (d *agentDoor) send(ctx context.Context, turn time.Duration, stage string, msg members.Object) answer {
 	d.used = true
 	begun := time.Now()
 	until := begun.Add(turn)

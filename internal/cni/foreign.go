@@ -107,7 +107,7 @@ func podRanges(ctx context.Context) ([]netip.Prefix, error) {
 		return nil, failure(attach.CodeTryAgain, fmt.Errorf("read the node's pod CIDR: %w", err), "start the agent on this node: it knows which range Kubernetes has given to the node")
 	}
 	defer d.close()
-	reply, err := d.ask(ctx, rangesTurn, "read the node's pod CIDR", attach.Request{Version: attach.Version, Verb: attach.Ranges})
+	reply, err := d.ask(ctx, rangesTurn, "read the node's pod CIDR", &attach.Request{Version: attach.Version, Verb: attach.Ranges})
 	return reply.Ranges, err
 }
 

@@ -301,7 +301,7 @@ func (a *fakeAgent) answer(ctx context.Context, c *attach.Conn) {
 	case req.Verb == attach.Add && a.hangUp:
 		return
 	}
-	if c.Send(reply) != nil || req.Verb != attach.Add && req.Verb != attach.Check || reply.Error != nil {
+	if c.Send(&reply) != nil || req.Verb != attach.Add && req.Verb != attach.Check || reply.Error != nil {
 		return
 	}
 	var linked attach.Linked
@@ -316,7 +316,7 @@ func (a *fakeAgent) answer(ctx context.Context, c *attach.Conn) {
 	if a.onLinked != nil {
 		second.Error = a.onLinked(linked)
 	}
-	_ = c.Send(second)
+	_ = c.Send(&second)
 }
 
 func (a *fakeAgent) handle(req attach.Request) attach.Reply {

@@ -16,6 +16,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // Config is the part of a network configuration that concerns the log.
@@ -25,6 +27,15 @@ type Config struct {
 	MaxSize  int    `json:"log_file_max_size"`  // MB, at which the file is moved aside; 0: 100
 	MaxAge   int    `json:"log_file_max_age"`   // days, after which a file that was moved aside is removed; 0: 30
 	MaxCount int    `json:"log_file_max_count"` // of files that were moved aside; 0: 10
+}
+
+// Members lists the part's keys.
+func (c *Config) Members() []members.Member {
+	return []members.Member{
+		{Name: "log_level", Value: &c.Level, Empty: true}, {Name: "log_file_path", Value: &c.Path, Empty: true},
+		{Name: "log_file_max_size", Value: &c.MaxSize, Empty: true}, {Name: "log_file_max_age", Value: &c.MaxAge, Empty: true},
+		{Name: "log_file_max_count", Value: &c.MaxCount, Empty: true},
+	}
 }
 
 // What 0 stands for in a Config.

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -139,8 +140,8 @@ type Runtime struct {
 
 // Members lists the module's keys.
 func (m *Module) Members() []members.Member {
-	e, n, l := &m.Etcd, &m.Node, &m.Log
-	return []members.Member{
+	e, n := &m.Etcd, &m.Node
+	return slices.Concat([]members.Member{
 		{Name: "cniVersion", Value: &m.CNIVersion, Empty: true}, {Name: "name", Value: &m.Name, Empty: true}, {Name: "type", Value: &m.Type, Empty: true},
 		{Name: "datastore_type", Value: &m.Datastore, Empty: true},
 		{Name: "etcd_endpoints", Value: &e.EtcdEndpoints, Empty: true}, {Name: "etcd_discovery_srv", Value: &e.EtcdDiscoverySRV, Empty: true},
@@ -149,12 +150,10 @@ func (m *Module) Members() []members.Member {
 		{Name: "etcd_authority", Value: &e.EtcdAuthority, Empty: true}, {Name: "etcd_scheme", Value: &e.EtcdScheme, Empty: true},
 		{Name: "nodename", Value: &n.Nodename, Empty: true}, {Name: "nodename_file", Value: &n.NodenameFile, Empty: true},
 		{Name: "nodename_file_optional", Value: &n.NodenameFileOptional, Empty: true}, {Name: "hostname", Value: &n.Hostname, Empty: true},
-		{Name: "log_level", Value: &l.Level, Empty: true}, {Name: "log_file_path", Value: &l.Path, Empty: true},
-		{Name: "log_file_max_size", Value: &l.MaxSize, Empty: true}, {Name: "log_file_max_age", Value: &l.MaxAge, Empty: true},
-		{Name: "log_file_max_count", Value: &l.MaxCount, Empty: true},
+	}, m.Log.Members(), []members.Member{
 		{Name: "ipam", Value: &m.IPAM, Empty: true}, {Name: "policy", Value: &m.Policy, Empty: true}, {Name: "kubernetes", Value: &m.Kubernetes, Empty: true},
 		{Name: "muslin", Value: &m.Muslin, Empty: true},
-	}
+	})
 }
 
 // Members lists the section's keys.
@@ -199,7 +198,7 @@ func ParseModule(stdin []byte) (Module, error) {
 // LogOf reads the part that concerns the log, as far as it can be read: a mistake there is no reason to do nothing.
 func LogOf(stdin []byte) Log {
 	var l Log
-	_ = json.Unmarshal(stdin, &l) // what was read until the mistake counts
+	_ = members.Decode(stdin, l.Members()) // what was read until the mistake counts
 	return l
 }
 

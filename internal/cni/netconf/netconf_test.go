@@ -86,7 +86,7 @@ func TestParseAcceptsConfigurationsInUse(t *testing.T) {
 }
 
 func TestMembersAreThoseOfTheTags(t *testing.T) {
-	for _, o := range []members.Object{&Conf{}, &Module{}, &IPAM{}} {
+	for _, o := range []members.Object{&Conf{}, &Module{}, &IPAM{}, &Log{}, &chained{}} {
 		if want, got := members.Tagged(o), o.Members(); !slices.Equal(got, want) {
 			t.Errorf("%T: %v, want as by its tags %v", o, got, want)
 		}

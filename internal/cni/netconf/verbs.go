@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // PrevResult reads the result that CHECK is to hold the container to (CNI specification 1.1, "CHECK"). One that is missing is an
@@ -26,12 +27,20 @@ func PrevResult(stdin []byte) (*types100.Result, error) {
 	return out, err
 }
 
+// chained is what a configuration says of plugins that were called before.
+type chained struct {
+	CNIVersion string          `json:"cniVersion"`
+	PrevResult json.RawMessage `json:"prevResult"`
+}
+
+// Members lists the part's keys.
+func (c *chained) Members() []members.Member {
+	return []members.Member{{Name: "cniVersion", Value: &c.CNIVersion, Empty: true}, {Name: "prevResult", Value: &c.PrevResult, Empty: true}}
+}
+
 // Chained reads the result of the plugins that the runtime called before ours; nil if there were none. Errors are *attach.Error.
 func Chained(stdin []byte) (*types100.Result, error) {
-	var conf struct {
-		CNIVersion string          `json:"cniVersion"`
-		PrevResult json.RawMessage `json:"prevResult"`
-	}
+	var conf chained
 	if err := decode(stdin, &conf); err != nil {
 		return nil, err
 	}

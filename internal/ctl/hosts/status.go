@@ -95,7 +95,7 @@ func askAgent(ctx context.Context, socket string, verb attach.Verb) (attach.Repl
 	if err := c.SetDeadline(deadline); err != nil {
 		return attach.Reply{}, err
 	}
-	return attach.NewConn(c).Ask(attach.Request{Version: attach.Version, Verb: verb})
+	return attach.NewConn(c).Ask(&attach.Request{Version: attach.Version, Verb: verb})
 }
 
 // absent says why nobody answers.

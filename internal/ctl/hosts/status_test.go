@@ -60,7 +60,7 @@ func agentFor(t *testing.T, verb attach.Verb, reply attach.Reply) string {
 			conn := attach.NewConn(c)
 			var req attach.Request
 			if conn.Receive(&req) == nil && req.Verb == verb && req.Version == attach.Version {
-				_ = conn.Send(reply) // the test sees what is missing
+				_ = conn.Send(&reply) // the test sees what is missing
 			}
 			_ = c.Close()
 		}
