@@ -46,3 +46,9 @@ func deep(n int) byte {
 	}
 	return frame[0]
 }
+
+func TestProgramSamplesNoAllocations(t *testing.T) {
+	if runtime.MemProfileRate != 0 {
+		t.Errorf("one in %d bytes", runtime.MemProfileRate)
+	}
+}
