@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"time"
 
@@ -20,26 +19,42 @@ import (
 type agentDoor struct {
 	turn time.Duration // for each answer
 	wait time.Duration // for the host's side, if the configuration says; 0: the agent knows
-	conn net.Conn
+	conn conn
 	msgs *attach.Conn
 	used bool // the connection has had its command
 }
 
-// dialAgent connects to the agent.
-func dialAgent(ctx context.Context, turn time.Duration) (*agentDoor, error) {
-	d := &agentDoor{turn: turn}
-	return d, d.dial(ctx)
+// conn is a connection, apart from what goes over it.
+type conn interface {
+	SetDeadline(time.Time) error
+	Close() error
 }
 
-func (d *agentDoor) dial(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, d.turn)
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", attach.Socket)
+// dialAgent connects to the agent.
+func dialAgent(turn time.Duration) (*agentDoor, error) {
+	d := &agentDoor{turn: turn}
+	return d, d.dial()
+}
+
+func (d *agentDoor) dial() error {
+	conn, err := connect(attach.Socket)
 	if err != nil {
-		return fmt.Errorf("connect to the agent: %w", err)
+		return fmt.Errorf("connect to the agent at %s: %w", attach.Socket, err)
 	}
 	d.conn, d.msgs, d.used = conn, attach.NewConn(conn), false
 	return nil
+}
+
+// connect connects to a unix socket, at once or not at all: package net has more to find out about connections than there is to do for this one.
+func connect(path string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), path), nil // that it does not block says that it has deadlines
 }
 
 // noAgent reports whether a failed dial means that nobody listens.
@@ -84,7 +99,7 @@ func (d *agentDoor) confirm(ctx context.Context, w hostside.Workload) error {
 func (d *agentDoor) anew(ctx context.Context, stage string, req attach.Request) (attach.Reply, error) {
 	if d.used {
 		d.close()
-		if err := d.dial(ctx); err != nil {
+		if err := d.dial(); err != nil {
 			return attach.Reply{}, failure(attach.CodeTryAgain, err, "start the agent on this node, or call again")
 		}
 	}

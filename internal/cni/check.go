@@ -52,7 +52,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	if conf.ForeignIPAM() {
 		req.Addrs = want.addrs
 	}
-	door, err := p.open(ctx, &conf, req, args, nil)
+	door, err := p.open(&conf, req, args, nil)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (p *Plugin) add(args *skel.CmdArgs, log *slog.Logger) error {
 	if err := fault.At(fault.PluginAddLocked); err != nil {
 		return err
 	}
-	a.door, err = p.open(ctx, &a.conf, a.req, args, lock)
+	a.door, err = p.open(&a.conf, a.req, args, lock)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (p *Plugin) del(args *skel.CmdArgs, log *slog.Logger) error {
 	if err := fault.At(fault.PluginDelUnlinked); err != nil {
 		return err
 	}
-	door, err := p.open(ctx, &conf, req, args, lock)
+	door, err := p.open(&conf, req, args, lock)
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,8 @@ type answer func() (attach.Reply, error)
 
 // open chooses the door. Only an agent that cannot be connected to is passed by; once a request has been sent, its door stays. The
 // module holds lock too, nil for none: should it outlive this process, no later command overtakes it.
-func (p *Plugin) open(ctx context.Context, conf *netconf.Conf, req attach.Request, args *skel.CmdArgs, lock *attachlock.Lock) (door, error) {
-	agent, err := dialAgent(ctx, p.Limits.Turn)
+func (p *Plugin) open(conf *netconf.Conf, req attach.Request, args *skel.CmdArgs, lock *attachlock.Lock) (door, error) {
+	agent, err := dialAgent(p.Limits.Turn)
 	if err == nil {
 		agent.wait = time.Duration(conf.PolicyTimeout) * time.Second
 		return agent, nil

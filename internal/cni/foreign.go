@@ -102,7 +102,7 @@ const rangesTurn = 10 * time.Second
 
 // podRanges asks the agent, on a connection of its own.
 func podRanges(ctx context.Context) ([]netip.Prefix, error) {
-	d, err := dialAgent(ctx, rangesTurn)
+	d, err := dialAgent(rangesTurn)
 	if err != nil {
 		return nil, failure(attach.CodeTryAgain, fmt.Errorf("read the node's pod CIDR: %w", err), "start the agent on this node: it knows which range Kubernetes has given to the node")
 	}

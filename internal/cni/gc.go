@@ -42,7 +42,7 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return failure(attach.CodeIO, err, "")
 	}
-	door, err := p.open(ctx, &conf, req, args, nil)
+	door, err := p.open(&conf, req, args, nil)
 	if err != nil {
 		return err
 	}

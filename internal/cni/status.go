@@ -32,7 +32,7 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), moduleStatusTimeout)
 	defer cancel()
-	agent, err := dialAgent(ctx, statusTimeout)
+	agent, err := dialAgent(statusTimeout)
 	if err == nil {
 		defer agent.close()
 		if _, err := agent.anew(ctx, "ask the agent whether pods can be attached", attach.Request{Version: attach.Version, Verb: attach.Status}); err != nil {
