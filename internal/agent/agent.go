@@ -232,6 +232,7 @@ func (a *Agent) work(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return tidy(ctx, a.log) })
 	g.Go(func() error { return spareProcessors(ctx, a.env) })
+	g.Go(func() error { return spareCollections(ctx, a.env) })
 	g.Go(func() error { return a.servePlugins(ctx) })
 	g.Go(func() error { return a.newAudit().run(ctx, a.isUp) })
 	g.Go(func() error {

@@ -63,8 +63,11 @@ func (w *waste) due(now time.Time, allocated uint64) bool {
 }
 
 // allocated is how much this process has allocated since its start, in bytes.
-func allocated() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+func allocated() uint64 { return measured("/gc/heap/allocs:bytes") }
+
+// measured is a number that the runtime keeps of itself (runtime/metrics).
+func measured(name string) uint64 {
+	s := []metrics.Sample{{Name: name}}
 	metrics.Read(s)
 	return s[0].Value.Uint64()
 }
