@@ -20,12 +20,12 @@ const binEnv = "MUSLIN_TEST_BIN"
 // hurried is the name under which this test program is the plugin with short limits.
 const hurried = "muslin-hurried"
 
-// lost is the name under which this test program enters the network namespace of its argument, and cannot find back.
+// lost is the name under which this test program enters the network namespace of its first argument, in the way of its second, and cannot find back.
 const lost = "muslin-lost"
 
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == lost {
-		fmt.Println("it went on:", loseWay(os.Args[1]))
+		fmt.Println("it went on:", loseWay(os.Args[1], os.Args[2]))
 		return
 	}
 	if filepath.Base(os.Args[0]) == hurried {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"syscall"
+	"unsafe"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -91,6 +93,37 @@ func (n *netns) fd() int { return int(n.file.Fd()) }
 func (n *netns) close() { // they were only held open
 	_ = n.file.Close()
 	_ = n.host.Close()
+}
+
+// socket opens a socket for rtnetlink(7) inside the namespace.
+func (n *netns) socket() (int, error) {
+	fd, failed, lost := socketIn(uintptr(n.fd()), n.host.Fd())
+	if lost != 0 {
+		stranded(fmt.Errorf("return from network namespace %s to the host's: %w", n.file.Name(), lost))
+	}
+	if failed != 0 {
+		return -1, fmt.Errorf("open netlink socket in network namespace %s: %w", n.file.Name(), failed)
+	}
+	return int(fd), nil
+}
+
+// socketIn opens a socket for rtnetlink(7) in one network namespace and goes back to the other. lost is the error if there is no way back.
+//
+// What is done in another namespace must be done on one thread, and runtime.LockOSThread starts a second one each time that it is used first: a tenth of what a plugin does
+// by itself. Here nothing can take the thread away in between. The runtime does that where a function looks whether its stack is large enough, and this one does not; where a system call
+// tells it that it may take long, and raw ones do not; and by a signal, of which none gets through. A process is forked by the same means (forkAndExecInChild in package syscall).
+//
+//go:nosplit
+//go:norace
+func socketIn(there, back uintptr) (fd uintptr, failed, lost syscall.Errno) {
+	all, before := ^uint64(0), uint64(0) // sets of signals, as the kernel has them
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&before)), unsafe.Sizeof(all), 0, 0)
+	if _, _, failed = syscall.RawSyscall(unix.SYS_SETNS, there, unix.CLONE_NEWNET, 0); failed == 0 {
+		fd, _, failed = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		_, _, lost = syscall.RawSyscall(unix.SYS_SETNS, back, unix.CLONE_NEWNET, 0)
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&before)), 0, unsafe.Sizeof(before), 0, 0)
+	return fd, failed, lost
 }
 
 // visit calls f inside the namespace, on the calling thread. What f opens there stays open; f must not wait for other goroutines. (A goroutine with a thread of its own, which is never

@@ -1,22 +1,29 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/attach"
 )
 
-// loseWay visits a network namespace and returns to none.
-func loseWay(path string) error {
+// loseWay visits a network namespace in one of the ways that there are, and returns to none.
+func loseWay(path, way string) error {
 	ns, err := openNetns(path)
 	if err != nil {
 		return err
@@ -26,20 +33,146 @@ func loseWay(path string) error {
 	if ns.host, err = os.Open(os.DevNull); err != nil {
 		return err
 	}
+	if way == "socket" {
+		_, err = ns.socket()
+		return err
+	}
 	return ns.visit(func() error { return nil })
 }
 
 // TestWhoCannotReturnFromThePodEnds has a process fail to come back from a pod's network namespace: it does nothing more, and says why.
 func TestWhoCannotReturnFromThePodEnds(t *testing.T) {
 	p := newPod(t, "c1", "")
-	out, err := exec.Command(filepath.Join(os.Getenv(binEnv), lost), p.Path()).Output()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("it ended with %v, want exit code 1", err)
+	for _, way := range []string{"visit", "socket"} {
+		out, err := exec.Command(filepath.Join(os.Getenv(binEnv), lost), p.Path(), way).Output()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Errorf("%s: it ended with %v, want exit code 1", way, err)
+		}
+		var told types.Error
+		if err := json.Unmarshal(out, &told); err != nil || told.Code != attach.CodeKernel || !strings.Contains(told.Msg, "return from network namespace "+p.Path()) {
+			t.Errorf("%s: it said %s", way, out)
+		}
 	}
-	var told types.Error
-	if err := json.Unmarshal(out, &told); err != nil || told.Code != attach.CodeKernel || !strings.Contains(told.Msg, "return from network namespace "+p.Path()) {
-		t.Errorf("it said %s", out)
+}
+
+// TestSocketIsOpenedInsideAndNoThreadStaysThere opens sockets from many goroutines, while the runtime has every reason to take threads away from them.
+func TestSocketIsOpenedInsideAndNoThreadStaysThere(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
+	p := newPod(t, "c1", "")
+	ns, err := openNetns(p.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.close()
+	for deadline := time.Now().Add(10 * time.Second); threadsIn(t, ns) > 0; { // that made it, and are about to end
+		if time.Now().After(deadline) {
+			t.Fatal("there are threads in the pod's namespace")
+		}
+		runtime.Gosched()
+	}
+	var g errgroup.Group
+	ctx, stop := context.WithCancel(t.Context())
+	disturbers := disturb(ctx)
+	for range 8 {
+		g.Go(func() error {
+			for range 1000 {
+				if err := socketOf(ns); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if n := threadsIn(t, ns); n > 0 {
+		t.Errorf("%d threads of this process are in the pod's namespace", n)
+	}
+	stop()
+	disturbers.Wait()
+}
+
+// disturb collects garbage and keeps processors busy until ctx ends.
+func disturb(ctx context.Context) *sync.WaitGroup {
+	var g sync.WaitGroup
+	g.Go(func() {
+		for ctx.Err() == nil {
+			runtime.GC()
+		}
+	})
+	for range 8 {
+		g.Go(func() {
+			for ctx.Err() == nil {
+				runtime.Gosched()
+			}
+		})
+	}
+	return &g
+}
+
+// socketOf opens a socket in a namespace and looks where it is.
+func socketOf(ns *netns) error {
+	fd, err := ns.socket()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	in, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return err
+	}
+	there := os.NewFile(uintptr(in), "the socket's namespace")
+	defer func() { _ = there.Close() }()
+	have, err := there.Stat()
+	if err != nil {
+		return err
+	}
+	want, err := ns.file.Stat()
+	if err == nil && !os.SameFile(have, want) {
+		err = errors.New("a socket is in another namespace")
+	}
+	return err
+}
+
+// threadsIn counts this process's threads that are in a namespace. The first one does not count: it cannot end, and stays where the test that used it for a namespace left it.
+func threadsIn(t *testing.T, ns *netns) (n int) {
+	t.Helper()
+	want, err := ns.file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := fmt.Sprintf("/proc/self/task/%d/ns/net", os.Getpid())
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("list threads: %v, %v", threads, err)
+	}
+	for _, path := range threads {
+		have, err := os.Stat(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			t.Fatal(err)
+		}
+		if err == nil && path != first && os.SameFile(have, want) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestSocketInWhatIsNoNamespaceIsRefused(t *testing.T) {
+	here, err := currentNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := &netns{file: none, host: here}
+	defer ns.close()
+	if _, err := ns.socket(); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), os.DevNull) {
+		t.Errorf("got %v", err)
 	}
 }
 

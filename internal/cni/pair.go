@@ -53,9 +53,12 @@ func openLinks() (*netlink.Handle, error) {
 }
 
 // openVethsIn opens a pod's network namespace for its veths.
-func openVethsIn(ns *netns) (v *rtnl.Veths, err error) {
-	err = ns.visit(func() (err error) { v, err = rtnl.OpenVeths(); return err })
-	return v, err
+func openVethsIn(ns *netns) (*rtnl.Veths, error) {
+	socket, err := ns.socket()
+	if err != nil {
+		return nil, err
+	}
+	return rtnl.OpenVethsBy(socket)
 }
 
 // openLinksIn opens a netlink socket in a pod's network namespace.
@@ -182,14 +185,17 @@ func removeOld(host *rtnl.Veths, name string) error {
 
 // enterPod looks at the pod's side, opens a netlink socket beside it and sets what must be set before it is up.
 func (p *pair) enterPod(ns *netns, w pairWish) error {
-	err := ns.visit(func() (err error) {
-		if p.inside, err = rtnl.OpenPod(); err != nil {
-			return err
-		}
-		return podSettings(w)
-	})
+	socket, err := ns.socket()
 	if err != nil {
 		return err
+	}
+	if p.inside, err = rtnl.OpenPod(socket); err != nil {
+		return err
+	}
+	if forwards, err := p.inside.Forwards(); err != nil || forwards != w.forwarding || w.v6 {
+		if err := ns.visit(func() error { return podSettings(w) }); err != nil {
+			return err
+		}
 	}
 	p.pod.Name = w.podIf
 	if p.pod.Index, p.mtu, err = p.inside.Device(w.podIf); err != nil {

@@ -39,9 +39,14 @@ func openSender() (*sender, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newSender(fd), nil
+}
+
+// newSender sends by a socket that is set up.
+func newSender(fd int) *sender {
 	// Without the privilege the buffer stays small. Then a batch that is refused as a whole is answered in part, which makes it slower.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, batchBuffer)
-	return &sender{fd: fd}, nil
+	return &sender{fd: fd}
 }
 
 // openSocket opens a socket for requests, in the namespace of the calling thread.
@@ -50,17 +55,22 @@ func openSocket() (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open netlink socket: %w", err)
 	}
+	return fd, setUp(fd)
+}
+
+// setUp prepares a socket for requests, wherever it was opened. After an error it is closed.
+func setUp(fd int) error {
 	limit := unix.NsecToTimeval(socketTimeout.Nanoseconds())
-	err = errors.Join(
+	err := errors.Join(
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit),
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1), // an answer without the message that it is to
 	)
 	if err != nil {
-		return -1, errors.Join(fmt.Errorf("set up netlink socket: %w", err), unix.Close(fd))
+		return errors.Join(fmt.Errorf("set up netlink socket: %w", err), unix.Close(fd))
 	}
-	return fd, nil
+	return nil
 }
 
 func (s *sender) close() {

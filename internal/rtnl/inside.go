@@ -43,13 +43,12 @@ func (r InsideRoute) String() string {
 // Pod sets up interfaces in a pod's network namespace. One caller at a time.
 type Pod struct{ s *sender }
 
-// OpenPod opens the namespace that the calling thread is in.
-func OpenPod() (*Pod, error) {
-	s, err := openSender()
-	if err != nil {
+// OpenPod takes over a new socket for rtnetlink(7) in the pod's namespace, also after an error.
+func OpenPod(socket int) (*Pod, error) {
+	if err := setUp(socket); err != nil {
 		return nil, err
 	}
-	return &Pod{s}, nil
+	return &Pod{newSender(socket)}, nil
 }
 
 // Close releases the socket.
@@ -132,6 +131,20 @@ func (p *Pod) Device(name string) (index, mtu int, err error) {
 	}
 	m, err := p.s.number(name, unix.SIOCGIFMTU)
 	return int(i), int(m), err
+}
+
+// Forwards tells whether the namespace forwards packets of IPv4 (net.ipv4.ip_forward), of which the kernel says by netlink what it says in a file.
+func (p *Pod) Forwards() (bool, error) {
+	body, err := p.s.get(func(m *messages) {
+		m.begin(unix.RTM_GETNETCONF, 0, make([]byte, netconfHeader)...)
+		m.buf[m.starts[0]+unix.SizeofNlMsghdr] = unix.AF_INET
+		m.attr(netconfIndex, binary.NativeEndian.AppendUint32(nil, 1<<32-1)) // allDevices
+	})
+	if err != nil {
+		return false, fmt.Errorf("ask whether the namespace forwards packets: %w", err)
+	}
+	n, err := decodeNetconf(body)
+	return n.values[netconfForwarding] != 0, err
 }
 
 // number asks for one of an interface's numbers (netdevice(7)), in the socket's namespace.

@@ -3,6 +3,7 @@ package rtnl
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -11,6 +12,32 @@ import (
 	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/nettest"
 )
+
+func openPod() (*Pod, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	return OpenPod(fd)
+}
+
+func TestSocketOfAnotherKindIsRefusedAndClosed(t *testing.T) {
+	for name, open := range map[string]func(int) error{
+		"pod":   func(fd int) error { _, err := OpenPod(fd); return err },
+		"veths": func(fd int) error { _, err := OpenVethsBy(fd); return err },
+	} {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := open(fd); err == nil {
+			t.Errorf("%s: it is taken", name)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
+			t.Errorf("%s: it is still open: %v", name, err)
+		}
+	}
+}
 
 func TestPodsInterfaceIsSetUpAtOnce(t *testing.T) {
 	host, pod := nettest.New(t), nettest.New(t)
@@ -27,12 +54,20 @@ func TestPodsInterfaceIsSetUpAtOnce(t *testing.T) {
 		},
 	}
 	pod.Do(func() {
-		p, err := OpenPod()
+		p, err := openPod()
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer p.Close()
+		for _, forwards := range []string{"1", "0"} {
+			if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(forwards), 0o644); err != nil {
+				t.Error(err)
+			}
+			if got, err := p.Forwards(); err != nil || got != (forwards == "1") {
+				t.Errorf("ip_forward is %s, and the pod is said to forward: %t, %v", forwards, got, err)
+			}
+		}
 		if _, _, err := p.Device("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
 			t.Errorf("a device that is not there: %v", err)
 		}

@@ -42,6 +42,14 @@ func OpenVeths() (*Veths, error) {
 	return &Veths{&sender{fd: fd}}, nil
 }
 
+// OpenVethsBy takes over a new socket for rtnetlink(7) in whatever namespace it is, also after an error.
+func OpenVethsBy(socket int) (*Veths, error) {
+	if err := setUp(socket); err != nil {
+		return nil, err
+	}
+	return &Veths{&sender{fd: socket}}, nil
+}
+
 // Close releases the socket.
 func (v *Veths) Close() { v.s.close() }
 
