@@ -106,7 +106,7 @@ func (d *agentDoor) anew(ctx context.Context, stage string, req attach.Request) 
 	return d.ask(ctx, d.turn, stage, &req)
 }
 
-func (d *agentDoor) close() { d.conn.Close() }
+func (d *agentDoor) close() { _ = d.conn.Close() } // it was read to its end, or given up
 
 // agentGrace is for the agent to say that its time is up.
 const agentGrace = 2 * time.Second

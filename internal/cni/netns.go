@@ -117,12 +117,12 @@ func (n *netns) socket() (int, error) {
 //go:norace
 func socketIn(there, back uintptr) (fd uintptr, failed, lost syscall.Errno) {
 	all, before := ^uint64(0), uint64(0) // sets of signals, as the kernel has them
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&before)), unsafe.Sizeof(all), 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&before)), unsafe.Sizeof(all), 0, 0)
 	if _, _, failed = syscall.RawSyscall(unix.SYS_SETNS, there, unix.CLONE_NEWNET, 0); failed == 0 {
 		fd, _, failed = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 		_, _, lost = syscall.RawSyscall(unix.SYS_SETNS, back, unix.CLONE_NEWNET, 0)
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&before)), 0, unsafe.Sizeof(before), 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&before)), 0, unsafe.Sizeof(before), 0, 0)
 	return fd, failed, lost
 }
 
