@@ -33,11 +33,13 @@ func Acquire(ctx context.Context, dir, ifName string) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := makeDir(dir); err != nil {
-		return nil, err
-	}
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		lock, err := try(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = makeDir(dir); err == nil {
+				lock, err = try(path)
+			}
+		}
 		if lock != nil || err != nil {
 			return lock, err
 		}

@@ -58,18 +58,14 @@ func (p *Pod) Close() { p.s.close() }
 // a time. The error names the first of what the kernel refused; what comes after it may be there or not.
 func (p *Pod) SetUp(x Inside) error {
 	var m messages
-	said := []string{"set " + x.Name + " up"}
 	appendUp(&m, x)
 	for _, n := range x.Neighs {
-		said = append(said, fmt.Sprintf("add neighbour %v", n.Addr))
 		appendEntry(&m, true, neighbour{index: x.Index, addr: n.Addr, mac: n.MAC})
 	}
 	for _, r := range x.Routes {
-		said = append(said, fmt.Sprintf("add route %v", r))
 		appendRoute(&m, addFlags, kernel.RouteKey{Dst: r.Dst}, x.route(r))
 	}
 	for _, a := range x.Addrs {
-		said = append(said, fmt.Sprintf("add address %v", a))
 		appendAddr(&m, x.Index, a)
 	}
 	errs, err := p.s.send(&m)
@@ -78,10 +74,25 @@ func (p *Pod) SetUp(x Inside) error {
 	}
 	for i, err := range errs {
 		if err != nil {
-			return fmt.Errorf("%s: %w", said[i], err)
+			return fmt.Errorf("%s: %w", x.steps()[i], err)
 		}
 	}
 	return nil
+}
+
+// steps says what is done, in order.
+func (x Inside) steps() []string {
+	out := []string{"set " + x.Name + " up"}
+	for _, n := range x.Neighs {
+		out = append(out, fmt.Sprintf("add neighbour %v", n.Addr))
+	}
+	for _, r := range x.Routes {
+		out = append(out, fmt.Sprintf("add route %v", r))
+	}
+	for _, a := range x.Addrs {
+		out = append(out, fmt.Sprintf("add address %v", a))
+	}
+	return out
 }
 
 func (x Inside) route(r InsideRoute) kernel.Route {

@@ -59,12 +59,12 @@ func New(c Config, stderr io.Writer, attrs ...slog.Attr) (*slog.Logger, io.Close
 	if level <= slog.LevelDebug {
 		loud = opts
 	}
-	h := split{slog.NewTextHandler(stderr, loud).WithAttrs(attrs)}
+	h := split{naming{slog.NewTextHandler(stderr, loud), attrs}}
 	if c.Path == "" {
 		return slog.New(h), io.NopCloser(nil)
 	}
 	f := newFile(c)
-	h = append(h, slog.NewTextHandler(&reporting{f: f, stderr: stderr}, opts).WithAttrs(attrs))
+	h = append(h, naming{slog.NewTextHandler(&reporting{f: f, stderr: stderr}, opts), attrs})
 	return slog.New(h), f
 }
 
@@ -79,6 +79,20 @@ func (c Config) level() slog.Level {
 	}
 	return slog.LevelInfo
 }
+
+// naming adds attributes to a record when there is one: a command that says nothing need not write them out.
+type naming struct {
+	slog.Handler
+	attrs []slog.Attr
+}
+
+func (n naming) named() slog.Handler { return n.Handler.WithAttrs(n.attrs) }
+
+func (n naming) Handle(ctx context.Context, r slog.Record) error { return n.named().Handle(ctx, r) }
+
+func (n naming) WithAttrs(attrs []slog.Attr) slog.Handler { return n.named().WithAttrs(attrs) }
+
+func (n naming) WithGroup(name string) slog.Handler { return n.named().WithGroup(name) }
 
 // split hands each record to all of its handlers.
 type split []slog.Handler
