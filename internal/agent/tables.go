@@ -4,10 +4,23 @@ import (
 	"context"
 
 	"github.com/muslin-cni/muslin/internal/config"
+	"github.com/muslin-cni/muslin/internal/kernel"
 	"github.com/muslin-cni/muslin/internal/reconcile"
+	"github.com/muslin-cni/muslin/internal/rtnl"
 	"github.com/muslin-cni/muslin/internal/sysctl"
 	"github.com/muslin-cni/muslin/internal/xtables"
 )
+
+// settings are the kernel's, set by messages where there are such, else by files.
+type settings struct {
+	*sysctl.Table
+	messages rtnl.Settings
+}
+
+// Apply sets settings. Errors are those of the files.
+func (s settings) Apply(ctx context.Context, changes []kernel.Change[kernel.SysctlKey, string]) error {
+	return s.Table.Apply(ctx, s.messages.Apply(ctx, changes))
+}
 
 // openKernel opens every kernel table. Which iptables to use is a setting, so etcd has been read by now.
 func (a *Agent) openKernel(ctx context.Context) error {
@@ -36,7 +49,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	a.chains = append(a.chains, chains)
 	tables := reconcile.Tables{
-		Sysctls: sysctls, Links: a.rtnl.Links(), WGs: a.wireguard.Devices(), Peers: a.wireguard.Peers(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
+		Sysctls: settings{sysctls, a.rtnl.Settings()}, Links: a.rtnl.Links(), WGs: a.wireguard.Devices(), Peers: a.wireguard.Peers(), Addrs: a.rtnl.Addrs(), Neighs: a.rtnl.Neighs(), FDB: a.rtnl.FDB(),
 		Sets: sets, Routes: a.rtnl.Routes(), Rules: a.rtnl.Rules(), Chains: chains,
 	}
 	if a.noIPv6 == "" {
