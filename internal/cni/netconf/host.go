@@ -60,13 +60,16 @@ func (n Node) Name() (string, error) {
 	return strings.ToLower(strings.TrimSpace(name)), nil
 }
 
-// readShort reads the beginning of a file that has some few bytes. Package os would offer the file to the poller first, which costs more than the rest.
+// short is more than a file with a number in it has, in bytes.
+const short = 64
+
+// readShort reads a file up to that. Package os would offer the file to the poller first, which costs more than the rest.
 func readShort(path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	content := make([]byte, 64)
+	content := make([]byte, short)
 	n, err := unix.Read(fd, content)
 	if err = errors.Join(err, unix.Close(fd)); err != nil {
 		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
@@ -91,7 +94,7 @@ func (c *Conf) PodMTU(file string) (int, error) {
 		}
 	}
 	mtu, err := strconv.Atoi(strings.TrimSpace(string(content)))
-	if err != nil || mtu < minMTU || mtu > maxMTU {
+	if err != nil || len(content) == short || mtu < minMTU || mtu > maxMTU {
 		return 0, &attach.Error{
 			Code: attach.CodeBadConfig, Msg: fmt.Sprintf("read MTU: %s holds %q, want a number from %d to %d", file, content, minMTU, maxMTU),
 			Details: "remove the file, the agent writes it anew, or set the key mtu",

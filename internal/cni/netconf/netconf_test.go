@@ -266,6 +266,7 @@ func TestPodMTUComesFromTheKeyElseTheFile(t *testing.T) {
 		return path
 	}
 	good, bad, none := write("good", "1400\n"), write("bad", "-7"), filepath.Join(dir, "none")
+	long := write("long", "1400"+strings.Repeat("\n", 100)+"more")
 	for _, c := range []struct {
 		conf Conf
 		file string
@@ -277,6 +278,8 @@ func TestPodMTUComesFromTheKeyElseTheFile(t *testing.T) {
 		{Conf{}, none, 0, true},
 		{Conf{RequireMTUFile: true}, none, 0, false},
 		{Conf{}, bad, 0, false},
+		{Conf{}, long, 0, false},
+		{Conf{}, dir, 0, false},
 	} {
 		got, err := c.conf.PodMTU(c.file)
 		if got != c.want || (err == nil) != c.ok {
