@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -185,15 +186,11 @@ func (h *host) following(args ...string) (out *output, end func() error) {
 		return <-done
 	}
 	nettest.Eventually(h.t, func() error {
-		var second error
-		h.ns.Do(func() {
-			var r *nft.Reports
-			if r, second = nft.OpenReports(ruleset.LogGroup); second == nil {
-				second = r.Close()
-			}
-		})
-		if _, taken := errors.AsType[*nft.TakenError](second); !taken {
-			return errors.Join(errors.New("nobody listens yet"), second)
+		var readers []byte // to try whether the group is free would keep it from whom it is for
+		var err error
+		h.ns.Do(func() { readers, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log") })
+		if !regexp.MustCompile(fmt.Sprintf(`(?m)^ *%d `, ruleset.LogGroup)).Match(readers) {
+			return errors.Join(errors.New("nobody listens yet"), err)
 		}
 		return nil
 	})
