@@ -189,7 +189,7 @@ func (p *pair) enterPod(ns *netns, w pairWish) error {
 	if err != nil {
 		return err
 	}
-	if p.inside, err = rtnl.OpenPod(socket); err != nil {
+	if p.inside, err = rtnl.OpenPodBy(socket); err != nil {
 		return err
 	}
 	if forwards, err := p.inside.Forwards(); err != nil || forwards != w.forwarding || w.v6 {

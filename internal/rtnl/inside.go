@@ -43,8 +43,8 @@ func (r InsideRoute) String() string {
 // Pod sets up interfaces in a pod's network namespace. One caller at a time.
 type Pod struct{ s *sender }
 
-// OpenPod takes over a new socket for rtnetlink(7) in the pod's namespace, also after an error.
-func OpenPod(socket int) (*Pod, error) {
+// OpenPodBy takes over a new socket for rtnetlink(7) in the pod's namespace, also after an error.
+func OpenPodBy(socket int) (*Pod, error) {
 	if err := setUp(socket); err != nil {
 		return nil, err
 	}

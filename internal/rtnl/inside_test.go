@@ -18,12 +18,12 @@ func openPod() (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	return OpenPod(fd)
+	return OpenPodBy(fd)
 }
 
 func TestSocketOfAnotherKindIsRefusedAndClosed(t *testing.T) {
 	for name, open := range map[string]func(int) error{
-		"pod":   func(fd int) error { _, err := OpenPod(fd); return err },
+		"pod":   func(fd int) error { _, err := OpenPodBy(fd); return err },
 		"veths": func(fd int) error { _, err := OpenVethsBy(fd); return err },
 	} {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
