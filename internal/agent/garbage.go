@@ -26,8 +26,8 @@ func spareCollections(ctx context.Context, env config.Env) error {
 	if env("GOGC") != "" || env("GOMEMLIMIT") != "" {
 		return nil
 	}
-	c := &collections{percent: growthUsual}
-	before := debug.SetGCPercent(c.percent)
+	c := &collections{}
+	before := debug.SetGCPercent(growthUsual)
 	c.await()
 	<-ctx.Done()
 	c.mu.Lock()
@@ -39,9 +39,8 @@ func spareCollections(ctx context.Context, env config.Env) error {
 
 // collections sets after each collection how far the heap may grow until the next.
 type collections struct {
-	mu      sync.Mutex
-	percent int
-	over    bool
+	mu   sync.Mutex
+	over bool
 }
 
 // await has the end of the next collection seen to, and of those after it.
@@ -55,8 +54,7 @@ func (c *collections) ended() {
 	if c.over {
 		return
 	}
-	if p := growth(measured("/gc/heap/live:bytes")); p != c.percent { // to set it stops the world, also to what it is
-		c.percent = p
+	if p := growth(measured("/gc/heap/live:bytes")); p != int(measured("/gc/gogc:percent")) { // to set it stops the world, also to what it is
 		debug.SetGCPercent(p)
 	}
 	c.await()

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"testing"
-	"time"
+
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 func TestSmallHeapGrowsFurther(t *testing.T) {
@@ -46,16 +48,14 @@ func TestHeapMayGrowAsFarAsWhatLivesInItSays(t *testing.T) {
 }
 
 // percentBecomes collects garbage until the heap may grow as is wished.
-func percentBecomes(t *testing.T, wished func(uint64) bool) uint64 {
+func percentBecomes(t *testing.T, wished func(uint64) bool) (p uint64) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	nettest.Eventually(t, func() error {
 		runtime.GC()
-		p := measured("/gc/gogc:percent")
-		if wished(p) {
-			return p
+		if p = measured("/gc/gogc:percent"); !wished(p) {
+			return fmt.Errorf("the heap may grow by %d %%, with %d bytes live", p, measured("/gc/heap/live:bytes"))
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the heap may grow by %d %%, with %d bytes live", p, measured("/gc/heap/live:bytes"))
-		}
-	}
+		return nil
+	})
+	return p
 }

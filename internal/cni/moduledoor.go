@@ -19,6 +19,7 @@ import (
 	"github.com/muslin-cni/muslin/internal/attachlock"
 	"github.com/muslin-cni/muslin/internal/cni/netconf"
 	"github.com/muslin-cni/muslin/internal/hostside"
+	"github.com/muslin-cni/muslin/internal/members"
 )
 
 // moduleDoor runs the IPAM module by ordinary CNI delegation. (Package invoke of the CNI library does this too, but it links
@@ -120,7 +121,7 @@ func (d *moduleDoor) query(ctx context.Context, req attach.Request) (attach.Repl
 		return attach.Reply{}, err
 	}
 	var reply attach.Reply
-	if err := json.Unmarshal(out, &reply); err != nil {
+	if err := members.Decode(out, reply.Members()); err != nil {
 		return attach.Reply{}, failure(attach.CodeDecode, fmt.Errorf("read the IPAM module's answer: %w", err), "install muslin and muslin-ipam from the same release")
 	}
 	return reply, nil

@@ -81,9 +81,14 @@ func currentNetns() (*os.File, error) {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
 	defer func() { _ = unix.Close(socket) }()
+	return netnsOf(socket)
+}
+
+// netnsOf opens the network namespace that a socket is in.
+func netnsOf(socket int) (*os.File, error) {
 	fd, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS)
 	if err != nil {
-		return nil, fmt.Errorf("ask for its namespace: %w", err)
+		return nil, fmt.Errorf("ask for a socket's namespace: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "network namespace"), nil
 }
@@ -99,7 +104,7 @@ func (n *netns) close() { // they were only held open
 func (n *netns) socket() (int, error) {
 	fd, failed, lost := socketIn(uintptr(n.fd()), n.host.Fd())
 	if lost != 0 {
-		stranded(fmt.Errorf("return from network namespace %s to the host's: %w", n.file.Name(), lost))
+		n.stranded(lost)
 	}
 	if failed != 0 {
 		return -1, fmt.Errorf("open netlink socket in network namespace %s: %w", n.file.Name(), failed)
@@ -136,13 +141,14 @@ func (n *netns) visit(f func() error) error {
 	}
 	err := f()
 	if back := unix.Setns(int(n.host.Fd()), unix.CLONE_NEWNET); back != nil {
-		stranded(fmt.Errorf("return from network namespace %s to the host's: %w", n.file.Name(), back))
+		n.stranded(back)
 	}
 	return err
 }
 
 // stranded ends the process: what this thread would do for the host from now on, it would do in the pod. The runtime's DEL takes back what there is.
-func stranded(err error) {
-	_ = types.NewError(attach.CodeKernel, err.Error(), "the pod is tried again by itself").Print() // if that fails, the runtime has the exit code
+func (n *netns) stranded(err error) {
+	told := fmt.Sprintf("return from network namespace %s to the host's: %v", n.file.Name(), err)
+	_ = types.NewError(attach.CodeKernel, told, "the pod is tried again by itself").Print() // if that fails, the runtime has the exit code
 	os.Exit(1)
 }

@@ -13,13 +13,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/muslin-cni/muslin/internal/attach"
+	"github.com/muslin-cni/muslin/internal/nettest"
 )
 
 // loseWay visits a network namespace in one of the ways that there are, and returns to none.
@@ -65,12 +65,12 @@ func TestSocketIsOpenedInsideAndNoThreadStaysThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ns.close()
-	for deadline := time.Now().Add(10 * time.Second); threadsIn(t, ns) > 0; { // that made it, and are about to end
-		if time.Now().After(deadline) {
-			t.Fatal("there are threads in the pod's namespace")
+	nettest.Eventually(t, func() error {
+		if n := threadsIn(t, ns); n > 0 {
+			return fmt.Errorf("%d threads that made the pod's namespace have not ended", n)
 		}
-		runtime.Gosched()
-	}
+		return nil
+	})
 	var g errgroup.Group
 	ctx, stop := context.WithCancel(t.Context())
 	disturbers := disturb(ctx)
@@ -119,11 +119,10 @@ func socketOf(ns *netns) error {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	in, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	there, err := netnsOf(fd)
 	if err != nil {
 		return err
 	}
-	there := os.NewFile(uintptr(in), "the socket's namespace")
 	defer func() { _ = there.Close() }()
 	have, err := there.Stat()
 	if err != nil {

@@ -192,7 +192,7 @@ func (p *pair) enterPod(ns *netns, w pairWish) error {
 	if p.inside, err = rtnl.OpenPodBy(socket); err != nil {
 		return err
 	}
-	if forwards, err := p.inside.Forwards(); err != nil || forwards != w.forwarding || w.v6 {
+	if !p.isSet(w) {
 		if err := ns.visit(func() error { return podSettings(w) }); err != nil {
 			return err
 		}
@@ -202,6 +202,15 @@ func (p *pair) enterPod(ns *netns, w pairWish) error {
 		return fmt.Errorf("the pod's side: %w", err)
 	}
 	return nil
+}
+
+// isSet tells whether the pod's namespace has the settings that it is to have. Those of IPv6 are in files alone.
+func (p *pair) isSet(w pairWish) bool {
+	if w.v6 {
+		return false
+	}
+	forwards, err := p.inside.Forwards()
+	return err == nil && forwards == w.forwarding
 }
 
 // remove removes the pair, both sides. It succeeds when the pair is gone already.

@@ -115,14 +115,14 @@ func (r *Reports) bind(group uint16) error {
 
 // refused explains why a group is not to be had. The kernel says EPERM both for want of rights and where somebody else has the group.
 func refused(group uint16, err error) error {
-	if reader, taken := readerOf(group); taken && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY)) {
+	if reader, taken := ReaderOf(group); taken && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY)) {
 		return &TakenError{Group: group, Reader: reader}
 	}
 	return fmt.Errorf("ask for reports to group %d: %w", group, err)
 }
 
-// readerOf looks up who reads a group in the namespace of this thread: the second field of a line is the netlink address of the reader.
-func readerOf(group uint16) (reader int, taken bool) {
+// ReaderOf looks up who reads a group in the namespace of this thread: the second field of a line is the netlink address of the reader.
+func ReaderOf(group uint16) (reader int, taken bool) {
 	f, err := os.Open("/proc/thread-self/net/netfilter/nfnetlink_log")
 	if err != nil {
 		return 0, false

@@ -39,14 +39,17 @@ func openSender() (*sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newSender(fd), nil
-}
-
-// newSender sends by a socket that is set up.
-func newSender(fd int) *sender {
 	// Without the privilege the buffer stays small. Then a batch that is refused as a whole is answered in part, which makes it slower.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, batchBuffer)
-	return &sender{fd: fd}
+	return &sender{fd: fd}, nil
+}
+
+// senderBy takes over a new socket for rtnetlink(7), also after an error. It is for a few messages at a time.
+func senderBy(socket int) (*sender, error) {
+	if err := setUp(socket); err != nil {
+		return nil, err
+	}
+	return &sender{fd: socket}, nil
 }
 
 // openSocket opens a socket for requests, in the namespace of the calling thread.
@@ -263,7 +266,11 @@ func each[K, V comparable](ctx context.Context, s *sender, changes []kernel.Chan
 		part := slices.DeleteFunc(slices.Clone(changes), func(c kernel.Change[K, V]) bool { return (c.New == nil) != removal })
 		for batch := range slices.Chunk(part, batchSize) {
 			clear(answers)
-			ask(ctx, s, batch, w.encode, answers)
+			for i, err := range s.ask(ctx, len(batch), func(m *messages, i int) { w.encode(m, batch[i]) }) {
+				if err != nil {
+					answers[batch[i].Key] = err
+				}
+			}
 			errs = append(errs, kernel.Each(batch, func(c kernel.Change[K, V]) error {
 				if err := answers[c.Key]; err != nil {
 					if err := w.refused(c, err); err != nil {
@@ -280,23 +287,19 @@ func each[K, V comparable](ctx context.Context, s *sender, changes []kernel.Chan
 	return errors.Join(errs...)
 }
 
-// ask sends changes and notes what the kernel has against them. If that cannot be known, it is an error of all.
-func ask[K, V comparable](ctx context.Context, s *sender, changes []kernel.Change[K, V], encode func(*messages, kernel.Change[K, V]), answers map[K]error) {
-	m := &messages{buf: make([]byte, 0, 64*len(changes))}
-	for _, c := range changes {
-		encode(m, c)
-	}
+// ask sends so many messages, as encode adds them one by one, and returns what the kernel has against each. If that cannot be known, it is an error of all.
+func (s *sender) ask(ctx context.Context, n int, encode func(m *messages, i int)) []error {
 	err := ctx.Err()
 	var errs []error
 	if err == nil {
+		m := &messages{buf: make([]byte, 0, 64*n)}
+		for i := range n {
+			encode(m, i)
+		}
 		errs, err = s.send(m)
 	}
-	for i, c := range changes {
-		switch {
-		case err != nil:
-			answers[c.Key] = err
-		case errs[i] != nil:
-			answers[c.Key] = errs[i]
-		}
+	if err != nil {
+		return slices.Repeat([]error{err}, n)
 	}
+	return errs
 }

@@ -45,10 +45,11 @@ type Pod struct{ s *sender }
 
 // OpenPodBy takes over a new socket for rtnetlink(7) in the pod's namespace, also after an error.
 func OpenPodBy(socket int) (*Pod, error) {
-	if err := setUp(socket); err != nil {
+	s, err := senderBy(socket)
+	if err != nil {
 		return nil, err
 	}
-	return &Pod{newSender(socket)}, nil
+	return &Pod{s}, nil
 }
 
 // Close releases the socket.
@@ -147,9 +148,8 @@ func (p *Pod) Device(name string) (index, mtu int, err error) {
 // Forwards tells whether the namespace forwards packets of IPv4 (net.ipv4.ip_forward), of which the kernel says by netlink what it says in a file.
 func (p *Pod) Forwards() (bool, error) {
 	body, err := p.s.get(func(m *messages) {
-		m.begin(unix.RTM_GETNETCONF, 0, make([]byte, netconfHeader)...)
-		m.buf[m.starts[0]+unix.SizeofNlMsghdr] = unix.AF_INET
-		m.attr(netconfIndex, binary.NativeEndian.AppendUint32(nil, 1<<32-1)) // allDevices
+		m.begin(unix.RTM_GETNETCONF, 0, unix.AF_INET, 0, 0, 0)
+		m.uint32(netconfIndex, allDevices)
 	})
 	if err != nil {
 		return false, fmt.Errorf("ask whether the namespace forwards packets: %w", err)

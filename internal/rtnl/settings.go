@@ -31,12 +31,12 @@ func (s Settings) Apply(ctx context.Context, changes []kernel.Change[kernel.Sysc
 	for _, c := range changes {
 		group, name, n := told(c)
 		switch {
-		case group == inetConfGroup && inetConfs[name] != 0:
+		case group == inetConfGroup && inetConfKind(name) != 0:
 			if conf[c.Key.Index] == nil {
 				conf[c.Key.Index] = &inetConf{index: c.Key.Index}
 				all = append(all, conf[c.Key.Index])
 			}
-			conf[c.Key.Index].add(c, inetConfs[name], n)
+			conf[c.Key.Index].add(c, inetConfKind(name), n)
 		case group == arpCacheGroup && name == "proxy_delay":
 			all = append(all, proxyDelay{c, n})
 		default:
@@ -51,18 +51,9 @@ func (s Settings) Apply(ctx context.Context, changes []kernel.Change[kernel.Sysc
 
 // send makes settings with one system call, and returns what was not set.
 func (s Settings) send(ctx context.Context, batch []setting) (refused []kernel.Change[kernel.SysctlKey, string]) {
-	errs := make([]error, len(batch))
-	err := ctx.Err()
-	if err == nil {
-		var m messages
-		for _, x := range batch {
-			x.append(&m)
-		}
-		errs, err = s.c.sender.send(&m)
-	}
-	for i, x := range batch {
-		if err != nil || errs[i] != nil && !is(errs[i], unix.ENODEV, unix.ENOENT) {
-			refused = append(refused, x.changes()...)
+	for i, err := range s.c.sender.ask(ctx, len(batch), func(m *messages, i int) { batch[i].append(m) }) {
+		if err != nil && !is(err, unix.ENODEV, unix.ENOENT) {
+			refused = append(refused, batch[i].changes()...)
 		}
 	}
 	return refused
@@ -98,8 +89,20 @@ func told(c kernel.Change[kernel.SysctlKey, string]) (group, name string, n int)
 	return "", "", 0
 }
 
-// inetConfs are the numbers of a device's settings of IPv4 (enum IPV4_DEVCONF_* in linux/ip.h), of those that we set.
-var inetConfs = map[string]uint16{"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
+// inetConfKind is the number of a device's setting of IPv4 (enum IPV4_DEVCONF_* in linux/ip.h); 0 for one that we do not set.
+func inetConfKind(name string) uint16 {
+	switch name {
+	case "forwarding":
+		return 1
+	case "proxy_arp":
+		return 3
+	case "rp_filter":
+		return 8
+	case "route_localnet":
+		return 26
+	}
+	return 0
+}
 
 // inetConf is a device's settings of IPv4 (IFLA_INET_CONF in linux/if_link.h).
 type inetConf struct {
@@ -149,7 +152,7 @@ func (x proxyDelay) append(m *messages) {
 	m.begin(unix.RTM_SETNEIGHTBL, 0, unix.AF_INET, 0, 0, 0)
 	m.attr(name, []byte("arp_cache\x00"))
 	of := m.nest(parms)
-	m.attr(index, binary.NativeEndian.AppendUint32(nil, uint32(x.from.Key.Index)))
+	m.uint32(index, x.from.Key.Index)
 	m.attr(delay, binary.NativeEndian.AppendUint64(nil, uint64(x.ticks*tick)))
 	m.end(of)
 }

@@ -44,10 +44,11 @@ func OpenVeths() (*Veths, error) {
 
 // OpenVethsBy takes over a new socket for rtnetlink(7) in whatever namespace it is, also after an error.
 func OpenVethsBy(socket int) (*Veths, error) {
-	if err := setUp(socket); err != nil {
+	s, err := senderBy(socket)
+	if err != nil {
 		return nil, err
 	}
-	return &Veths{&sender{fd: socket}}, nil
+	return &Veths{s}, nil
 }
 
 // Close releases the socket.

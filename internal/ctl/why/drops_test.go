@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -186,11 +185,10 @@ func (h *host) following(args ...string) (out *output, end func() error) {
 		return <-done
 	}
 	nettest.Eventually(h.t, func() error {
-		var readers []byte // to try whether the group is free would keep it from whom it is for
-		var err error
-		h.ns.Do(func() { readers, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log") })
-		if !regexp.MustCompile(fmt.Sprintf(`(?m)^ *%d `, ruleset.LogGroup)).Match(readers) {
-			return errors.Join(errors.New("nobody listens yet"), err)
+		var taken bool // to try whether the group is free would keep it from whom it is for
+		h.ns.Do(func() { _, taken = nft.ReaderOf(ruleset.LogGroup) })
+		if !taken {
+			return errors.New("nobody listens yet")
 		}
 		return nil
 	})
